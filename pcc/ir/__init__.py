@@ -1,0 +1,1 @@
+"""The immutable, hash-consed graph that both levels share: types, text form, verifier."""
