@@ -1,0 +1,1 @@
+"""Circuit level (`c.*`, `q.*`): units over random variables, and queries on them."""

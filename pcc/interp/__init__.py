@@ -1,0 +1,1 @@
+"""The reference evaluators: one interpreter over semirings."""

@@ -1,0 +1,1 @@
+"""Tensor level (`t.*`): arrays with dtype, shape and numeric representation."""
