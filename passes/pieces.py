@@ -1,0 +1,107 @@
+"""Small constructors of tensor expressions that keep the graph tidy while it is built."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pcc.ir.array import Array
+from pcc.ir.core import Op, tensor
+from pcc.tensor import ops as t
+
+Piece = tuple[Sequence[int], Op]  # destination rows, value with that many rows
+
+
+def const(value: object) -> Op:
+    """Return a constant."""
+    return t.Const(Array.of(np.asarray(value)))
+
+
+def full(shape: tuple[int, ...], value: float) -> Op:
+    """Return a constant of one value."""
+    return const(np.full(shape, value, np.float32))
+
+
+def take(x: Op, rows: Sequence[int], axis: int = 0) -> Op:
+    """x[rows] along an axis; looks through takes and concatenations."""
+    size = tensor(x).shape[axis]
+    if list(rows) == list(range(size)):
+        return x
+    if isinstance(x, t.Take) and x.axis == axis:
+        return take(x.x, [x.indices[r] for r in rows], axis)
+    if isinstance(x, t.Concat) and x.axis == axis:
+        start = 0
+        for part in x.xs:
+            stop = start + tensor(part).shape[axis]
+            if all(start <= r < stop for r in rows):
+                return take(part, [r - start for r in rows], axis)
+            start = stop
+    if isinstance(x, t.Const):
+        return const(np.take(x.value.value, list(rows), axis))
+    return t.Take(x, axis, tuple(rows))
+
+
+def concat(xs: Sequence[Op], axis: int = 0) -> Op:
+    """Join values; one value is itself."""
+    return xs[0] if len(xs) == 1 else t.Concat(tuple(xs), axis)
+
+
+def reshape(x: Op, shape: tuple[int, ...]) -> Op:
+    """Return `x` in another shape; nothing if it has it."""
+    if tensor(x).shape == shape:
+        return x
+    return t.Reshape(x.x if isinstance(x, t.Reshape) else x, shape)
+
+
+def assemble(size: int, pieces: Sequence[Piece], default: float = 0.0) -> Op:
+    """Sum pieces into `size` rows: y[r] = sum of the piece rows that go to r, else `default`."""
+    rows: list[list[int]] = [[] for _ in range(size)]
+    at = 0
+    for dest, _ in pieces:
+        for d in dest:
+            rows[d].append(at)
+            at += 1
+    parts = [p for _, p in pieces]
+    if any(not r for r in rows):
+        shape = (1, *tensor(parts[0]).shape[1:])
+        if tensor(parts[0]).dtype == "i64":
+            parts.append(const(np.full(shape, int(default), np.int64)))
+        else:
+            parts.append(full(shape, default))
+    joined, missing = concat(parts), at
+    depth = max(map(len, rows))
+    out: Op | None = None
+    for level in range(max(depth, 1)):
+        index = [r[level] if level < len(r) else missing for r in rows]
+        if level and missing in index and len(parts) == len(pieces):
+            joined = concat([*parts, full((1, *tensor(parts[0]).shape[1:]), 0.0)])
+        part = take(joined, index)
+        out = part if out is None else t.Add(out, part)
+    assert out is not None
+    return out
+
+
+def product(xs: Sequence[Op | None]) -> Op | None:
+    """Multiply values, leaving out those that are one (None)."""
+    out: Op | None = None
+    for x in xs:
+        if x is not None:
+            out = x if out is None else t.Mul(out, x)
+    return out
+
+
+def normalised(p: Op) -> bool:
+    """Whether the last axis of `p` sums to one by construction (a softmax, however wired)."""
+    while isinstance(p, t.Take | t.Reshape | t.Transpose):
+        rank = len(tensor(p.x).shape)
+        if isinstance(p, t.Take) and p.axis == rank - 1:
+            return False
+        if isinstance(p, t.Reshape) and p.shape[-1:] != tensor(p.x).shape[-1:]:
+            return False
+        if isinstance(p, t.Transpose) and p.perm[-1] != rank - 1:
+            return False
+        p = p.x
+    if isinstance(p, t.Concat):
+        return p.axis != len(tensor(p).shape) - 1 and all(map(normalised, p.xs))
+    return isinstance(p, t.Softmax)
