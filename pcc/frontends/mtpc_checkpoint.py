@@ -1,0 +1,352 @@
+"""Import a published MTPC checkpoint: head tensors and circuit wiring as one validated value.
+
+The head is linear in the context vector e (D): leaf i, unit z has logits ``W[i,z] e`` over V tokens
+(log_softmax over V); sum layer k has logits ``P_k e + bias_k`` of shape (F, Ko, Ki) (softmax over
+Ki). Which leaf is which token, and which folds feed which sum, is read from the checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pcc.errors import PccError
+from pcc.frontends.mtpc_wiring import LEAVES, SumFold, Wiring, decode, expect_shapes, rebuild
+from pcc.frontends.state import lookup, read_state, step_of, strip_prefixes
+
+__all__ = ["LEAVES", "MtpcHead", "SumFold", "Wiring", "from_arrays", "load", "read_state"]
+
+Array = np.ndarray[Any, Any]
+Bias = Mapping[str, int | Sequence[int]] | Sequence[str]
+
+EMISSIONS = "mt_head._categorical_log_probs_heads.0.head.proj"
+SCOPE = "circuit._circuit._nodes.0._scope_idx"
+_SUM = re.compile(r"mt_head\._sum_weights_heads\.(\d{1,6})\.head\.proj")
+_FOLD = re.compile(r"circuit\._circuit\._address_book\._in_fold_idx_(\d{1,6})_0")
+_MASKS = re.compile(r"circuit\._\w+_mask")
+_KINDS = {
+    "ff": "ff", "fully_factorized": "ff", "fully_factorised": "ff", "cp": "cp", "hmm": "hmm",
+    "btree": "btree", "random_btree": "btree",
+}  # fmt: skip
+_MAX_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class MtpcHead:
+    """A linear MTPC head with the wiring of its circuit.
+
+    emissions: (Fleaf, r, V, D) float32, leaf fold i models token ``scope[i]``, Fleaf = n * s.
+    sums[k]: (F, Ko, Ki, D) float32 contextual, or (F, Ko, Ki) trained logits; Ko = 1 at the root.
+    wiring.sums[k][f]: the inputs of fold f of sum layer k; wiring.root: factors of the output.
+    biases[k]: (F, Ko, Ki) float32, added to the logits of sum layer k before the softmax over Ki.
+    """
+
+    kind: str
+    n: int
+    r: int
+    vocab: int
+    width: int
+    repetitions: int
+    emissions: Array = field(repr=False)
+    sums: tuple[Array, ...] = field(repr=False)
+    scope: tuple[int, ...]
+    wiring: Wiring = field(repr=False)
+    biases: Mapping[int, Array] = field(default_factory=dict, repr=False)
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    step: int = -1
+    source: str = ""
+    fingerprint: str = ""
+
+
+def load(folder: str | Path, *, step: int | None = None, hmm_bias: Bias | None = None) -> MtpcHead:
+    """Read a checkpoint folder (``config.yaml`` + ``model@<step>.pt`` or ``.safetensors``).
+
+    ``hmm_bias`` maps a tensor name to the sum layer (or layers) whose logits it is added to; a
+    list of names takes the layer from ``_sum_weights_heads.<k>.`` in each name.
+    Errors: F1xx for bad input, X101 when a .pt file is met without torch.
+    """
+    bias = _bias_map(hmm_bias, str(folder))
+    config, state, path = read_state(folder, step=step, keep=tuple(bias))
+    where = str(Path(folder) / "config.yaml")
+    _refuse_variants(config, where)
+    kind, sizes = _sizes(config, where)
+    scope = _scope(state.get(SCOPE), f"{path}:{SCOPE}")
+    weights = {k: v for k, v in state.items() if v is not None}
+    return from_arrays(
+        weights,
+        kind,
+        sizes["n"],
+        scope,
+        r=sizes["r"],
+        vocab=sizes["vocab"],
+        width=sizes.get("width"),
+        repetitions=sizes.get("repetitions"),
+        hmm_bias=bias,
+        config=config,
+        step=step_of(path),
+        source=str(path),
+    )
+
+
+def from_arrays(
+    weights: Mapping[str, Array],
+    kind: str,
+    n: int,
+    scope: Sequence[int],
+    *,
+    r: int | None = None,
+    vocab: int | None = None,
+    width: int | None = None,
+    repetitions: int | None = None,
+    hmm_bias: Bias | None = None,
+    config: Mapping[str, Any] | None = None,
+    step: int = -1,
+    source: str = "arrays",
+) -> MtpcHead:
+    """Build a head from arrays under their checkpoint names; sizes not given are read off them.
+
+    Shapes: emissions (n*s, r, V, D), sums (F, Ko, Ki, D) or (F, Ko, Ki), scope (n*s,).
+    Wiring: from ``_in_fold_idx`` entries where present, else rebuilt from the published rule.
+    Errors: F110 kind or n, F111 tensors, F112 values, F113 shapes, F114-F116 wiring, F117 bias.
+    """
+    kind = _kind(kind, n, source)
+    bias = _bias_map(hmm_bias, source)
+    named = {strip_prefixes(key): np.asarray(value) for key, value in weights.items()}
+    numbers = _classify(named, bias, source)
+    emissions = _floats(named[EMISSIONS], f"{source}:{EMISSIONS}")
+    given = (None if repetitions is None else n * repetitions, r, vocab, width)
+    _check_emissions(emissions, n, given, f"{source}:{EMISSIONS}")
+    if kind == "cp" and emissions.shape[1] == 1 and not numbers:
+        kind = "ff"  # how the published configuration asks for it
+    s, dim = len(emissions) // n, emissions.shape[3]
+    sums = tuple(_sum(named, k, dim, source) for k in range(len(numbers)))
+    sizes = (kind, n, emissions.shape[1], emissions.shape[2], dim, s)
+    shapes = [x.shape[:3] for x in sums]
+    places, wiring = _wire(named, sizes, shapes, scope, source)
+    biases = _biases(named, bias, shapes, source)
+    mark = _fingerprint((*sizes, places, wiring), [emissions, *sums, *biases.values()], biases)
+    origin = (config or {}, step, source, mark)
+    return MtpcHead(*sizes, emissions, sums, places, wiring, biases, *origin)
+
+
+def _wire(
+    named: Mapping[str, Array],
+    sizes: tuple[str, int, int, int, int, int],
+    shapes: Sequence[tuple[int, ...]],
+    scope: Sequence[int],
+    source: str,
+) -> tuple[tuple[int, ...], Wiring]:
+    """Check scope and sum shapes; decode the stored wiring, or rebuild it where none is stored."""
+    kind, n, r, _, _, s = sizes
+    places = _check_scope(scope, n, s, f"{source}:{SCOPE}")
+    expect_shapes(kind, n, r, s, shapes, source)
+    index = _fold_index(named, source)
+    if index:
+        return places, decode(kind, n, places, shapes, index, source)
+    return places, rebuild(kind, n, s, places, shapes, source)
+
+
+# --- configuration -----------------------------------------------------------------------------
+
+
+def _kind(kind: Any, n: Any, at: str) -> str:
+    """Return ff, cp, hmm or btree. Errors: F110 (unknown kind, n < 2 or absurd)."""
+    plain = _KINDS.get(kind.strip().lower().replace("-", "_")) if isinstance(kind, str) else None
+    if plain is None:
+        hint = "known kinds: fully-factorized, cp, hmm, btree, random-btree"
+        raise PccError("F110", f"unknown circuit kind {kind!r}", at=at, hint=hint)
+    if type(n) is not int or not 2 <= n <= _MAX_TOKENS:
+        hint = f"the window must hold 2 to {_MAX_TOKENS} tokens"
+        raise PccError("F110", f"n_token is {n!r}", at=at, hint=hint)
+    return plain
+
+
+def _first(config: Mapping[str, Any], at: str, *keys: str) -> Any:
+    return next((v for key in keys if (v := lookup(config, key, at=at)) is not None), None)
+
+
+def _sizes(config: Mapping[str, Any], at: str) -> tuple[str, dict[str, int]]:
+    """Read kind, n, r, V, s (and D where given) from the configuration. Errors: F103, F110."""
+    keys = {
+        "n": ("circuit.n_token", "circuit.model.n_token"),
+        "r": ("circuit.n_component", "circuit.model.n_component"),
+        "repetitions": ("circuit.n_repetition", "circuit.model.n_repetition"),
+        "vocab": ("data.vocab_size", "circuit.model.vocab_size"),
+        "width": ("mt_head.hyperparameters.n_embd", "lm.n_embd"),
+    }
+    sizes: dict[str, int] = {}
+    for name, places in keys.items():
+        value = _first(config, at, *places)
+        if value is None and name in ("repetitions", "width"):
+            continue
+        if type(value) is not int or value < 1:
+            what = f"{places[0]} is {value!r}, not a positive whole number"
+            raise PccError("F110", what, at=at, hint=f"set {places[0]} in config.yaml")
+        sizes[name] = value
+    kind = _first(config, at, "circuit.model.kind", "circuit.name")
+    return _kind(kind, sizes["n"], at), sizes
+
+
+def _refuse_variants(config: Mapping[str, Any], at: str) -> None:
+    """Refuse head variants whose function differs from the linear head. Errors: F118."""
+    base = "mt_head.hyperparameters."
+    plain: dict[str, tuple[Any, ...]] = {
+        "share_sum_weights": (None, False),
+        "transformer_n_layer": (None, 0),
+        "expander_type": (None, "linear"),
+    }
+    for key, allowed in plain.items():
+        value = lookup(config, base + key, at=at)
+        if value not in allowed:
+            what = f"{base}{key} is {value!r}: this head is not supported"
+            hint = f"only {key}: {str(allowed[1]).lower()} is, as in all released checkpoints"
+            raise PccError("F118", what, at=at, hint=hint)
+
+
+def _bias_map(bias: Bias | None, at: str) -> dict[str, tuple[int, ...]]:
+    """Return tensor name -> sum layers. Errors: F117 (a name without a layer)."""
+    if isinstance(bias, str):
+        bias = [bias]
+    if isinstance(bias, Mapping):
+        return {
+            strip_prefixes(key): (k,) if isinstance(k, int) else tuple(k) for key, k in bias.items()
+        }
+    result: dict[str, tuple[int, ...]] = {}
+    for key in bias or ():
+        match = re.search(r"_sum_weights_heads\.(\d{1,6})\.", key)
+        if match is None:
+            hint = "map it: hmm_bias={'NAME': layer}"
+            raise PccError("F117", f"which sum layer does {key!r} belong to?", at=at, hint=hint)
+        result[strip_prefixes(key)] = (int(match[1]),)
+    return result
+
+
+# --- tensors -----------------------------------------------------------------------------------
+
+
+def _classify(named: Mapping[str, Array], bias: Mapping[str, Any], at: str) -> list[int]:
+    """Return the sum-layer numbers 0..K-1; every head or circuit tensor must be understood.
+
+    Errors: F111 (unknown or missing tensors), F117 (bias name absent).
+    """
+    for key in bias:
+        if key not in named:
+            have = ", ".join(k for k in named if k.startswith("mt_head."))[:200]
+            raise PccError("F117", f"no tensor {key}", at=at, hint=f"head tensors: {have}")
+    known = (EMISSIONS, SCOPE, *bias)
+    for key, value in named.items():
+        mine = key.startswith(("mt_head.", "circuit."))
+        if not mine or key in known or any(p.fullmatch(key) for p in (_SUM, _FOLD, _MASKS)):
+            continue
+        what = f"unknown tensor {key} of shape {tuple(value.shape)}"
+        hint = f"if it is a bias on sum logits, say so: hmm_bias={{'{key}': <sum layer>}}"
+        raise PccError("F111", what, at=f"{at}:{key}", hint=hint)
+    numbers = sorted(int(m[1]) for key in named if (m := _SUM.fullmatch(key)))
+    if EMISSIONS not in named or numbers != list(range(len(numbers))):
+        lacking = EMISSIONS if EMISSIONS not in named else f"a sum layer between {numbers}"
+        raise PccError("F111", f"missing {lacking}", at=at, hint="only linear heads are read")
+    return numbers
+
+
+def _floats(value: Array, at: str) -> Array:
+    """Return contiguous float32 values. Errors: F112 (not real numbers, NaN or infinite)."""
+    if value.dtype.kind != "f":
+        raise PccError("F112", f"holds {value.dtype} values, not floats", at=at)
+    with np.errstate(over="ignore"):
+        result = np.ascontiguousarray(value, dtype=np.float32)
+    for i, part in enumerate(result if result.ndim > 2 else [result]):
+        if not np.isfinite(part).all():
+            name = "NaN" if np.isnan(part).any() else "infinite"
+            what = f"holds {name} values (fold {i})"
+            raise PccError("F112", what, at=at, hint="use a checkpoint from an earlier step")
+    return result
+
+
+def _check_emissions(value: Array, n: int, want: tuple[int | None, ...], at: str) -> None:
+    """Check (n*s, r, V, D) against the sizes that are given. Errors: F113."""
+    shape: tuple[int, ...] = value.shape
+    fits = len(shape) == 4 and value.size > 0 and len(value) % n == 0
+    if not fits or any(w not in (None, have) for w, have in zip(want, shape, strict=True)):
+        names = ("n*repetitions", "r", "V", "D")
+        text = ", ".join(x if w is None else f"{x}={w}" for x, w in zip(names, want, strict=True))
+        what = f"shape {value.shape}, expected ({text}) with n={n}"
+        raise PccError("F113", what, at=at, hint="check config.yaml against the tensors")
+
+
+def _sum(named: Mapping[str, Array], k: int, dim: int, source: str) -> Array:
+    """Return projection k, (F, Ko, Ki, D) or trained logits (F, Ko, Ki). Errors: F112, F113."""
+    key = f"mt_head._sum_weights_heads.{k}.head.proj"
+    value = named[key] if key in named else np.zeros(0)
+    if value.ndim not in (3, 4) or value.shape[3:] not in ((), (dim,)):
+        what = f"shape {value.shape}, expected (F, Ko, Ki, {dim}), or (F, Ko, Ki) if not contextual"
+        raise PccError("F113", what, at=f"{source}:{key}")
+    return _floats(value, f"{source}:{key}")
+
+
+def _scope(value: Array | None, at: str) -> list[int]:
+    """Return the stored scope index (n*s, 1) as a list. Errors: F116."""
+    if value is None or value.dtype.kind not in "iu" or value.ndim not in (1, 2):
+        what = "the scope index is missing" if value is None else "the scope index is malformed"
+        hint = "it says which token each leaf models; it is never assumed"
+        raise PccError("F116", what, at=at, hint=hint)
+    return [int(v) for v in value.reshape(-1)]
+
+
+def _check_scope(scope: Sequence[int], n: int, s: int, at: str) -> tuple[int, ...]:
+    """Check that every token has exactly s leaves. Errors: F116."""
+    places = tuple(int(v) for v in np.asarray(scope).reshape(-1))
+    if sorted(places) != sorted(list(range(n)) * s):
+        what = f"{list(places)[:40]} does not name each of {n} tokens {s} time(s)"
+        raise PccError("F116", what, at=at)
+    return places
+
+
+def _fold_index(named: Mapping[str, Array], source: str) -> dict[int, Array]:
+    """Collect the stored fold indices by layer. Errors: F115 (not whole numbers)."""
+    index = {}
+    for key, value in named.items():
+        match = _FOLD.fullmatch(key)
+        if match is None:
+            continue
+        if value.dtype.kind not in "iu":
+            raise PccError("F115", f"holds {value.dtype}, not whole numbers", at=f"{source}:{key}")
+        index[int(match[1])] = value
+    return index
+
+
+def _biases(
+    named: Mapping[str, Array],
+    bias: Mapping[str, Sequence[int]],
+    shapes: Sequence[tuple[int, ...]],
+    source: str,
+) -> dict[int, Array]:
+    """Broadcast each bias to the (F, Ko, Ki) of its layers and add up. Errors: F112, F117."""
+    result: dict[int, Array] = {}
+    for key, layers in bias.items():
+        at, value = f"{source}:{key}", _floats(named[key], f"{source}:{key}")
+        for k in layers:
+            if type(k) is not int or not 0 <= k < len(shapes):
+                what = f"sum layer {k!r} does not exist (0 to {len(shapes) - 1})"
+                raise PccError("F117", what, at=at)
+            try:
+                whole = np.broadcast_to(value, shapes[k])
+            except ValueError:
+                what = f"shape {value.shape} does not broadcast to {shapes[k]} of sum layer {k}"
+                raise PccError("F117", what, at=at) from None
+            result[k] = np.array(whole) if k not in result else result[k] + whole
+    return result
+
+
+def _fingerprint(head: tuple[Any, ...], arrays: Sequence[Array], biases: Mapping[int, Any]) -> str:
+    """Return the SHA-256 of sizes, scope, wiring and weights (float32, little endian)."""
+    digest = hashlib.sha256(repr((head, tuple(biases))).encode())
+    for array in arrays:
+        digest.update(repr(array.shape).encode())
+        digest.update(np.ascontiguousarray(array, dtype="<f4").data)
+    return digest.hexdigest()
