@@ -130,9 +130,6 @@ class _Represent:
             case t.SelectRow(w=w, sel=sel):
                 rows = yield "log", w
                 return t.SelectRow(rows, (yield "lin", sel))
-            case t.Pick(x=x, i=i):
-                values = yield "log", x
-                return t.Pick(values, (yield "lin", i))
             case t.Reshape(x=x, shape=shape):
                 return mk.reshape((yield "log", x), shape)
             case t.Transpose(x=x, perm=perm):

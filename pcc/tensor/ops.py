@@ -44,6 +44,9 @@ class TensorOp(Op):
         return axis - rank
 
 
+LOWEST = -3.4e38  # stands in for -inf where a difference would make a NaN
+
+
 def _finite(top: Values) -> Values:
     """Replace -inf shifts, so that (-inf) - (-inf) cannot make a NaN."""
     return np.where(np.isneginf(top), 0.0, top)
@@ -203,13 +206,13 @@ class Add(Binary, name="t.add"):
 
 
 class Sub(Binary, name="t.sub"):
-    """a - b; -inf - (-inf) = -inf: the ratio of two zero probabilities counts as zero."""
+    """a - max(b, -3.4e38): -inf - (-inf) = -inf, the ratio of two zero probabilities is zero."""
 
     opaque = True
 
     def eval(self, s: Semiring, *args: Values) -> Values:
         a, b = args
-        return np.asarray(a - (np.where(np.isneginf(b), 0.0, b) if a.dtype.kind == "f" else b))
+        return np.asarray(a - (np.maximum(b, LOWEST) if b.dtype.kind == "f" else b))
 
 
 class Mul(Binary, name="t.mul"):
@@ -298,21 +301,20 @@ class Log(Unary, name="t.log"):
 
 
 class Softmax(Unary, name="t.softmax"):
-    """y_i = exp(x_i) / sum_j exp(x_j) over the last axis; a row of -inf gives zeros."""
+    """y_i = exp(x_i) / sum_j exp(x_j) over the last axis; a row of -inf gives equal shares."""
 
     def eval(self, s: Semiring, *args: Values) -> Values:
-        e = np.exp(args[0] - _finite(args[0].max(axis=-1, keepdims=True)))
-        total = e.sum(axis=-1, keepdims=True)
-        return np.asarray(e / np.where(total > 0, total, 1.0))
+        x = np.maximum(args[0], LOWEST)
+        e = np.exp(x - x.max(axis=-1, keepdims=True))
+        return np.asarray(e / e.sum(axis=-1, keepdims=True))
 
 
 class LogSoftmax(Unary, name="t.log_softmax"):
-    """y_i = x_i - log sum_j exp(x_j) over the last axis; a row of -inf stays -inf."""
+    """y_i = x_i - log sum_j exp(x_j) over the last axis; some x_i must be above -inf."""
 
     def eval(self, s: Semiring, *args: Values) -> Values:
         x = args[0] - _finite(args[0].max(axis=-1, keepdims=True))
-        total = np.exp(x).sum(axis=-1, keepdims=True)
-        return np.asarray(x - np.log(np.where(total > 0, total, 1.0)))
+        return np.asarray(x - np.log(np.exp(x).sum(axis=-1, keepdims=True)))
 
 
 class Cast(TensorOp, name="t.cast"):
@@ -581,26 +583,6 @@ class SelectRow(TensorOp, name="t.select_row"):
         w = np.broadcast_to(w, (*lead, *w.shape[-3:]))
         index = np.broadcast_to(sel[..., None, None], (*lead, w.shape[-3], 1, w.shape[-1]))
         return np.take_along_axis(w, index, axis=-2)[..., 0, :]
-
-
-class Pick(TensorOp, name="t.pick"):
-    """y[f] = x[f, i[f]]; 0 <= i[f] < K must hold."""
-
-    x: Op
-    i: Op
-
-    def infer(self) -> Type:
-        x, i = tensor(self.x), tensor(self.i)
-        ok = len(x.shape) == 2 and i.shape == x.shape[:1] and i.dtype == "i64"
-        self.require(ok, "E110", f"cannot pick {i} of {x}")
-        return self.like(x.shape[:1], x.dtype)
-
-    def eval(self, s: Semiring, *args: Values) -> Values:
-        x, i = args
-        lead = np.broadcast_shapes(x.shape[:-2], i.shape[:-1])
-        x = np.broadcast_to(x, (*lead, *x.shape[-2:]))
-        index = np.broadcast_to(i[..., None], (*lead, x.shape[-2], 1))
-        return np.take_along_axis(x, index, axis=-1)[..., 0]
 
 
 class ArgMax(TensorOp, name="t.argmax"):

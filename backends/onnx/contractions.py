@@ -1,0 +1,143 @@
+"""Lowering of contractions: as matrix products where the equation is one, else as Einsum."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from pcc.backends.onnx.graph import Graph
+from pcc.backends.onnx.rules import lowers
+from pcc.ir.core import Op, tensor
+from pcc.ir.semiring import split_equation
+from pcc.tensor import ops as t
+
+
+@lowers(t.Contract)
+def _(g: Graph, n: t.Contract) -> ir.Value:
+    return contract(g, g.values[n.a], n.a, n.b, n.eq)
+
+
+def contract(g: Graph, x: ir.Value, a: Op, b: Op, eq: str) -> ir.Value:
+    """Contract the value `x`, which has the type of `a`, with `b`."""
+    (ta, tb), out = split_equation(eq)
+    if len(ta) == 1 and tb[-1] == ta and out == tb[:-1] and isinstance(b, t.Const):
+        return _projection(g, x, a, b)
+    if len(ta) == 2 and len(tb) == 3 and len(out) == 2 and ta[0] == tb[0] == out[0]:
+        if ta[1] == tb[2] and out[1] == tb[1]:
+            return _rows(g, x, a, b, transposed=True)
+        if ta[1] == tb[1] and out[1] == tb[2]:
+            return _rows(g, x, a, b, transposed=False)
+    if ta == tb and out == ta[:-1]:
+        product = g("Mul", x, g.operand(b, t.Mul(a, b)))
+        return g.reduce("ReduceSum", product, [g.layout.axis(t.Mul(a, b), len(ta) - 1)])
+    return _einsum(g, x, a, b, eq)
+
+
+def _projection(g: Graph, x: ir.Value, a: Op, b: t.Const) -> ir.Value:
+    """[B,D] times a trained [..., D]: one matrix product with the weight transposed at export."""
+    w = b.value.value
+    flat = g.const(np.ascontiguousarray(w.reshape(-1, w.shape[-1]).T))
+    if not tensor(a).batch:
+        return g.reshape(g("MatMul", x, flat), w.shape[:-1])
+    if g.layout.position == 1:  # a vector per row lies as [D, B]
+        x = g("Transpose", x, perm=[1, 0])
+    y = g.reshape(g("MatMul", x, flat), [-1, *w.shape[:-1]])
+    if g.layout.position == 0 or w.ndim == 1:
+        return y
+    perm = list(range(1, w.ndim))
+    perm.insert(1, 0)
+    return g("Transpose", y, perm=perm)  # type: ignore[no-any-return]
+
+
+def _rows(g: Graph, x: ir.Value, a: Op, b: Op, *, transposed: bool) -> ir.Value:
+    """Per fold, a row times a matrix: y[f,o] = sum_i x[f,i] w[f,i,o] (or w[f,o,i])."""
+    f, i = tensor(a).shape
+    w, shape = g.values[b], tensor(b).shape
+    o = shape[1] if transposed else shape[2]
+    if isinstance(b, t.Const):
+        array = b.value.value
+        array = array.transpose(0, 2, 1) if transposed else array
+        if f == 1:  # [.., 1, Ki] @ [Ki, Ko], or [1, B, Ki] @ [Ki, Ko]
+            return g("MatMul", x, g.const(array[0]))  # type: ignore[no-any-return]
+        if tensor(a).batch and g.layout.position == 1:
+            return g("MatMul", x, g.const(array))  # type: ignore[no-any-return]
+        y = g("MatMul", g("Unsqueeze", x, g.ints(-2)), g.const(array))
+        return g("Squeeze", y, g.ints(-2))  # type: ignore[no-any-return]
+    if g.layout.position == 1 and (tensor(a).batch or tensor(b).batch):
+        eq = "fi,foi->fo" if transposed else "fi,fio->fo"
+        return _einsum(g, x, a, b, eq)
+    if transposed:
+        y = g("MatMul", w, g("Unsqueeze", x, g.ints(-1)))
+        return g("Squeeze", y, g.ints(-1))  # type: ignore[no-any-return]
+    y = g("MatMul", g("Unsqueeze", x, g.ints(-2)), w)
+    return g("Squeeze", y, g.ints(-2))  # type: ignore[no-any-return]
+
+
+def _einsum(g: Graph, x: ir.Value, a: Op, b: Op, eq: str) -> ir.Value:
+    (ta, tb), out = split_equation(eq)
+    batch = bool(tensor(a).batch or tensor(b).batch)
+
+    def term(letters: str, batched: bool) -> str:
+        p = min(g.layout.position, len(letters))
+        return letters[:p] + "z" + letters[p:] if batched else letters
+
+    if g.layout.position == 0:  # an ellipsis lets one context row serve every row
+        spec = f"...{ta},...{tb}->...{out}"
+    else:
+        left, right = term(ta, bool(tensor(a).batch)), term(tb, bool(tensor(b).batch))
+        spec = f"{left},{right}->{term(out, batch)}"
+    return g("Einsum", x, g.values[b], equation=spec)  # type: ignore[no-any-return]
+
+
+@lowers(t.LogContract)
+def _(g: Graph, n: t.LogContract) -> ir.Value:
+    (tx, _), out = split_equation(n.eq)
+    lost = [i for i, c in enumerate(tx) if c not in out]
+    x = g.values[n.x]
+    if not lost:
+        y = contract(g, g("Exp", x), n.x, n.w, n.eq)
+        return g("Log", y)  # type: ignore[no-any-return]
+    axes = [g.layout.axis(n.x, i) for i in lost]
+    top = g.guard(g.reduce("ReduceMax", x, axes, keepdims=1))
+    scaled = g("Exp", g("Sub", x, top))
+    y = g("Log", contract(g, scaled, n.x, n.w, n.eq))
+    return g("Add", y, _aligned(g, n, top, tx, out))  # type: ignore[no-any-return]
+
+
+def _aligned(g: Graph, n: t.LogContract, top: ir.Value, tx: str, out: str) -> ir.Value:
+    """Give the shifts, which have x's axes with the lost ones of size 1, the result's axes."""
+    kept = [c for c in tx if c in out]
+    sizes = dict(zip(tx, tensor(n.x).shape, strict=True))
+    want = [sizes[c] if c in kept else 1 for c in out]
+    have = [sizes[c] if c in kept else 1 for c in tx]
+    if want == have and [c for c in out if c in kept] == kept:
+        return top
+    if tensor(n.x).batch:
+        want.insert(min(g.layout.position, len(want)), -1)
+    elif tensor(n).batch and g.layout.position == 1:
+        want.insert(1, 1)
+    return g.reshape(top, want)
+
+
+@lowers(t.MaxContract)
+def _(g: Graph, n: t.MaxContract) -> ir.Value:
+    (tx, tw), out = split_equation(n.eq)
+    x = g.values[n.x]
+    missing = [i for i, c in enumerate(tw) if c not in tx]
+    if missing:
+        shift = 1 if tensor(n.x).batch else 0
+        p = min(g.layout.position, len(tx))
+        x = g("Unsqueeze", x, g.ints(*(i + shift if i >= p else i for i in missing)))
+    total = g("Add", x, _weight(g, n))
+    lost = [i for i, c in enumerate(tw) if c not in out]
+    p = g.layout.position if tensor(n).batch else len(tw)
+    axes = [i + 1 if i >= p else i for i in lost]
+    return g.reduce("ReduceMax", total, axes)
+
+
+def _weight(g: Graph, n: t.MaxContract) -> ir.Value:
+    if tensor(n.w).batch or not tensor(n).batch or g.layout.position == 0:
+        return g.values[n.w]
+    if isinstance(n.w, t.Const):
+        return g.const(np.expand_dims(n.w.value.value, 1))
+    return g("Unsqueeze", g.values[n.w], g.ints(1))  # type: ignore[no-any-return]

@@ -1,0 +1,168 @@
+"""An ONNX graph under construction, and where its batch axis lies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from pcc.ir.core import Op, Values, tensor
+from pcc.tensor import ops as t
+
+DTYPE = {"f32": ir.DataType.FLOAT, "i64": ir.DataType.INT64, "bool": ir.DataType.BOOL}
+NUMPY: dict[str, Any] = {"f32": np.float32, "i64": np.int64, "bool": np.bool_}
+BATCH = {"b": "batch", "c": "context_batch"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Physical position of the batch axis: 0, or 1 (after the fold axis) in trained circuits.
+
+    With folds first, `[F, B, K] @ [F, K, Ko]` is one matrix product, and selections of folds are
+    contiguous. Contextual weights `[B, F, Ko, Ki]` want the batch first everywhere.
+    """
+
+    position: int
+
+    def at(self, n: Op) -> int:
+        """Return the physical index of the batch axis of `n`."""
+        return min(self.position, len(tensor(n).shape))
+
+    def axis(self, n: Op, axis: int) -> int:
+        """Return the physical index of a per-row axis."""
+        return axis + 1 if tensor(n).batch and axis >= self.at(n) else axis
+
+    def shape(self, n: Op, shape: Sequence[int] | None = None) -> list[int]:
+        """Return the physical shape for `Reshape`, -1 for the batch axis."""
+        out = list(tensor(n).shape if shape is None else shape)
+        if tensor(n).batch:
+            out.insert(min(self.position, len(out)), -1)
+        return out
+
+
+class Graph:
+    """Emits nodes by ONNX op name; constants are shared by content."""
+
+    def __init__(self, layout: Layout, opset: int) -> None:
+        self.layout, self.opset = layout, opset
+        self.nodes: list[ir.Node] = []
+        self.constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
+        self.values: dict[Op, ir.Value] = {}
+        self.sizes: dict[str, ir.Value] = {}  # batch sizes as i64[1]
+        self.memo: dict[object, ir.Value] = {}
+        self.layer, self.kind, self.place = "", "", ""
+        self.count = 0
+
+    def __call__(self, op: str, *xs: ir.Value, outputs: int = 1, **attrs: Any) -> Any:
+        """Add a node; returns its output, or a list if it has several."""
+        self.count += 1
+        name = f"{self.layer}/{op}_{self.count}"
+        outs = [ir.Value(name=f"{name}:{i}" if outputs > 1 else name) for i in range(outputs)]
+        node = ir.node(op, list(xs), attributes=attrs or None, outputs=outs, name=name)
+        node.metadata_props["pcc.op"] = self.kind
+        node.metadata_props["pcc.layer"] = self.place or self.layer
+        self.nodes.append(node)
+        return outs if outputs > 1 else outs[0]
+
+    def const(self, value: object, dtype: str = "") -> ir.Value:
+        """Return a constant, shared with equal ones."""
+        a = np.asarray(value)
+        kind = dtype or {"f": "f32", "i": "i64", "b": "bool"}[a.dtype.kind]
+        a = np.ascontiguousarray(a, NUMPY[kind]).reshape(a.shape)
+        key = (kind, tuple(a.shape), a.tobytes())
+        if key not in self.constants:
+            name = f"k{len(self.constants)}"
+            made = ir.Value(
+                name=name,
+                shape=ir.Shape(a.shape),
+                type=ir.TensorType(DTYPE[kind]),
+                const_value=ir.tensor(a, name=name),
+            )
+            self.constants[key] = made
+        return self.constants[key]
+
+    def ints(self, *values: int) -> ir.Value:
+        """Return a one-dimensional i64 constant."""
+        return self.const(np.array(values, np.int64))
+
+    def reduce(self, op: str, x: ir.Value, axes: Sequence[int], keepdims: int = 0) -> ir.Value:
+        """Reduce axes; before opset 18 most reductions take them as an attribute."""
+        if self.opset >= 18 or op == "ReduceSum":
+            return self(op, x, self.ints(*axes), keepdims=keepdims)  # type: ignore[no-any-return]
+        return self(op, x, axes=list(axes), keepdims=keepdims)  # type: ignore[no-any-return]
+
+    def reshape(self, x: ir.Value, shape: Sequence[int]) -> ir.Value:
+        """Reshape to physical dimensions (-1 once)."""
+        return self("Reshape", x, self.ints(*shape))  # type: ignore[no-any-return]
+
+    def guard(self, x: ir.Value) -> ir.Value:
+        """Replace -inf by the lowest finite number, so that no difference makes a NaN."""
+        return self("Max", x, self.const(np.float32(t.LOWEST)))  # type: ignore[no-any-return]
+
+    def size(self, batch: str) -> ir.Value:
+        """Return the size of a batch axis as i64[1]."""
+        return self.sizes[batch]
+
+    def operand(self, x: Op, result: Op) -> ir.Value:
+        """Return `x` so that it broadcasts element-wise in `result`."""
+        p = min(self.layout.position, len(tensor(x).shape))
+        if tensor(x).batch or not tensor(result).batch or p == 0:
+            return self.values[x]
+        if isinstance(x, t.Const):
+            return self.const(np.expand_dims(x.value.value, p))
+        return self("Unsqueeze", self.values[x], self.ints(p))  # type: ignore[no-any-return]
+
+    def expanded(self, x: Op, batch: str, shape: Sequence[int]) -> ir.Value:
+        """Return `x` repeated over a batch axis and stretched to a per-row shape."""
+        t_x = tensor(x)
+        if not batch or (t_x.batch == batch and tuple(shape) == t_x.shape):
+            return self.values[x]
+        p = min(self.layout.position, len(shape))
+        value = self.values[x]
+        if not t_x.batch:
+            value = self("Unsqueeze", value, self.ints(p))
+        parts = [self.ints(*shape[:p])] if p else []
+        parts.append(self.size(batch))
+        if shape[p:]:
+            parts.append(self.ints(*shape[p:]))
+        full = self("Concat", *parts, axis=0) if len(parts) > 1 else parts[0]
+        return self("Expand", value, full)  # type: ignore[no-any-return]
+
+    def rows(self, table: Op, x: Op, block: int) -> ir.Value | None:
+        """Return `row * block`, the offset of each row's own table, or None for a trained table."""
+        batch, own = tensor(x).batch, tensor(table).batch
+        if not own:
+            return None
+        key = ("rows", batch, own, block, len(tensor(x).shape))
+        if key not in self.memo:
+            count = self("Squeeze", self.size(batch), self.ints(0))
+            index = self("Range", self.const(np.int64(0)), count, self.const(np.int64(1)))
+            if own != batch:  # one context row serves every row
+                index = self("Mod", index, self.size(own))
+            index = self("Mul", index, self.const(np.int64(block)))
+            self.memo[key] = self.reshape(index, [-1, *([1] * len(tensor(x).shape))])
+        return self.memo[key]
+
+
+def model_of(
+    g: Graph,
+    name: str,
+    inputs: Sequence[ir.Value],
+    outputs: Sequence[ir.Value],
+    doc: Mapping[str, str],
+) -> ir.Model:
+    """Return the finished model."""
+    graph = ir.Graph(
+        list(inputs),
+        list(outputs),
+        nodes=g.nodes,
+        initializers=list(g.constants.values()),
+        opset_imports={"": g.opset},
+        name=name,
+    )
+    model = ir.Model(graph, ir_version=10 if g.opset >= 21 else 8, producer_name="pcc")
+    model.metadata_props.update(doc)
+    return model

@@ -1,0 +1,161 @@
+"""Tensor IR to ONNX: inputs, one rule per op, outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import onnx_ir as ir
+
+from pcc.backends.onnx import contractions as _contractions
+from pcc.backends.onnx.graph import BATCH, DTYPE, Graph, Layout, model_of
+from pcc.backends.onnx.rules import RULES
+from pcc.errors import PccError
+from pcc.ir.core import Op, postorder, tensor
+from pcc.ir.module import Module
+from pcc.tensor import ops as t
+
+__all__ = ["RULES", "lower"]
+_RULES_OF = _contractions  # importing it registers its rules
+OPSETS = (17, 24)
+
+
+def layout_of(module: Module) -> Layout:
+    """Choose where the batch axis lies: first if any weight or table has one, else after folds."""
+    for n in module.nodes():
+        shape = getattr(n.type, "shape", ())
+        if isinstance(n, t.TensorOp) and tensor(n).batch and len(shape) >= 3:
+            if isinstance(n, t.Softmax | t.LogSoftmax | t.Input):
+                return Layout(0)
+        if isinstance(n, t.Input) and n.batch == "c":
+            return Layout(0)
+    return Layout(1)
+
+
+def lower(
+    module: Module,
+    *,
+    opset: int = 24,
+    inputs: Sequence[t.Input] = (),
+    doc: Mapping[str, str] | None = None,
+) -> ir.Model:
+    """Return the ONNX model of a tensor module.
+
+    The graph takes every input in `inputs` (and then any other that the module reads), batch axis
+    first, and returns the module's outputs, batch axis first.
+    """
+    if opset not in OPSETS:
+        raise PccError("E410", f"opset {opset} is not supported", hint=f"choose one of {OPSETS}")
+    g = Graph(layout_of(module), opset)
+    listed = list(inputs)
+    listed += [n for n in module.nodes() if isinstance(n, t.Input) and n not in listed]
+    taken = [_input(g, n) for n in listed]
+    splits = _splits(module)
+    for i, n in enumerate(postorder(*module.roots)):
+        g.layer, g.kind, g.place = f"{n.name.removeprefix('t.')}_{i}", n.name, n.loc
+        if isinstance(n, t.Input):
+            continue
+        if isinstance(n, t.Const):
+            g.values[n] = g.const(n.value.value)
+        elif n in splits:
+            _split(g, n, splits[n])
+        elif (rule := RULES.get(type(n))) is not None:
+            if n not in g.values:
+                g.values[n] = rule(g, n)
+        else:
+            raise PccError("E411", f"'{n.name}' has no ONNX lowering", at=n.loc)
+    names = {v.name for v in taken}
+    outputs = [_output(g, onnx_name(name, names), n) for name, n in module.outputs]
+    model = model_of(g, module.name, taken, outputs, doc or {})
+    _prune(model)
+    return model
+
+
+def onnx_name(output: str, inputs: Collection[str | None]) -> str:
+    """Return an output's ONNX name: a graph may not give an input and an output the same one."""
+    return f"{output}_out" if output in inputs else output
+
+
+def _input(g: Graph, n: t.Input) -> ir.Value:
+    rank = len(n.shape)
+    dims: list[int | str] = [BATCH[n.batch], *n.shape] if n.batch else list(n.shape)
+    value = ir.Value(name=n.key, shape=ir.Shape(dims), type=ir.TensorType(DTYPE[n.dtype]))
+    g.layer, g.kind, g.place = f"input_{n.key}", n.name, n.key
+    if n.batch and n.batch not in g.sizes:
+        g.sizes[n.batch] = g("Shape", value, start=0, end=1)
+    g.values[n] = value
+    if n.batch and rank and g.layout.position == 1:
+        perm = list(range(rank + 1))
+        perm[0], perm[1] = 1, 0
+        g.values[n] = g("Transpose", value, perm=perm)
+    return value
+
+
+def _output(g: Graph, name: str, n: Op) -> ir.Value:
+    g.layer, g.kind, g.place = f"output_{name}", "output", name
+    rank, value = len(tensor(n).shape), g.values[n]
+    if tensor(n).batch and rank and g.layout.position == 1:
+        perm = list(range(rank + 1))
+        perm[0], perm[1] = 1, 0
+        value = g("Transpose", value, perm=perm)
+    else:
+        value = g("Identity", value)
+    dims: list[int | str] = list(tensor(n).shape)
+    if tensor(n).batch:
+        dims.insert(0, BATCH[tensor(n).batch])
+    value.name, value.shape = name, ir.Shape(dims)
+    value.type = ir.TensorType(DTYPE[tensor(n).dtype])
+    return value
+
+
+def _splits(module: Module) -> dict[Op, list[t.Take]]:
+    """Return, by source, the selections that cut it into consecutive pieces: one Split each."""
+    found: dict[tuple[Op, int], list[t.Take]] = {}
+    for n in module.nodes():
+        if isinstance(n, t.Take):
+            found.setdefault((n.x, n.axis), []).append(n)
+    out: dict[Op, list[t.Take]] = {}
+    for takes in found.values():
+        takes.sort(key=lambda n: n.indices)
+        runs = [(n.indices[0], n.indices[-1] + 1) for n in takes]
+        whole = all(len(n.indices) == b - a for n, (a, b) in zip(takes, runs, strict=True))
+        apart = all(runs[i][1] <= runs[i + 1][0] for i in range(len(runs) - 1))
+        if len(takes) > 1 and whole and apart:
+            out.update(dict.fromkeys(takes, takes))
+    return out
+
+
+def _split(g: Graph, n: Op, takes: list[t.Take]) -> None:
+    if n in g.values:
+        return
+    source, axis = takes[0].x, takes[0].axis
+    size = tensor(source).shape[axis]
+    sizes: list[int] = []
+    owners: list[t.Take | None] = []
+    at = 0
+    for take in takes:
+        if take.indices[0] > at:
+            sizes.append(take.indices[0] - at)
+            owners.append(None)
+        sizes.append(len(take.indices))
+        owners.append(take)
+        at = take.indices[-1] + 1
+    if at < size:
+        sizes.append(size - at)
+        owners.append(None)
+    parts = g(
+        "Split", g.values[source], g.ints(*sizes), outputs=len(sizes),
+        axis=g.layout.axis(source, axis),
+    )
+    for owner, part in zip(owners, parts, strict=True):
+        if owner is not None:
+            g.values[owner] = part
+
+
+def _prune(model: ir.Model) -> None:
+    """Drop nodes and initializers that nothing reads (sizes that were not needed)."""
+    for node in reversed(list(model.graph)):
+        if not any(v.uses() or v in model.graph.outputs for v in node.outputs):
+            model.graph.remove(node, safe=True)
+    for name, value in list(model.graph.initializers.items()):
+        if not value.uses():
+            del model.graph.initializers[name]

@@ -1,0 +1,133 @@
+"""Translation validation: is the module after a pass the same function?
+
+POLYNOMIAL passes are compared over GF(2^31 - 1) at random points, exactly; what is not a polynomial
+(softmax, exp) is a random leaf, the same on both sides because equal nodes are one object. By
+Schwartz-Zippel a wrong pass survives one trial with probability at most degree / 2^31.
+ROUNDING passes are compared in extended precision on seeded inputs and edge cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from pcc.circuit.ops import InputOp
+from pcc.circuit.queries import QueryOp
+from pcc.interp.run import run
+from pcc.ir.core import Op, Values, tensor
+from pcc.ir.module import Module
+from pcc.ir.semiring import Field, Real
+from pcc.passes.manager import Exact
+from pcc.tensor.ops import Input
+
+ROWS = 5
+
+
+class Mismatch(Exception):  # noqa: N818 (it is a finding, not a failure of the checker)
+    """Two modules differ; `inputs` shows where."""
+
+    def __init__(self, what: str, inputs: dict[str, Values]) -> None:
+        super().__init__(what)
+        self.inputs = inputs
+
+
+def compare(before: Module, after: Module, exact: Exact, tolerance: float) -> float:
+    """Return the measured error, or raise `Mismatch`."""
+    if exact is Exact.POLYNOMIAL:
+        return _field(before, after)
+    if any(isinstance(n, QueryOp) for n in before.nodes()):
+        from pcc.interp.queries import runner
+
+        evaluate = runner(before)
+    else:
+
+        def evaluate(env: dict[str, Values]) -> list[Values]:
+            return run(before.roots, env, Real())
+
+    if any(isinstance(n, QueryOp) for n in after.nodes()):
+        from pcc.interp.queries import runner
+
+        second = runner(after)
+    else:
+
+        def second(env: dict[str, Values]) -> list[Values]:
+            return run(after.roots, env, Real())
+
+    worst = 0.0
+    for env in cases(before, after):
+        pairs = zip(before.outputs, evaluate(env), second(env), strict=True)
+        for (name, _), a, b in pairs:
+            worst = max(worst, difference(name, a, b, tolerance, env))
+    return worst
+
+
+def _field(before: Module, after: Module) -> float:
+    for seed in range(3):
+        env = next(cases(before, after, seed=seed))
+        s, leaves = Field(seed), dict[Op, Values]()
+        a = run(before.roots, env, s, leaves)
+        b = run(after.roots, env, s, leaves)
+        for (name, _), x, y in zip(before.outputs, a, b, strict=True):
+            wide = np.broadcast_arrays(x, y)
+            if not np.array_equal(*wide):
+                at = tuple(int(i) for i in np.argwhere(wide[0] != wide[1])[0])
+                raise Mismatch(f"output '{name}' differs at {at} over GF(p)", env)
+    return 0.0
+
+
+def difference(
+    name: str, a: Values, b: Values, tolerance: float, env: dict[str, Values]
+) -> float:
+    """Return the largest error of `b` against `a`, relative beyond 1; raise if over tolerance."""
+    a, b = np.broadcast_arrays(a, b)
+    if a.dtype.kind in "ib":
+        if not np.array_equal(a, b):
+            raise Mismatch(f"output '{name}' has other integers", env)
+        return 0.0
+    if np.isnan(b).any():
+        raise Mismatch(f"output '{name}' holds NaN", env)
+    with np.errstate(invalid="ignore"):
+        error = np.where(a == b, 0.0, np.abs(a - b) / np.maximum(1.0, np.abs(a)))
+    worst = float(error.max(initial=0.0))
+    if not worst <= tolerance:
+        at = np.unravel_index(int(np.nanargmax(error)), error.shape)
+        raise Mismatch(f"output '{name}' at {at}: {float(a[at])!r} became {float(b[at])!r}", env)
+    return worst
+
+
+def cases(before: Module, after: Module, seed: int = 0) -> Iterator[dict[str, Values]]:
+    """Yield inputs: random ones, then nothing and everything observed, then large contexts."""
+    inputs = {n.key: n for m in (before, after) for n in m.nodes() if isinstance(n, Input)}
+    layers = any(isinstance(n, InputOp) for n in before.nodes())
+    for scale, seen in ((1.0, None), (0.0, False), (30.0, True)):
+        rng = np.random.default_rng([seed, 17])
+        env = {k: _draw(before, n, rng, scale, seen) for k, n in inputs.items()}
+        if layers:
+            x = Input("x", "i64" if before.discrete else "f32", "b", (before.n,))
+            observed = Input("observed", "bool", "b", (before.n,))
+            env.setdefault("x", _draw(before, x, rng, scale, seen))
+            env.setdefault("observed", _draw(before, observed, rng, scale, seen))
+        yield env
+
+
+def _draw(
+    m: Module, n: Input, rng: np.random.Generator, scale: float, seen: bool | None
+) -> Values:
+    t = tensor(n)
+    shape = (ROWS, *t.shape) if t.batch == "b" else (1, *t.shape) if t.batch else t.shape
+    if n.key == "x":
+        cards = np.array([c or 3 for c in m.cards])
+        x = rng.integers(0, cards, shape)
+        return x if t.dtype == "i64" else x + 0.0
+    if n.key == "carry":
+        return rng.integers(0, m.cards[0] or 3, shape)
+    if t.dtype == "bool":
+        if n.key == "observed" and seen is not None:
+            return np.full(shape, seen)
+        return rng.random(shape) < 0.5
+    if t.dtype == "i64":
+        return rng.integers(0, 2, shape)
+    if n.key == "u":
+        return rng.random(shape)
+    return rng.normal(size=shape) * scale
