@@ -46,6 +46,8 @@ class Pass:
     exact: ClassVar[Exact]
     removes: ClassVar[tuple[type[Op], ...]] = ()  # postcondition: none of these remain
     stage: ClassVar[str] = ""  # what `verify` checks after it, if it changes the stage
+    keeps_max: ClassVar[bool] = True  # also the same function in max-product (for `mode`)
+    tolerance: ClassVar[float] = 1e-9  # of a ROUNDING pass, in float64, relative beyond 1
 
     def run(self, module: Module, notes: Notes) -> Module:
         """Return the rewritten module."""
@@ -76,7 +78,6 @@ class Manager:
     validate: bool = True
     dump: Path | None = None
     stop_after: str = ""
-    tolerance: float = 1e-9
     reproducers: Path | None = None
     on_pass: Callable[[Record], None] | None = None
     records: list[Record] = field(default_factory=list)
@@ -100,7 +101,12 @@ class Manager:
         size = (sum(1 for _ in before.nodes()), sum(1 for _ in after.nodes()))
         end = time.perf_counter()
         record = Record(
-            p.name, changed, *size, (middle - start) * 1e3, (end - middle) * 1e3, error,
+            p.name,
+            changed,
+            *size,
+            (middle - start) * 1e3,
+            (end - middle) * 1e3,
+            error,
             tuple(notes.lines),
         )
         self.records.append(record)
@@ -122,7 +128,7 @@ class Manager:
         from pcc.passes.validate import Mismatch, compare
 
         try:
-            return compare(before, after, p.exact, self.tolerance)
+            return compare(before, after, p.exact, p.tolerance)
         except Mismatch as bad:
             where = self._reproduce(p, before, bad, rest)
             raise PccError(

@@ -44,6 +44,7 @@ class ToTensor(Pass):
     name: ClassVar[str] = "to-tensor"
     exact: ClassVar[Exact] = Exact.ROUNDING
     removes: ClassVar[tuple[type[Op], ...]] = (c.CircuitOp, QueryOp)
+    stage: ClassVar[str] = "tensor"
     scale: bool = True
 
     def run(self, module: Module, notes: Notes) -> Module:

@@ -51,9 +51,7 @@ def _projection(g: Graph, x: ir.Value, a: Op, b: t.Const) -> ir.Value:
 
 def _rows(g: Graph, x: ir.Value, a: Op, b: Op, *, transposed: bool) -> ir.Value:
     """Per fold, a row times a matrix: y[f,o] = sum_i x[f,i] w[f,i,o] (or w[f,o,i])."""
-    f, i = tensor(a).shape
-    w, shape = g.values[b], tensor(b).shape
-    o = shape[1] if transposed else shape[2]
+    w, f = g.values[b], tensor(a).shape[0]
     if isinstance(b, t.Const):
         array = b.value.value
         array = array.transpose(0, 2, 1) if transposed else array

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from pcc.ir.core import Op, Values, tensor
+from pcc.ir.core import Op, tensor
 from pcc.tensor import ops as t
 
 DTYPE = {"f32": ir.DataType.FLOAT, "i64": ir.DataType.INT64, "bool": ir.DataType.BOOL}
@@ -72,7 +72,7 @@ class Graph:
         a = np.asarray(value)
         kind = dtype or {"f": "f32", "i": "i64", "b": "bool"}[a.dtype.kind]
         a = np.ascontiguousarray(a, NUMPY[kind]).reshape(a.shape)
-        key = (kind, tuple(a.shape), a.tobytes())
+        key: Any = (kind, tuple(a.shape), a.tobytes())
         if key not in self.constants:
             name = f"k{len(self.constants)}"
             made = ir.Value(
@@ -136,7 +136,7 @@ class Graph:
         batch, own = tensor(x).batch, tensor(table).batch
         if not own:
             return None
-        key = ("rows", batch, own, block, len(tensor(x).shape))
+        key: object = ("rows", batch, own, block, len(tensor(x).shape))
         if key not in self.memo:
             count = self("Squeeze", self.size(batch), self.ints(0))
             index = self("Range", self.const(np.int64(0)), count, self.const(np.int64(1)))

@@ -99,6 +99,7 @@ def _output(g: Graph, name: str, n: Op) -> ir.Value:
         value = g("Transpose", value, perm=perm)
     else:
         value = g("Identity", value)
+    assert isinstance(value, ir.Value)
     dims: list[int | str] = list(tensor(n).shape)
     if tensor(n).batch:
         dims.insert(0, BATCH[tensor(n).batch])
@@ -143,7 +144,10 @@ def _split(g: Graph, n: Op, takes: list[t.Take]) -> None:
         sizes.append(size - at)
         owners.append(None)
     parts = g(
-        "Split", g.values[source], g.ints(*sizes), outputs=len(sizes),
+        "Split",
+        g.values[source],
+        g.ints(*sizes),
+        outputs=len(sizes),
         axis=g.layout.axis(source, axis),
     )
     for owner, part in zip(owners, parts, strict=True):

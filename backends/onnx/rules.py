@@ -233,7 +233,7 @@ def _offset_index(g: Graph, table: Op, x: Op, stride: int) -> ir.Value:
         lift = tensor(x).batch and g.layout.position == 1
         index = g("Add", index, g.const(offset[:, None] if lift else offset))
     rows = g.rows(table, x, folds * stride)
-    return index if rows is None else g("Add", index, rows)  # type: ignore[no-any-return]
+    return index if rows is None else g("Add", index, rows)
 
 
 @lowers(t.Lookup)
@@ -272,11 +272,12 @@ def _(g: Graph, n: t.SelectRow) -> ir.Value:
 def _(g: Graph, n: t.InverseCdf) -> ir.Value:
     # The first j with cumsum_j > u * total has positive mass, since cumsum rises only there. One
     # exists if total > 0: in float32, u <= 1 - 2^-24 makes u * total < total.
-    mass, axis = g.values[n.mass], g.layout.axis(n.mass, 1)
-    cum = g("CumSum", mass, g.const(np.int64(axis)))
-    v = tensor(n.mass).shape[1]
-    total = g("Slice", cum, g.ints(v - 1), g.ints(v), g.ints(axis))
+    mass, v = g.values[n.mass], tensor(n.mass).shape[1]
+    if tensor(n).batch and not tensor(n.mass).batch and g.layout.position == 1:
+        mass = g("Unsqueeze", mass, g.ints(1))
+    cum = g("CumSum", mass, g.const(np.int64(-1)))
+    total = g("Slice", cum, g.ints(v - 1), g.ints(v), g.ints(-1))
     u = g.operand(n.u, n)
     level = g("Mul", g("Unsqueeze", u, g.ints(-1)), total)
     hit = g("Cast", g("Greater", cum, level), to=ir.DataType.INT32)
-    return g("ArgMax", hit, axis=axis, keepdims=0)  # type: ignore[no-any-return]
+    return g("ArgMax", hit, axis=-1, keepdims=0)  # type: ignore[no-any-return]

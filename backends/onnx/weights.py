@@ -32,8 +32,13 @@ def save_models(models: Mapping[str, ir.Model], folder: Path, weights: str = "we
                     out.write(data)
                 offset, length = placed[key]
                 value.const_value = ir.ExternalTensor(
-                    weights, offset, length, tensor.dtype, shape=ir.Shape(array.shape),
-                    name=value.name or "", base_dir=folder,
+                    weights,
+                    offset,
+                    length,
+                    tensor.dtype,
+                    shape=ir.Shape(array.shape),
+                    name=value.name or "",
+                    base_dir=folder,
                 )
     for name, model in models.items():
         (folder / f"{name}.onnx").write_bytes(ir.to_proto(model).SerializeToString())

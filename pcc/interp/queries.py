@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pcc.circuit.queries import Query, QueryOp, Rows, Value
+from pcc.circuit.circuit import Circuit
+from pcc.circuit.queries import QUERIES, Query, QueryOp, Rows, Value
+from pcc.interp.reference import check, gap, reference
 from pcc.interp.run import log_value, run
 from pcc.ir.core import Op, Values
 from pcc.ir.module import Module
@@ -39,7 +41,26 @@ def _value(q: QueryOp, operands: list[Values], env: dict[str, Values]) -> Values
         seen = np.broadcast_to(operands[1], x.shape)
         return _rows(q, x, seen, params)
     assert isinstance(q, Query)
-    raise NotImplementedError(q.query)
+    x = np.broadcast_to(operands[0], (rows, q.variables))
+    named = {**params, **dict(zip(QUERIES[q.query].inputs, operands, strict=True)), "x": x}
+    return reference(_circuit(q), q.query, named)[q.output]
+
+
+def _circuit(q: QueryOp) -> Circuit:
+    card = q.card if isinstance(q, Query | Rows) else 2
+    return Circuit(q.root, (card,) * q.variables)
+
+
+def deviations(before: Module, answers: list[Values], env: dict[str, Values]) -> dict[str, float]:
+    """Return how far the lowered outputs of a module of `q.query` ops are from their meaning."""
+    q = before.roots[0]
+    assert isinstance(q, Query)
+    names = [name for name, _ in before.outputs]
+    outputs = {k: np.asarray(v) for k, v in zip(names, answers, strict=True)}
+    if q.query in ("sample", "mode", "draft"):
+        return check(_circuit(q), q.query, env, outputs)
+    want = reference(_circuit(q), q.query, env)
+    return {k: gap(np.asarray(want[k]), v) for k, v in outputs.items()}
 
 
 def _rows(q: Rows, x: Values, seen: Values, params: dict[str, Values]) -> Values:

@@ -13,7 +13,8 @@ import numpy as np
 
 from pcc.circuit.ops import Categorical, CircuitOp, Gaussian
 from pcc.errors import PccError
-from pcc.ir.core import Op, Values, postorder, tensor
+from pcc.interp.opaque import stand_in
+from pcc.ir.core import Op, Values
 from pcc.ir.module import Module
 from pcc.ir.semiring import LogReal, MaxPlus, Semiring
 from pcc.tensor.ops import Input, TensorOp
@@ -27,20 +28,39 @@ def run(
 ) -> list[Values]:
     """Evaluate `roots`. In exact carriers, non-polynomial values come from `leaves` (filled)."""
     last: dict[Op, int] = {}
-    order = list(postorder(*roots))
+    leaves = {} if leaves is None else leaves
+    order = list(_needed(roots, s, leaves))
     for i, n in enumerate(order):
         for a in n.args:
             last[a] = i
     for r in roots:
         last[r] = len(order)
     value: dict[Op, Values] = {}
-    leaves = {} if leaves is None else leaves
     for i, n in enumerate(order):
         value[n] = _value(n, value, inputs, s, leaves)
         for a in set(n.args):
-            if last[a] == i:  # free what no later node reads: deep circuits hold many rows
+            if (
+                last[a] == i and a in value
+            ):  # free what no later node reads: deep circuits hold many rows
                 del value[a]
     return [value[r] for r in roots]
+
+
+def _needed(roots: tuple[Op, ...], s: Semiring, leaves: Mapping[Op, Values]) -> list[Op]:
+    """Return the nodes to evaluate, operands first: nothing below what is a leaf here."""
+    seen: set[Op] = set()
+    order: list[Op] = []
+    stack = [(r, False) for r in reversed(roots)]
+    while stack:
+        n, done = stack.pop()
+        if done:
+            order.append(n)
+        elif n not in seen:
+            seen.add(n)
+            stack.append((n, True))
+            if n not in leaves and not (s.exact and n.opaque):
+                stack.extend((a, False) for a in reversed(n.args) if a not in seen)
+    return order
 
 
 def _value(
@@ -59,9 +79,7 @@ def _value(
     if isinstance(n, Input):
         return _input(n, inputs, s)
     if s.exact and n.opaque:
-        t = tensor(n)
-        shape = (rows_of(inputs), *t.shape) if t.batch else t.shape
-        leaves[n] = s.random_leaf(shape, f"opaque{len(leaves)}")
+        leaves[n] = stand_in(n, rows_of(inputs), s, len(leaves))
         return leaves[n]
     if isinstance(n, CircuitOp | TensorOp):
         return n.eval(s, *(value[a] for a in n.args))
@@ -80,7 +98,7 @@ def _input(n: Input, inputs: Mapping[str, Values], s: Semiring) -> Values:
     rank = len(n.shape) + (1 if n.batch else 0)
     if a.ndim != rank or a.shape[a.ndim - len(n.shape) :] != n.shape:
         raise PccError("E403", f"input {n.key!r} has shape {a.shape}, expected {n.type}")
-    return s.const(a, n.key) if not s.exact else a
+    return a if s.exact and a.dtype.kind != "f" else s.const(a, n.key)
 
 
 def categorical(n: Categorical, p: Values, inputs: Mapping[str, Values], s: Semiring) -> Values:
@@ -126,7 +144,7 @@ def log_value(
     *,
     maximise: bool = False,
 ) -> Values:
-    """log of the circuit's value `[B,F,K]` in float64, unobserved variables summed out.
+    """Log of the circuit's value `[B,F,K]` in float64, unobserved variables summed out.
 
     With `maximise`, sums over latents are maxima (observed variables only: the max-product value).
     """

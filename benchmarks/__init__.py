@@ -1,0 +1,1 @@
+"""Timings of compiled queries against other ways to run the same circuits."""

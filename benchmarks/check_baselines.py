@@ -1,0 +1,145 @@
+"""Check the masked baseline by enumeration at tiny sizes: `python -m benchmarks.check_baselines`.
+
+The joint is written out from the generative story (which latents, which tokens), in float64 numpy,
+without any code of the baseline. With libcirkit installed, its export is checked as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.baselines import (
+    CIRKIT_KINDS,
+    Array,
+    Masked,
+    MissingPackageError,
+    Rows,
+    cirkit_export,
+    random_logits,
+)
+
+
+def softmax(a: Array) -> Array:
+    e = np.exp(a.astype(np.float64) - a.max(-1, keepdims=True))
+    return np.asarray(e / e.sum(-1, keepdims=True))
+
+
+def enumerate_joint(kind: str, emission_logits: Array, sum_logits: list[Array]) -> Array:
+    """Return q(x) as an array of shape (V,) * n by summing over every latent assignment."""
+    phi = softmax(emission_logits[0])
+    w = [softmax(s[0]) for s in sum_logits]
+    n, r, vocab = phi.shape
+    joint = np.zeros((vocab,) * n)
+
+    def emit(states: Any) -> Array:
+        out = np.ones(())
+        for i, z in enumerate(states):
+            out = np.multiply.outer(out, phi[i, z])
+        return np.asarray(out)
+
+    if kind == "ff":
+        return emit([0] * n)
+    if kind == "cp":
+        return np.asarray(sum(w[0][0, 0, z] * emit([z] * n) for z in range(r)))
+    if kind == "hmm":
+        for z in itertools.product(range(r), repeat=n):
+            mass = w[n - 1][0, 0, z[0]]
+            for i in range(1, n):  # the layer of z_{i-1} -> z_i, 0-based, is sum n-1-i
+                mass *= w[n - 1 - i][0, z[i - 1], z[i]]
+            joint += mass * emit(z)
+        return joint
+    nodes = [(level, f) for level in reversed(range(len(w))) for f in range(w[level].shape[0])]
+    for drawn in itertools.product(range(r), repeat=len(nodes)):
+        z = dict(zip(nodes, drawn, strict=True))
+        mass = 1.0
+        for (level, f), state in z.items():
+            parent = z.get((level + 1, f // 2), 0)
+            mass *= w[level][f, parent, state]
+        joint += mass * emit([z[0, i // 2] for i in range(n)])
+    return joint
+
+
+def check_masked(kind: str, n: int, r: int, vocab: int, draws: int) -> None:
+    """Compare conditionals, prefixes, log-likelihood and sampling with the enumerated joint."""
+    emission, sums = random_logits(kind, n, r, vocab, seed=n + 10 * r)
+    e, s = torch.from_numpy(emission), [torch.from_numpy(a) for a in sums]
+    joint = enumerate_joint(kind, emission, sums)
+    assert abs(joint.sum() - 1) < 1e-12
+    masked = Masked(kind, n, r, vocab)
+    params = masked.normalise(e, s)
+    worst = 0.0
+    for x in itertools.product(range(vocab), repeat=n):
+        tokens = torch.tensor(x)
+        want = np.empty((n - 1, vocab))
+        for i in range(1, n):
+            row = joint[x[:i]].reshape(vocab, -1).sum(1)
+            want[i - 1] = row / row.sum()
+        forms: tuple[Rows, ...] = ("open", "expand")
+        for form in forms:
+            got = masked.conditionals(tokens, e, s, rows=form).numpy()
+            worst = max(worst, float(np.abs(got - want).max()))
+        chosen = want[np.arange(n - 1), x[1:]]
+        got = masked.conditionals(tokens, e, s, rows=False).numpy()
+        worst = max(worst, float(np.abs(got - chosen).max()))
+        log_prefix = [np.log(joint[x[: i + 1]].sum()) for i in range(n)]
+        worst = max(worst, float(np.abs(masked.prefix(params, tokens).numpy() - log_prefix).max()))
+        loglik = masked.loglik(params, tokens[None]).numpy()[0]
+        worst = max(worst, abs(float(loglik) - float(np.log(joint[x]))))
+    assert worst < 5e-6, f"{kind}: differs from enumeration by {worst:.2e}"
+
+    carry = 1
+    law = (joint[carry] / joint[carry].sum()).reshape(-1)
+    rng = torch.Generator().manual_seed(3)
+    counts = np.zeros(law.shape)
+    powers = torch.tensor([vocab**k for k in reversed(range(n - 1))])
+    for _ in range(draws):
+        u = torch.rand(1, masked.uniforms, generator=rng)
+        x_drawn, _q = masked.draft(torch.tensor([carry]), u, e, s, rows=False)
+        counts[int((x_drawn * powers).sum())] += 1
+    order = np.argsort(-law)
+    keep = order[law[order] * draws >= 5]
+    seen = np.append(counts[keep], draws - counts[keep].sum())
+    due = np.append(law[keep], max(1 - law[keep].sum(), 0)) * draws
+    big = due > 1e-9
+    chi2 = float((((seen - due)[big]) ** 2 / due[big]).sum())
+    dof = int(big.sum()) - 1
+    sigmas = (chi2 - dof) / np.sqrt(2 * dof)
+    assert sigmas < 4, f"{kind}: sampling off, chi2 {chi2:.1f} at {dof} degrees of freedom"
+    print(f"{kind:6} n={n} r={r} V={vocab}: max error {worst:.1e}, chi2 {chi2:.1f} / {dof}")
+
+
+def check_cirkit() -> None:
+    """Compare every exported libcirkit circuit with the float64 reference."""
+    for kind in CIRKIT_KINDS:
+        try:
+            case = cirkit_export(kind, vocab=16, units=4)
+        except MissingPackageError as e:
+            print(f"libcirkit: not installed ({e})")
+            return
+        x = np.random.default_rng(0).integers(0, 16, (50, 8))
+        error = float(np.abs(case.run(x) - case.reference(x)).max())
+        assert error < 2e-5, f"libcirkit {kind}: differs by {error:.2e}"
+        assert case.run(x[:1]).shape == (1,)
+        print(f"libcirkit {kind}: max error {error:.1e}")
+
+
+def main() -> None:
+    """Run all checks; an assertion fails where one does not hold."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--draws", type=int, default=4000)
+    draws = parser.parse_args().draws
+    torch.set_num_threads(1)
+    for kind in ("ff", "cp", "hmm", "btree"):
+        r = 1 if kind == "ff" else 3
+        check_masked(kind, 4, r, 3, draws)
+        check_masked(kind, 2, r, 5, draws)
+    check_cirkit()
+
+
+if __name__ == "__main__":
+    main()

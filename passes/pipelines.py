@@ -1,0 +1,68 @@
+"""The pipelines, as data, and the order that they must keep, with reasons."""
+
+from __future__ import annotations
+
+from pcc.passes.manager import Pass
+from pcc.passes.registry import make
+
+CIRCUIT = (
+    "canonicalize",
+    "prune-zero",
+    "canonicalize",
+    "layerize",
+    "prune-unreachable",
+    "sum-collapse",
+    "fold-leaf-sums",
+    "fold-layers",
+    "prune-unreachable",
+    "canonicalize",
+    "fuse-tucker",
+    "fuse-cpt",
+    "fuse-cp",
+    "fold-constants",
+    "dce",
+)
+TENSOR = (
+    "expand-query",
+    "to-tensor",
+    "contraction-order",
+    "numerics",
+    "fold-constants",
+    "dce",
+)
+ORDER: tuple[tuple[str, str, str], ...] = (
+    ("prune-zero", "layerize", "a dropped term changes the fan-in that nodes are grouped by"),
+    ("sum-collapse", "fold-leaf-sums", "a collapsed sum over inputs is folded as one table"),
+    ("fold-leaf-sums", "fold-layers", "folded tables stack; sums over inputs would hide them"),
+    ("fold-layers", "fuse-tucker", "a stacked product layer is fused once, for all folds"),
+    ("fold-layers", "fuse-cpt", "a stacked product layer is fused once, for all folds"),
+    ("fuse-tucker", "fold-constants", "fused weights are built symbolically"),
+    ("expand-query", "to-tensor", "primitives only"),
+    ("to-tensor", "contraction-order", "contractions exist only as tensors"),
+    ("contraction-order", "numerics", "orders are chosen on linear expressions"),
+    ("numerics", "fold-constants", "logarithms of trained tables are taken at compile time"),
+)
+
+
+def check(pipeline: tuple[str, ...]) -> None:
+    """Raise if a pipeline breaks the order: of two passes, the first runs before the last one."""
+    last = {name: i for i, name in enumerate(pipeline)}
+    first = {name: i for i, name in reversed(list(enumerate(pipeline)))}
+    for before, after, reason in ORDER:
+        if before in first and after in last and first[before] > last[after]:
+            raise ValueError(f"'{before}' must come before '{after}': {reason}")
+
+
+check(CIRCUIT)
+check(TENSOR)
+
+
+def circuit_pipeline(*, maximise: bool = False) -> tuple[Pass, ...]:
+    """Return the passes over circuits; with `maximise`, those that also keep max-product."""
+    made = (make(name) for name in CIRCUIT)
+    return tuple(p for p in made if p.keeps_max or not maximise)
+
+
+def tensor_pipeline() -> tuple[Pass, ...]:
+    """Return the passes from a query to tensors."""
+    return tuple(make(name) for name in TENSOR)

@@ -1,0 +1,99 @@
+"""`verify`: a bundle's graphs against the float64 reference evaluator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pcc.bundle import inside
+from pcc.circuit import text
+from pcc.circuit.circuit import Circuit
+from pcc.errors import PccError
+from pcc.interp.reference import check, reference
+from pcc.ir.core import Values
+from pcc.runtime.engine import Engine, load
+from pcc.samples import error, sample_inputs
+
+TOLERANCE = 5e-5
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: the largest difference and whether it is within the tolerance."""
+
+    query: str
+    what: str
+    error: float
+    ok: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of verifying a bundle."""
+
+    path: Path
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every check is within its tolerance."""
+        return all(c.ok for c in self.checks)
+
+
+def verify(path: str | Path, *, seed: int = 1, rows: int = 2, provider: str = "cpu") -> Report:
+    """Run every query of a bundle on stored and fresh inputs and compare with the reference.
+
+    Stored samples were computed in float64 when the bundle was made. Fresh inputs are judged by
+    naive evaluation of the circuit as it was before any pass (`ir/00-circuit.pcir`): one masked
+    evaluation per question. Sums to one are checked by summing every variable out.
+    """
+    engine = load(path, provider)
+    circuit = stored_circuit(engine)
+    checks: list[Check] = []
+    for query, spec in engine.queries.items():
+        checks.append(_stored(engine, query))
+        inputs = sample_inputs(circuit, spec, seed, rows)
+        outputs = engine.run(query, **inputs)
+        for what, err in _against(circuit, query, inputs, outputs).items():
+            checks.append(Check(query, what, err, err <= TOLERANCE))
+    if "marginal" in engine.queries:
+        spec = engine.queries["marginal"]
+        inputs = sample_inputs(circuit, spec, seed, rows)
+        inputs["observed"] = np.zeros_like(inputs["observed"])
+        total = engine.run("marginal", **inputs)["log_prob"].astype(np.float64)
+        want = reference(circuit, "marginal", inputs)["log_prob"]
+        err = error(np.asarray(want, np.float64), total)
+        checks.append(Check("marginal", "everything summed out", err, err <= TOLERANCE))
+    return Report(Path(path), tuple(checks))
+
+
+def stored_circuit(engine: Engine) -> Circuit:
+    """Return the circuit that a bundle was compiled from."""
+    arrays = engine.path / "ir" / "arrays.safetensors"
+    module = text.load(inside(engine.path, "ir/00-circuit.pcir"), arrays)
+    if len(module.outputs) != 1:
+        raise PccError("E121", "the bundle's circuit has several outputs", at=str(engine.path))
+    return Circuit(module.outputs[0][1], module.cards, module.name)
+
+
+def _stored(engine: Engine, query: str) -> Check:
+    with np.load(inside(engine.path, f"samples/{query}.npz"), allow_pickle=False) as data:
+        arrays = {k: data[k] for k in data.files}
+    inputs = {k[3:]: v for k, v in arrays.items() if k.startswith("in.")}
+    outputs = engine.run(query, **inputs)
+    worst = max(error(arrays[f"out.{k}"], v) for k, v in outputs.items())
+    return Check(query, "stored samples", worst, worst <= TOLERANCE)
+
+
+def _against(
+    circuit: Circuit, query: str, inputs: Mapping[str, Values], outputs: Mapping[str, Values]
+) -> dict[str, float]:
+    if query in ("sample", "mode", "draft"):
+        return check(circuit, query, dict(inputs), dict(outputs))
+    want: dict[str, Any] = reference(circuit, query, dict(inputs))
+    return {f"{k} against masked evaluations": error(np.asarray(want[k], np.float64), v)
+            for k, v in outputs.items()}  # fmt: skip

@@ -1,0 +1,111 @@
+"""Building circuits by hand: each call returns an IR value over some variables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pcc.circuit import ops as c
+from pcc.circuit.circuit import Circuit
+from pcc.errors import PccError
+from pcc.ir.array import Array
+from pcc.ir.core import Op, Values, units
+from pcc.tensor import ops as t
+
+
+class Builder:
+    """Makes the layers of one circuit over variables with cardinalities `cards` (0: continuous).
+
+    >>> b = Builder(cards=[2, 2])
+    >>> x, y = b.bernoulli(0, [0.2, 0.7]), b.bernoulli(1, [0.5, 0.1])   # two units each
+    >>> circuit = b.circuit(b.sum(b.product(x, y), [[0.4, 0.6]]))
+    """
+
+    def __init__(self, cards: Sequence[int]) -> None:
+        self.cards = tuple(int(v) for v in cards)
+        if any(v < 0 or v == 1 for v in self.cards):
+            raise PccError("B101", f"cardinalities are 0 or at least 2, not {list(self.cards)}")
+
+    def categorical(self, var: int, probs: Any) -> Op:
+        """y[k] = probs[k, x_var]; `probs` is `[K, V]`, or `[V]` for one unit."""
+        p = self._weights("probs", probs)
+        p = p[None] if p.ndim == 1 else p
+        card = self._card(var, finite=True)
+        if p.ndim != 2 or p.shape[1] != card:
+            raise PccError("B102", f"probs has shape {p.shape}, variable {var} has {card} values")
+        return c.Categorical((var,), self._const(p[None]))
+
+    def bernoulli(self, var: int, p: Any) -> Op:
+        """P(x_var = 1) = p[k]."""
+        q = np.atleast_1d(self._weights("p", p))
+        if (q > 1).any():
+            raise PccError("B103", "a probability is above 1")
+        return self.categorical(var, np.stack([1 - q, q], axis=-1))
+
+    def binomial(self, var: int, trials: int, p: Any) -> Op:
+        """P(x_var = v) = C(trials, v) p^v (1-p)^(trials-v), as a table of trials + 1 values."""
+        q = np.atleast_1d(self._weights("p", p))
+        if (q > 1).any() or trials < 1:
+            raise PccError("B103", "a probability is above 1, or there are no trials")
+        v = np.arange(trials + 1)
+        count = np.array([math.comb(trials, int(k)) for k in v], float)
+        return self.categorical(var, count * q[:, None] ** v * (1 - q[:, None]) ** (trials - v))
+
+    def gaussian(self, var: int, mu: Any, sigma: Any) -> Op:
+        """N(x_var; mu[k], sigma[k])."""
+        self._card(var, finite=False)
+        m, s = np.broadcast_arrays(np.atleast_1d(mu), np.atleast_1d(sigma))
+        if not np.isfinite(m).all() or not (np.isfinite(s).all() and (s > 0).all()):
+            raise PccError("B103", "mu must be finite, sigma positive")
+        return c.Gaussian((var,), self._const(m[None]), self._const(s[None]))
+
+    def product(self, *xs: Op) -> Op:
+        """Unit-wise product of functions of disjoint variables."""
+        return c.Hadamard(xs) if len(xs) > 1 else xs[0]
+
+    def kronecker(self, a: Op, b: Op) -> Op:
+        """All pairwise products of units."""
+        return c.Kronecker(a, b)
+
+    def sum(self, x: Op | Sequence[Op], weights: Any) -> Op:
+        """Weighted sum: one layer with weights `[Ko, Ki]`, or several with `[H]` or `[K, H]`."""
+        w = self._weights("weights", weights)
+        if isinstance(x, Op):
+            w = w[None] if w.ndim == 1 else w
+            if w.ndim != 2 or w.shape[1] != units(x).k:
+                raise PccError("B102", f"weights have shape {w.shape} for {units(x).k} units")
+            return c.Sum(x, self._const(w[None]))
+        xs = tuple(x)
+        if not xs:
+            raise PccError("B102", "a sum needs operands")
+        w = np.broadcast_to(w, (units(xs[0]).k, w.shape[-1])) if w.ndim == 1 else w
+        if w.shape != (units(xs[0]).k, len(xs)):
+            raise PccError("B102", f"weights have shape {w.shape} for {len(xs)} operands")
+        return c.Mix(xs, self._const(w[None]))
+
+    def circuit(self, root: Op, name: str = "circuit") -> Circuit:
+        """Return the finished circuit; its root has one unit over every variable."""
+        return Circuit(root, self.cards, name)
+
+    def _card(self, var: int, *, finite: bool) -> int:
+        if not 0 <= var < len(self.cards):
+            raise PccError("B104", f"there is no variable {var}, only 0..{len(self.cards) - 1}")
+        card = self.cards[var]
+        if finite != (card > 0):
+            raise PccError("B104", f"variable {var} is {'finite' if card else 'continuous'}")
+        return card
+
+    def _weights(self, name: str, value: Any) -> Values:
+        try:
+            w = np.asarray(value, np.float64)
+        except (TypeError, ValueError):
+            raise PccError("B102", f"'{name}' is not an array of numbers") from None
+        if not np.isfinite(w).all() or (w < 0).any():
+            raise PccError("B103", f"'{name}' holds a negative number, NaN or infinity")
+        return w
+
+    def _const(self, value: Values) -> Op:
+        return t.Const(Array.of(np.asarray(value, np.float32)))

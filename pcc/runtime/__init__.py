@@ -1,0 +1,1 @@
+"""Loads and runs bundles; needs no part of the compiler."""

@@ -1,0 +1,84 @@
+"""Samples: seeded inputs of every query, their expected outputs, and ONNX Runtime's error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pcc.circuit.circuit import Circuit
+from pcc.interp.run import run
+from pcc.ir.core import Values
+from pcc.ir.module import Module
+from pcc.ir.semiring import Real
+
+ROWS = 3
+
+
+def sample_inputs(
+    circuit: Circuit, spec: Mapping[str, Any], seed: int, rows: int = ROWS
+) -> dict[str, Values]:
+    """Return seeded inputs for a query of the manifest: values in range, exact in float32."""
+    rng = np.random.default_rng([seed, 29])
+    out: dict[str, Values] = {}
+    for i in spec["inputs"]:
+        shape = (rows if i["shape"][0] == "B" else 1, *i["shape"][1:])
+        name = i["name"]
+        if name == "x":
+            cards = np.array([v or 3 for v in circuit.cards])
+            x = rng.integers(0, cards, shape)
+            out[name] = x if i["dtype"] == "i64" else x.astype(np.float32)
+        elif name == "carry":
+            out[name] = rng.integers(0, circuit.cards[0], shape)
+        elif i["dtype"] == "bool":
+            out[name] = rng.random(shape) < 0.5
+        elif name == "u":
+            out[name] = (rng.integers(0, 1 << 24, shape) / (1 << 24)).astype(np.float32)
+        else:
+            out[name] = rng.normal(size=shape).astype(np.float32)
+    return out
+
+
+def error(a: Values, b: Values) -> float:
+    """Return the largest difference; equal infinities differ by 0, integers by 0 or infinity."""
+    if a.shape != b.shape or np.isnan(b.astype(float)).any():
+        return float("inf")
+    if a.dtype.kind in "ib":
+        return 0.0 if np.array_equal(a, b) else float("inf")
+    with np.errstate(invalid="ignore"):
+        return float(np.where(a == b, 0.0, np.abs(a - b)).max(initial=0.0))
+
+
+def write_samples(
+    circuit: Circuit,
+    modules: Mapping[str, Module],
+    specs: Mapping[str, Any],
+    folder: Path,
+) -> dict[str, float]:
+    """Write `samples/QUERY.npz` (inputs `in.*`, float64 outputs `out.*`); return measured errors.
+
+    Nothing is measured where onnxruntime is not installed.
+    """
+    (folder / "samples").mkdir()
+    measured: dict[str, float] = {}
+    for q, module in modules.items():
+        inputs = sample_inputs(circuit, specs[q], 0)
+        wanted = [np.asarray(v) for v in run(module.roots, inputs, Real())]
+        wanted = [v.astype(np.float64) if v.dtype.kind == "f" else v for v in wanted]
+        named = dict(zip([o for o, _ in module.outputs], wanted, strict=True))
+        arrays = {f"in.{k}": v for k, v in inputs.items()} | {
+            f"out.{k}": v for k, v in named.items()
+        }
+        np.savez_compressed(folder / "samples" / f"{q}.npz", **arrays)
+        try:
+            import onnxruntime  # noqa: F401
+        except ImportError:
+            continue
+        from pcc.runtime.ort import open_session
+
+        session = open_session(folder / specs[q]["graph"], "cpu", 1)
+        got = session.run([o["onnx"] for o in specs[q]["outputs"]], inputs)
+        measured[q] = max(error(a, b) for a, b in zip(wanted, got, strict=True))
+    return measured
