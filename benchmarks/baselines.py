@@ -319,18 +319,18 @@ class CirkitCase:
         n = self.emission.shape[0]
         leaf = np.stack([self.emission[i][:, x[:, i]].T for i in range(n)])
         if self.kind == "cp":
-            return np.log(leaf.prod(0) @ self.sums[0][0].T)[:, 0]
+            return np.asarray(np.log(leaf.prod(0) @ self.sums[0][0].T)[:, 0])
         if self.kind == "hmm":
             value = leaf[n - 1]
             for k in range(n - 1):
                 value = leaf[n - 2 - k] * (value @ self.sums[k][0].T)
-            return np.log(value @ self.sums[n - 1][0].T)[:, 0]
+            return np.asarray(np.log(value @ self.sums[n - 1][0].T)[:, 0])
         rest = list(self.sums)
         if self.kind == "btree":
             leaf = leaf @ rest.pop(0).transpose(0, 2, 1)
         for w in rest:
             leaf = (leaf[0::2] * leaf[1::2]) @ w.transpose(0, 2, 1)
-        return np.log(leaf[0])[:, 0]
+        return np.asarray(np.log(leaf[0])[:, 0])
 
 
 def cirkit_shapes(kind: str, n: int, r: int) -> list[tuple[int, int, int]]:
@@ -387,7 +387,7 @@ def cirkit_export(
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         example = torch.randint(0, vocab, (2, n))
-        file = io.BytesIO()
+        file: Any = io.BytesIO()
         names: dict[str, Any] = {"input_names": ["x"], "output_names": ["log_prob"]}
         if dynamo:
             shape = ({0: torch.export.Dim("batch")},)
@@ -489,8 +489,8 @@ def main() -> None:
             u, carry = torch.rand(1, masked.uniforms), torch.tensor([7])
             forms: tuple[Rows, ...] = ("open", "expand", False)
 
-            def call(rows: Rows, m: Masked = masked, args: Any = (carry, u, e, s)) -> Call:
-                return lambda: m.draft(*args, rows=rows)
+            def call(rows: Rows, draft: Any = masked.draft, args: Any = (carry, u, e, s)) -> Call:
+                return lambda: draft(*args, rows=rows)
 
             times = interleaved({str(f): call(f) for f in forms}, seconds)
             cells = "".join(

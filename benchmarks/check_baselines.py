@@ -55,12 +55,12 @@ def enumerate_joint(kind: str, emission_logits: Array, sum_logits: list[Array]) 
         return joint
     nodes = [(level, f) for level in reversed(range(len(w))) for f in range(w[level].shape[0])]
     for drawn in itertools.product(range(r), repeat=len(nodes)):
-        z = dict(zip(nodes, drawn, strict=True))
+        state_of = dict(zip(nodes, drawn, strict=True))
         mass = 1.0
-        for (level, f), state in z.items():
-            parent = z.get((level + 1, f // 2), 0)
+        for (level, f), state in state_of.items():
+            parent = state_of.get((level + 1, f // 2), 0)
             mass *= w[level][f, parent, state]
-        joint += mass * emit([z[0, i // 2] for i in range(n)])
+        joint += mass * emit([state_of[0, i // 2] for i in range(n)])
     return joint
 
 

@@ -188,11 +188,11 @@ def _distance(a: Any, b: Any) -> float:
 def table(rows: list[Row]) -> str:
     """Return the rows as text."""
     out = [
-        f"{'name':22}{'baseline':15}{'pcc us':>10}{'raw us':>10}{'baseline us':>13}"
+        f"{'name':25}{'baseline':15}{'pcc us':>10}{'raw us':>10}{'baseline us':>13}"
         f"{'ratio':>8}{'raw':>8}{'parity':>10}{'compile s':>11}"
     ]
     for r in rows:
-        head = f"{r['name']:22}{r.get('baseline', ''):15}"
+        head = f"{r['name']:25}{r.get('baseline', ''):15}"
         if r["status"] != "ok":
             out.append(f"{head}{r['status']}: {r.get('reason', '')}")
             continue

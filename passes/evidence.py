@@ -71,14 +71,15 @@ class Evidence:
         return mk.reshape(mk.take(self.mask, [n.vars[f] for f in folds]), (len(folds), 1))
 
     def _padded(self, n: InputOp, p: Op, folds: list[int], *, masked: bool) -> Op:
-        # Two more columns, for an impossible value and for a variable that is summed out, make
-        # every case one table look-up.
+        # More columns, for impossible values and for a variable that is summed out, make every
+        # case one table look-up.
         f, k, v = tensor(p).shape
-        columns = [p, mk.full((f, k, 1), 0.0)]
-        index: Op = t.Category(self._index(n, folds), v)
+        empty = mk.full((f, k, 1), 0.0)
+        columns = [empty, p, empty]
+        index: Op = t.Column(self._index(n, folds), v)
         if masked:
             columns.append(mk.reshape(total(p), (f, k, 1)))
-            free = mk.const(np.full((f,), v + 1))
+            free = mk.const(np.full((f,), v + 2))
             index = t.Where(mk.reshape(self._mask(n, folds), (f,)), index, free)
         return t.Lookup(mk.concat(columns, 2), index)
 
@@ -87,9 +88,8 @@ class Evidence:
         index = self._index(n, folds)
         if self.trusted:
             return t.Lookup(p, index)
-        card = mk.const(np.full((f,), v))
-        index = t.Category(index, v)
-        valid = t.Less(index, card)
+        inside = t.Less(index, mk.const(np.full((f,), v)))
+        valid = t.And(inside, t.Less(mk.const(np.full((f,), -1)), index))
         safe = t.Where(valid, index, mk.const(np.zeros((f,), np.int64)))
         found = t.Lookup(p, safe)
         zero = mk.full((f, 1), 0.0)

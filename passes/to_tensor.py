@@ -97,17 +97,16 @@ def value(q: Value, *, scale: bool) -> Op:
 def _scaled(q: Value, known: list[bool | None], mask: Op | None) -> Op:
     tables = [n for n in postorder(q.root) if isinstance(n, c.Categorical)]
     width = max(tensor(n.p).shape[2] for n in tables)
-    top = np.zeros((q.variables, width + 2))
+    top = np.zeros((q.variables, width + 3))
     for n in tables:
         assert isinstance(n.p, t.Const)
         p = n.p.value.value.astype(np.float64)
-        best = np.zeros((len(n.vars), width + 2))
-        best[:, : p.shape[2]] = p.max(axis=1)
-        best[:, width + 1] = p.sum(axis=2).max(axis=1)
+        best = np.zeros((len(n.vars), width + 3))
+        best[:, 1 : 1 + p.shape[2]] = p.max(axis=1)
+        best[:, width + 2] = p.sum(axis=2).max(axis=1)
         np.maximum.at(top, list(n.vars), best)
     # Powers of two: dividing by them rounds nothing.
     power = np.exp2(np.ceil(np.log2(np.where(top > 0, top, 1.0))))
-    power[:, width] = 1.0
     ev = _ScaledEvidence(q.x, known, mask, width=width)
     for n in tables:
         ev.tables[n] = _scaled_table(n, width, 1.0 / power[list(n.vars)])
@@ -119,17 +118,18 @@ def _scaled(q: Value, known: list[bool | None], mask: Op | None) -> Op:
 
 
 def _scaled_table(n: c.Categorical, width: int, factor: Values) -> Op:
-    """Table, zeros up to column `width` and the totals, each column times its factor."""
+    """Table between columns of zeros, then the totals; each column times its factor."""
     f, k, v = tensor(n.p).shape
     zeros = mk.full((f, k, width + 1 - v), 0.0)
     totals = mk.reshape(t.ReduceSum(n.p, 2), (f, k, 1))
-    padded = t.Concat((n.p, zeros, totals), 2)
+    first = mk.full((f, k, 1), 0.0)
+    padded = t.Concat((first, n.p, zeros, totals), 2)
     return t.Mul(padded, mk.const(factor[:, None, :].astype(np.float32)))
 
 
 @dataclass
 class _ScaledEvidence(Evidence):
-    """Evidence over padded tables: column V for an impossible value, V + 1 for "summed out"."""
+    """Evidence over padded tables: columns 0 and V + 1 are impossible, V + 2 "summed out"."""
 
     tables: dict[Op, Op] = field(default_factory=dict)
     width: int = 0
@@ -138,8 +138,8 @@ class _ScaledEvidence(Evidence):
         """Return the table columns to read, `[len(variables)]`."""
         assert self.x is not None
         x = self.x if tensor(self.x).dtype == "i64" else t.Cast(self.x, "i64")
-        column: Op = t.Category(x, self.width)
-        free = mk.const(np.full(len(self.known), self.width + 1))
+        column: Op = t.Column(x, self.width)
+        free = mk.const(np.full(len(self.known), self.width + 2))
         if self.mask is not None:
             column = t.Where(self.mask, column, free)
         elif not all(self.known):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))  # `import strategies` in any test
+sys.path.insert(0, str(ROOT / "tests" / "support"))  # `import strategies` in any test
 
 
 def find_shared(path: str) -> Path:

@@ -21,6 +21,8 @@ LEAVES = {"errors", "knobs"}  # imported by every part, and import none
 SHARED = LEAVES | {"ir"}
 LEVELS = SHARED | {"circuit", "tensor"}
 CORE = LEVELS | {"interp"}
+LOADED = CORE | {"bundle", "samples"}  # what a loaded engine may use: no compiler
+BUILT = LOADED | {"frontends", "passes", "models", "backends", "runtime", "check", "environment"}
 # part: the other parts it may import. `pcc/__init__.py` is exempt: it holds the public names.
 MAY_IMPORT = {
     "errors": set[str](),
@@ -33,11 +35,14 @@ MAY_IMPORT = {
     "passes": CORE,
     "models": CORE | {"passes"},
     "backends": CORE | {"passes", "models"},
-    "runtime": CORE,
-    "driver": CORE | {"frontends", "passes", "models", "backends", "runtime"},
-    "train": CORE | {"frontends", "passes", "models", "backends", "runtime", "driver"},
-    "cli": CORE
-    | {"frontends", "passes", "models", "backends", "runtime", "driver", "train", "__init__"},
+    "bundle": LEAVES,
+    "samples": CORE | {"runtime"},
+    "runtime": CORE | {"bundle"},
+    "check": LOADED | {"runtime"},
+    "environment": LOADED | {"runtime"},
+    "driver": BUILT | {"__init__"},
+    "train": BUILT | {"driver"},
+    "cli": BUILT | {"driver", "train", "__init__"},
 }
 TORCH_PARTS = {"train", "frontends"}
 HEAVY = ("torch", "onnx", "onnx_ir", "sympy", "onnxruntime", "networkx")

@@ -11,29 +11,33 @@ from pcc.errors import PccError
 from pcc.ir import text as form
 from pcc.ir.core import Values
 from pcc.ir.module import Module
+from pcc.ir.text import resources, show
 
-MAX_BYTES = 4 << 30
-
-
-def show(module: Module) -> str:
-    """Return the module's canonical text."""
-    return form.show(module)
+__all__ = ["form", "load", "parse", "resources", "save", "show", "write"]
+MAX_BYTES = 1 << 30
 
 
-def parse(text: str, file: str = "<text>", have: form.Resources | None = None) -> Module:
+def parse(text: str, file: str = "<text>", resources: form.Resources | None = None) -> Module:
     """Return the module that `text` describes."""
     load_ops()
-    return form.parse(text, file, have)
+    return form.parse(text, file, resources)
 
 
-def save(module: Module, path: Path) -> None:
-    """Write `path` and, if arrays are named by hash, `path` with the suffix `.safetensors`."""
+def save(module: Module, path: Path | str) -> None:
+    """Write `path` and, if arrays are named by hash, `path` with the suffix `.safetensors`.
+
+    Arrays come first: a reader that sees new arrays with old text gets an error, never other
+    numbers, because text names arrays by their hash.
+    """
     from safetensors.numpy import save as encode
 
-    arrays = form.resources(module)
-    if arrays:
-        write(path.with_suffix(".safetensors"), encode(arrays))
-    write(path, form.show(module).encode())
+    path = Path(path)
+    beside = path.with_suffix(".safetensors")
+    if beside == path:
+        raise PccError("E011", "the text needs another suffix than .safetensors", at=str(path))
+    if arrays := resources(module):
+        write(beside, encode(arrays))
+    write(path, show(module).encode())
 
 
 def write(path: Path, data: bytes) -> None:
@@ -49,27 +53,33 @@ def write(path: Path, data: bytes) -> None:
         raise
 
 
-def load(path: Path, arrays: Path | None = None) -> Module:
+def load(path: Path | str, arrays: Path | None = None) -> Module:
     """Read a `.pcir` file and the arrays beside it."""
+    path = Path(path)
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
+        if path.exists() and not path.is_file():
+            raise PccError("E011", "this is not a file", at=str(path))
+        if (size := path.stat().st_size) > MAX_BYTES:
             raise PccError("E010", f"the file has {size} bytes", at=str(path))
-        text = path.read_bytes().decode("utf-8")
+        data = path.read_bytes()
+        text = data.decode("utf-8")
     except OSError as e:
         raise PccError("E011", f"cannot read the file: {e.strerror}", at=str(path)) from None
-    except UnicodeDecodeError:
-        raise PccError("E001", "the file is not UTF-8 text", at=str(path)) from None
+    except UnicodeDecodeError as e:
+        line = data.count(b"\n", 0, e.start) + 1
+        what = f"byte {data[e.start]:#04x} is not UTF-8 text"
+        hint = "a .pcir file is text; is this another kind of file?"
+        raise PccError("E001", what, at=f"{path}:{line}", hint=hint) from None
     return parse(text, str(path), _arrays(arrays or path.with_suffix(".safetensors")))
 
 
 def _arrays(path: Path) -> dict[str, Values]:
-    if not path.exists():
+    if not path.is_file():
         return {}
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     try:
         return dict(load_file(path))
-    except (SafetensorError, OSError, ValueError) as e:
+    except (SafetensorError, OSError, ValueError, KeyError, MemoryError) as e:
         raise PccError("E008", f"cannot read the arrays: {e}", at=str(path)) from None

@@ -1,105 +1,137 @@
-"""Circuit templates: fully factorised, CP (mixture), HMM, trees; trained or contextual.
+"""Circuit templates: fully factorised, CP (mixture), HMM, region graphs; trained or contextual.
 
-Trained: tables and weights are probabilities. Contextual: they are softmaxes of linear functions of
-an input `context [Bc, D]` (the published MTPC head, arXiv 2511.11346 §3.3), and the logits can be
-supplied instead (`Circuit.with_logits`). Layers are "cp-t": a product, then a dense sum.
+Trained: tables `[F,K,V]` and weights `[F,Ko,Ki]` are probabilities. Contextual (`context=D`): they
+are softmaxes of linear functions of an input `context [Bc,D]` (the published MTPC head, arXiv
+2511.11346 §3.3), and the logits can be supplied instead (`Circuit.with_logits`). Layers are "cp-t":
+a product, then a dense sum.
+
+`weights={"emissions": array, "sums": [array, ...]}` gives the parameters: tables `[s*n, r, V]` in
+token order (repetition by repetition), sums in the published order (HMM: the last transition first;
+trees: level by level from the leaves; the root last); contextual ones have a last axis D. Without
+`weights` they are drawn from `seed`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from pcc.circuit import ops as c
 from pcc.circuit.circuit import Circuit
 from pcc.errors import PccError
+from pcc.frontends.regions import Nested, RegionGraph, balanced, from_nested, shuffled
 from pcc.ir.array import Array
-from pcc.ir.core import Op, Values, units
+from pcc.ir.core import Op, Values
+from pcc.ir.types import variables_of
 from pcc.tensor import ops as t
 
-Nested: TypeAlias = Any  # int | tuple[Nested, ...]
-Weights: TypeAlias = Mapping[str, Any]
+Weights = Mapping[str, Any]
 
 
 class Parameters:
-    """Makes tables and weights `[F,K,V]`, `[F,Ko,Ki]` in the published order of sum layers."""
+    """Makes tables and weights, from arrays or a seed, and lists the logits among them."""
 
     def __init__(self, context: int, seed: int, weights: Weights | None) -> None:
+        if context < 0:
+            raise PccError("T100", f"the context has width {context}")
         self.context, self.rng = context, np.random.default_rng(seed)
         self.given = weights
+        if weights is not None and (bad := set(weights) ^ {"emissions", "sums"}):
+            what = f"weights need 'emissions' and 'sums'; wrong or missing: {sorted(bad)}"
+            raise PccError("T101", what)
         self.sums = list(weights["sums"]) if weights else []
         self.logits: list[tuple[str, Op, Op]] = []
         self.count = 0
 
-    def table(self, variables: Sequence[int], k: int, v: int, n: int) -> Op:
-        """Return the emission tables, one fold per entry of `variables`."""
-        shape = (len(variables), k, v)
+    def table(self, folds: int, k: int, v: int) -> Op:
+        """Return the emission tables."""
         value = None if self.given is None else np.asarray(self.given["emissions"])
-        token = t.Input("emission_logits", "f32", "b", shape)
-        order = tuple(variables)
-        swap: Op = token
-        if sorted(order) == list(range(n)) and order != tuple(range(n)):
-            swap = t.Take(token, 0, order)
-        return self._make(shape, value, "emission_logits", swap)
+        return self._make((folds, k, v), value, "emission_logits")
 
     def sum(self, folds: int, ko: int, ki: int) -> Op:
         """Return the weight of the next sum layer."""
-        shape, name = (folds, ko, ki), f"sum_logits.{self.count}"
+        name = f"sum_logits.{self.count}"
+        if self.given is not None and self.count >= len(self.sums):
+            raise PccError("T101", f"'sums' holds {len(self.sums)} arrays, but more are needed")
         value = np.asarray(self.sums[self.count]) if self.given is not None else None
         self.count += 1
-        return self._make(shape, value, name, t.Input(name, "f32", "b", shape))
+        return self._make((folds, ko, ki), value, name)
 
-    def _make(self, shape: tuple[int, ...], value: Values | None, name: str, swap: Op) -> Op:
+    def _make(self, shape: tuple[int, ...], value: Values | None, name: str) -> Op:
         full = (*shape, self.context) if self.context else shape
-        if value is not None and value.shape != full:
-            raise PccError("T101", f"'{name}' has shape {value.shape}, expected {full}")
-        if not self.context:
-            if value is None:
-                value = self.rng.dirichlet(np.ones(shape[-1]), shape[:-1])
-            return t.Const(Array.of(value.astype(np.float32)))
         if value is None:
-            value = self.rng.normal(size=full) / np.sqrt(self.context)
+            value = self._draw(full)
+        if value.shape != full:
+            raise PccError("T101", f"'{name}' has shape {value.shape}, expected {full}")
+        value = _numbers(value, name, negative=self.context > 0)
+        if not self.context:
+            return t.Const(Array.of(value))
         x = t.Input("context", "f32", "c", (self.context,))
-        logits = t.Contract(x, t.Const(Array.of(value.astype(np.float32))), "d,abcd->abc")
-        self.logits.append((name, logits, swap))
+        logits = t.Contract(x, t.Const(Array.of(value)), "d,abcd->abc")
+        self.logits.append((name, logits, t.Input(name, "f32", "b", shape)))
         return t.Softmax(logits)
 
+    def _draw(self, shape: tuple[int, ...]) -> Values:
+        if self.context:
+            return np.asarray(self.rng.normal(size=shape) / np.sqrt(self.context))
+        return self.rng.dirichlet(np.ones(shape[-1]), shape[:-1])
 
-def _check(n: int, r: int, vocab: int) -> None:
-    if n < 1 or r < 1 or vocab < 2:
-        raise PccError("T100", f"n={n}, r={r}, vocab={vocab}: n, r >= 1 and vocab >= 2")
+    def circuit(self, root: Op, sizes: tuple[int, int, int], kind: str) -> Circuit:
+        """Return the finished circuit; every given sum must have been used."""
+        n, r, vocab = sizes
+        if self.given is not None and self.count != len(self.sums):
+            what = f"'sums' holds {len(self.sums)} arrays, {kind} n={n} has {self.count} sum layers"
+            raise PccError("T101", what)
+        return Circuit(root, (vocab,) * n, f"{kind}-n{n}-r{r}", kind, r, tuple(self.logits))
 
 
-def _circuit(root: Op, n: int, r: int, vocab: int, kind: str, p: Parameters) -> Circuit:
-    return Circuit(root, (vocab,) * n, f"{kind}-n{n}-r{r}", kind, r, tuple(p.logits))
+def _numbers(value: Values, name: str, *, negative: bool) -> Values:
+    if value.dtype.kind not in "fiu":
+        raise PccError("T101", f"'{name}' holds {value.dtype} values, not numbers")
+    with np.errstate(over="ignore"):
+        value = value.astype(np.float32)
+    if not np.isfinite(value).all():
+        raise PccError("T101", f"'{name}' holds NaN or infinite values")
+    if not negative and (value < 0).any():
+        raise PccError("T101", f"'{name}' holds negative probabilities")
+    return value
 
 
-def _single(layer: Op) -> tuple[Op, ...]:
-    return tuple(c.Gather(layer, (f,)) for f in range(units(layer).folds))
+def _sizes(n: int, r: int, vocab: int) -> tuple[int, int, int]:
+    if n < 1 or r < 1 or vocab < 1:
+        raise PccError("T100", f"n={n}, r={r}, vocab={vocab}: each must be at least 1")
+    return n, r, vocab
+
+
+def _product(xs: Sequence[Op]) -> Op:
+    return xs[0] if len(xs) == 1 else c.Hadamard(tuple(xs))
+
+
+def _folds(layer: Op, count: int) -> list[Op]:
+    return [layer] if count == 1 else [c.Gather(layer, (f,)) for f in range(count)]
 
 
 def ff(
     n: int, vocab: int, *, context: int = 0, seed: int = 0, weights: Weights | None = None
 ) -> Circuit:
     """q(x) = prod_i phi_i(x_i)."""
-    _check(n, 1, vocab)
-    p = Parameters(context, seed, weights)
-    leaf = c.Categorical(tuple(range(n)), p.table(range(n), 1, vocab, n))
-    root = c.Hadamard(_single(leaf)) if n > 1 else leaf
-    return _circuit(root, n, 1, vocab, "ff", p)
+    sizes, p = _sizes(n, 1, vocab), Parameters(context, seed, weights)
+    leaf = c.Categorical(tuple(range(n)), p.table(n, 1, vocab))
+    return p.circuit(_product(_folds(leaf, n)), sizes, "ff")
+
+
+fully_factorised = ff
 
 
 def cp(
     n: int, r: int, vocab: int, *, context: int = 0, seed: int = 0, weights: Weights | None = None
 ) -> Circuit:
     """q(x) = sum_z w_z prod_i phi_{i,z}(x_i)."""
-    _check(n, r, vocab)
-    p = Parameters(context, seed, weights)
-    leaf = c.Categorical(tuple(range(n)), p.table(range(n), r, vocab, n))
-    joint = c.Hadamard(_single(leaf)) if n > 1 else leaf
-    return _circuit(c.Sum(joint, p.sum(1, 1, r)), n, r, vocab, "cp", p)
+    sizes, p = _sizes(n, r, vocab), Parameters(context, seed, weights)
+    leaf = c.Categorical(tuple(range(n)), p.table(n, r, vocab))
+    return p.circuit(c.Sum(_product(_folds(leaf, n)), p.sum(1, 1, r)), sizes, "cp")
 
 
 def hmm(
@@ -109,40 +141,40 @@ def hmm(
 
     Sum layer k = 0 is the last transition, k = n - 1 the initial distribution, as published.
     """
-    _check(n, r, vocab)
-    p = Parameters(context, seed, weights)
-    leaf = c.Categorical(tuple(range(n)), p.table(range(n), r, vocab, n))
-    state: Op = c.Gather(leaf, (n - 1,)) if n > 1 else leaf
-    for i in range(n - 2, -1, -1):
-        state = c.Hadamard((c.Gather(leaf, (i,)), c.Sum(state, p.sum(1, r, r))))
-    return _circuit(c.Sum(state, p.sum(1, 1, r)), n, r, vocab, "hmm", p)
+    sizes, p = _sizes(n, r, vocab), Parameters(context, seed, weights)
+    leaf = _folds(c.Categorical(tuple(range(n)), p.table(n, r, vocab)), n)
+    state = leaf[-1]
+    for x in reversed(leaf[:-1]):
+        state = c.Hadamard((x, c.Sum(state, p.sum(1, r, r))))
+    return p.circuit(c.Sum(state, p.sum(1, 1, r)), sizes, "hmm")
 
 
 def btree(
-    n: int, r: int, vocab: int, *, context: int = 0, seed: int = 0, weights: Weights | None = None
+    n: int,
+    r: int,
+    vocab: int,
+    *,
+    repetitions: int = 1,
+    shuffle: int | None = None,
+    context: int = 0,
+    seed: int = 0,
+    weights: Weights | None = None,
 ) -> Circuit:
     """Recursive halving: m_v[k] = sum_z W_v[k,z] m_L[z] m_R[z]; the root has one unit.
 
-    For n a power of two each level is one folded layer, sum layers bottom-up; otherwise `tree`.
+    `shuffle` is a seed: every repetition halves the variables in an order of its own. Repetitions
+    have leaves of their own and are mixed at the root.
     """
-    _check(n, r, vocab)
-    if n & (n - 1) or n < 2:
-        from pcc.frontends.regions import balanced
-
-        return tree(balanced(n), r, vocab, context=context, seed=seed, weights=weights)
-    p = Parameters(context, seed, weights)
-    level: Op = c.Categorical(tuple(range(n)), p.table(range(n), r, vocab, n))
-    folds = n
-    while folds > 1:
-        left, right = tuple(range(0, folds, 2)), tuple(range(1, folds, 2))
-        folds //= 2
-        pairs = c.Hadamard((c.Gather(level, left), c.Gather(level, right)))
-        level = c.Sum(pairs, p.sum(folds, r if folds > 1 else 1, r))
-    return _circuit(level, n, r, vocab, "btree", p)
+    sizes = _sizes(n, r, vocab)
+    if repetitions < 1:
+        raise PccError("T100", f"{repetitions} repetitions: there must be at least one")
+    seeds = range(repetitions) if shuffle is None else range(shuffle, shuffle + repetitions)
+    trees = [balanced(n) if shuffle is None else shuffled(n, s) for s in seeds]
+    return _forest([from_nested(x) for x in trees], sizes, "btree", (context, seed, weights))
 
 
 def tree(
-    nested: Nested,
+    region_tree: Nested | RegionGraph,
     r: int,
     vocab: int,
     *,
@@ -150,32 +182,130 @@ def tree(
     seed: int = 0,
     weights: Weights | None = None,
 ) -> Circuit:
-    """Region-graph tree given as nested tuples of variables, e.g. `((0, 1), (2, 3))`."""
-    order: list[int] = []
-    _leaves(nested, order)
-    n = len(order)
-    _check(n, r, vocab)
-    if sorted(order) != list(range(n)):
-        raise PccError("T102", f"the tree's leaves are {order}, expected 0..{n - 1} once each")
-    p = Parameters(context, seed, weights)
-    leaf = c.Categorical(tuple(range(n)), p.table(range(n), r, vocab, n))
-
-    def region(x: Nested, top: bool) -> Op:
-        if isinstance(x, int):
-            return c.Gather(leaf, (x,))
-        product = c.Hadamard(tuple(region(y, False) for y in x))
-        return c.Sum(product, p.sum(1, 1 if top else r, r))
-
-    return _circuit(region(nested, True), n, r, vocab, "tree", p)
+    """One region tree, e.g. `((0, 1), (2, 3))` or what `pcc.frontends.regions` makes."""
+    graph = region_tree if isinstance(region_tree, RegionGraph) else from_nested(region_tree)
+    sizes = _sizes(graph.n, r, vocab)
+    if not graph.is_tree:
+        raise PccError(
+            "T103",
+            "the region graph is not a tree of single variables",
+            hint="use templates.region_graph, which mixes partitions and shares regions",
+        )
+    return _forest([graph], sizes, "tree", (context, seed, weights))
 
 
-def _leaves(x: Nested, out: list[int], depth: int = 0) -> None:
-    if depth > 200:
-        raise PccError("T102", "the tree is nested deeper than 200 levels")
-    if isinstance(x, int) and not isinstance(x, bool):
-        out.append(x)
-    elif isinstance(x, tuple) and len(x) > 1:
-        for y in x:
-            _leaves(y, out, depth + 1)
+def _forest(
+    graphs: list[RegionGraph], sizes: tuple[int, int, int], kind: str, how: tuple[Any, ...]
+) -> Circuit:
+    """Trees of equal or unequal shape side by side: each level is one layer with F folds."""
+    (n, r, vocab), s, p = sizes, len(graphs), Parameters(*how)
+    leaf = c.Categorical(tuple(range(n)) * s, p.table(s * n, r, vocab))
+    if n == 1:
+        tops: list[Op] = [c.Sum(x, p.sum(1, 1, r)) for x in _folds(leaf, s)]
     else:
-        raise PccError("T102", f"a region is a variable or a tuple of two or more, not {x!r}")
+        tops = _levels(leaf, graphs, r, p)
+    if s == 1:
+        return p.circuit(tops[0], sizes, kind)
+    return p.circuit(c.Mix(tuple(tops), p.sum(1, 1, s)), sizes, kind)
+
+
+Node = tuple[int, int]  # (repetition, region)
+
+
+def _levels(leaf: Op, graphs: list[RegionGraph], r: int, p: Parameters) -> list[Op]:
+    """Build all levels bottom-up; return the roots, one fold and one unit each."""
+    n = graphs[0].n
+    place: dict[Node, tuple[int, int]] = {}  # region -> (layer, fold)
+    for rep, g in enumerate(graphs):
+        for i, scope in enumerate(g.scopes):
+            if not g.partitions[i]:
+                place[rep, i] = (0, rep * n + scope.bit_length() - 1)
+    layers: list[Op] = [leaf]
+    sizes = [n * len(graphs)]
+    for level in _order(graphs):
+        ins = [tuple((rep, q) for q in graphs[rep].partitions[i][0]) for rep, i in level]
+        root = level[0][1] == len(graphs[level[0][0]].scopes) - 1
+        columns = [
+            _gather(layers, sizes, [place[x] for x in col]) for col in zip(*ins, strict=True)
+        ]
+        layers.append(c.Sum(_product(columns), p.sum(len(level), 1 if root else r, r)))
+        sizes.append(len(level))
+        place.update((x, (len(layers) - 1, f)) for f, x in enumerate(level))
+    tops = [place[rep, len(g.scopes) - 1] for rep, g in enumerate(graphs)]
+    return [_gather(layers, sizes, [x]) for x in tops]
+
+
+def _order(graphs: list[RegionGraph]) -> list[list[Node]]:
+    """Group the inner regions into layers, in the published order.
+
+    Folds of a layer have the same height, arity and number of units. Within a layer they come in
+    the order in which their last part appears: breadth-first leaves, then the level before.
+    """
+    parent: dict[Node, Node] = {}
+    key: dict[Node, tuple[int, bool, int]] = {}
+    queue = [(rep, len(g.scopes) - 1) for rep, g in enumerate(graphs)]
+    for node in queue:  # grows while it is read: breadth first
+        rep, i = node
+        for parts in graphs[rep].partitions[i]:
+            queue += [(rep, q) for q in parts]
+            parent.update(((rep, q), node) for q in parts)
+    for rep, g in enumerate(graphs):
+        for i, height in enumerate(g.heights()):
+            if height:
+                key[rep, i] = (height, i == len(g.scopes) - 1, len(g.partitions[i][0]))
+    missing = {node: key[node][2] for node in key}
+    frontier = [x for x in queue if x not in key]
+    found: list[Node] = []
+    while frontier:
+        ready = []
+        for node in (parent[x] for x in frontier if x in parent):
+            missing[node] -= 1
+            if not missing[node]:
+                ready.append(node)
+        found += ready
+        frontier = ready
+    layers: dict[tuple[int, bool, int], list[Node]] = {}
+    for node in found:
+        layers.setdefault(key[node], []).append(node)
+    # Roots of unequal height still wait for nothing above them, so they may come where they fall.
+    return [layers[k] for k in sorted(layers)]
+
+
+def _gather(layers: list[Op], sizes: list[int], pairs: list[tuple[int, int]]) -> Op:
+    """Return the folds `(layer, fold)` as one layer."""
+    used = list(dict.fromkeys(layer for layer, _ in pairs))
+    start, total = {}, 0
+    for i in used:
+        start[i], total = total, total + sizes[i]
+    index = tuple(start[i] + f for i, f in pairs)
+    whole = layers[used[0]] if len(used) == 1 else c.Concat(tuple(layers[i] for i in used))
+    return whole if index == tuple(range(total)) else c.Gather(whole, index)
+
+
+def region_graph(
+    graph: RegionGraph | Nested,
+    r: int,
+    vocab: int,
+    *,
+    context: int = 0,
+    seed: int = 0,
+    weights: Weights | None = None,
+) -> Circuit:
+    """Any region graph: m_v[k] = sum_h w_v[k,h] sum_z W_{v,h}[k,z] prod_{u in parts h} m_u[z].
+
+    Partitions of a region are mixed; a region without partitions is a product of its variables.
+    Layers have one fold each; sums come partition by partition, then the mixture, parts first.
+    """
+    g = graph if isinstance(graph, RegionGraph) else from_nested(graph)
+    sizes, p = _sizes(g.n, r, vocab), Parameters(context, seed, weights)
+    leaf = _folds(c.Categorical(tuple(range(g.n)), p.table(g.n, r, vocab)), g.n)
+    made: list[Op] = []
+    for i, (scope, ways) in enumerate(zip(g.scopes, g.partitions, strict=True)):
+        ko = 1 if i == len(g.scopes) - 1 else r
+        if not ways:
+            x = _product([leaf[v] for v in variables_of(scope)])
+            made.append(x if ko == r and i < len(g.scopes) - 1 else c.Sum(x, p.sum(1, ko, r)))
+            continue
+        sums = [c.Sum(_product([made[q] for q in parts]), p.sum(1, ko, r)) for parts in ways]
+        made.append(sums[0] if len(sums) == 1 else c.Mix(tuple(sums), p.sum(1, ko, len(sums))))
+    return p.circuit(made[-1], sizes, "region-graph")

@@ -39,9 +39,8 @@ def run(
     for i, n in enumerate(order):
         value[n] = _value(n, value, inputs, s, leaves)
         for a in set(n.args):
-            if (
-                last[a] == i and a in value
-            ):  # free what no later node reads: deep circuits hold many rows
+            # Free what no later node reads: deep circuits would hold many rows.
+            if last[a] == i and a in value:
                 del value[a]
     return [value[r] for r in roots]
 

@@ -6,79 +6,117 @@
       return p = %1
     }
 
-One node a line, numbered in post-order, with its type, which the parser checks. Operand lists are
-in brackets. Small arrays are inline, `f32[2](0.5 0.5)`; others are named by content hash and their
-bytes come from a resource table. Equal modules print identically and parse to the same objects.
-Text is hostile input: no evaluation, bounded sizes, one error line with file and line number.
+One node a line, numbered in post-order, with its type, which the parser checks. `Op` fields are
+bare names, `tuple[Op, ...]` fields are in brackets, in field order. Arrays of at most 16 elements
+are inline and exact, `f32[2](0.5 -inf)`; others are named by content hash and their bytes come from
+a resource table. `show(parse(s)) == s` for printed text; `parse(show(m))` has the roots of `m`.
+
+Text is hostile input: nothing is evaluated, nothing recurses, sizes are bounded before memory is
+taken, and each fault is one line with file, line number and remedy.
 """
 
 from __future__ import annotations
 
+import difflib
+import hashlib
 import json
 import math
-import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from pcc.errors import PccError
 from pcc.ir.array import Array
 from pcc.ir.core import KINDS, OPS, Op, Values
+from pcc.ir.literals import INLINE, TRUTH, read_array, read_float, show_array, show_ints
 from pcc.ir.module import Module
+from pcc.ir.scan import Cursor, is_comment, quote
+from pcc.ir.types import Type, Units, show_scope
 
-Resources = Mapping[str, Values]
-INLINE = 16  # elements
-MAX_LINE, MAX_LINES, MAX_ITEMS = 8_000_000, 4_000_000, 4_000_000
-_HEAD = re.compile(r"circuit @([A-Za-z_][\w.-]{0,200}) \{cards=(\[[^\]]*\])\} \{")
-_NODE = re.compile(r"(%[0-9]+) = ([a-z]\.[a-z_]+)(?: ([%\[].*?))?(?: (\{.*\}))? : ([^:]+)")
-_ARRAY = re.compile(r"(f32|i64|bool)\[([0-9,]*)\]\(([^()]*)\)")
+Resources: TypeAlias = Mapping[str, Values] | Callable[[str], Values | None]
+MAX_LINE, MAX_LINES = 1 << 26, 1 << 22
+MAX_ITEMS = 1 << 24  # list elements in one file
+MAX_EXTENT = 1 << 40  # elements of one value, folds times units
+MAX_SCOPE_BYTES = 1 << 30  # of all scopes in one file
+MAX_RUNS = 64  # a scope of more runs is printed as a digest: text stays linear in the circuit
+
+# ---------------------------------------------------------------- printer
 
 
-def show(module: Module) -> str:
-    """Return the module's text."""
-    names: dict[Op, str] = {}
-    cards = " ".join(map(str, module.cards))
-    lines = [f"circuit @{module.name} {{cards=[{cards}]}} {{"]
-    for i, n in enumerate(module.nodes()):
-        names[n] = f"%{i}"
+def show(module: Module, *, loc: bool = False) -> str:
+    """Return the module's text, with `loc("file":line)` on request."""
+    lines = Lines(module.nodes(), loc)
+    outs = ", ".join(f"{_name(k)} = {lines.names[v]}" for k, v in module.outputs)
+    head = f"circuit @{_name(module.name)} {{cards={show_ints(module.cards)}}} {{"
+    body = (f"  {lines.line(n)}" for n in lines.names)
+    return "\n".join([head, *body, f"  return {outs}".rstrip(), "}"]) + "\n"
+
+
+class Lines:
+    """Prints nodes, named by their place in an order in which operands come first."""
+
+    def __init__(self, order: Iterable[Op], loc: bool = False) -> None:
+        self.names = {n: f"%{i}" for i, n in enumerate(order)}
+        self.loc = loc
+
+    def line(self, n: Op) -> str:
+        """Return the line of a node."""
         operands, attrs = [], []
         for f, k in zip(n.fields, n.kinds, strict=True):
             v = getattr(n, f)
             if k == "Op":
-                operands.append(names[v])
+                operands.append(self.name(v))
             elif k == "tuple[Op, ...]":
-                operands.append("[" + ", ".join(names[a] for a in v) + "]")
+                operands.append("[" + ", ".join(map(self.name, v)) + "]")
             else:
                 attrs.append(f"{f}={_show(v, k)}")
         args = " " + ", ".join(operands) if operands else ""
         body = " {" + ", ".join(attrs) + "}" if attrs else ""
-        lines.append(f"  {names[n]} = {n.name}{args}{body} : {n.type}")
-    outs = ", ".join(f"{k} = {names[v]}" for k, v in module.outputs)
-    return "\n".join([*lines, f"  return {outs}", "}"]) + "\n"
+        where = f" loc({_place(n.loc)})" if self.loc and n.loc else ""
+        return f"{self.names[n]} = {n.name}{args}{body} : {show_type(n.type)}{where}"
+
+    def name(self, n: Op) -> str:
+        """Return an operand's name; `%?` for one that the order does not hold."""
+        return self.names.get(n, "%?")
+
+
+def show_type(t: Type) -> str:
+    """Return `str(t)`, except that a scope of many runs is its size and a digest."""
+    if not isinstance(t, Units):
+        return str(t)
+    return f"units<{t.folds}x{t.k}>[{' '.join(map(_scope, t.scopes))}]"
+
+
+def _scope(mask: int) -> str:
+    if (mask & ~(mask << 1)).bit_count() <= MAX_RUNS:
+        return show_scope(mask)
+    data = mask.to_bytes((mask.bit_length() + 7) // 8, "little")
+    return f"{{{mask.bit_count()} variables {hashlib.sha256(data).hexdigest()[:16]}}}"
+
+
+def _name(s: str) -> str:
+    plain = s.isascii() and s.replace("_", "a").replace("-", "a").replace(".", "a").isalnum()
+    return s if plain and len(s) <= 200 else json.dumps(s)
+
+
+def _place(loc: str) -> str:
+    file, colon, line = loc.rpartition(":")
+    return f"{json.dumps(file)}:{line}" if colon and line.isdecimal() else json.dumps(loc)
 
 
 def _show(v: Any, kind: str) -> str:
-    if kind == "str":
-        return json.dumps(v)
-    if kind == "bool":
-        return "true" if v else "false"
-    if kind == "float":
-        return repr(v)
-    if kind == "tuple[int, ...]":
-        return "[" + " ".join(map(str, v)) + "]"
-    if kind == "Array":
-        if v.value.size > INLINE:
-            return f"#{v.ref}"
-        items = " ".join(_item(x, v.dtype) for x in v.value.ravel())
-        return f"{v.dtype}[{','.join(map(str, v.shape))}]({items})"
-    return str(v)
-
-
-def _item(x: Any, dtype: str) -> str:
-    if dtype == "bool":
-        return "true" if x else "false"
-    return str(int(x)) if dtype == "i64" else repr(float(x))
+    match kind:
+        case "str":
+            return json.dumps(v)
+        case "bool":
+            return "true" if v else "false"
+        case "tuple[int, ...]":
+            return show_ints(v)
+        case "Array":
+            return show_array(v)
+        case _:
+            return repr(v)
 
 
 def resources(module: Module) -> dict[str, Values]:
@@ -92,193 +130,265 @@ def resources(module: Module) -> dict[str, Values]:
     return {a.ref: a.value for a in arrays if a.value.size > INLINE}
 
 
-def parse(text: str, file: str = "<text>", have: Resources | None = None) -> Module:
-    """Return the module that `text` describes; arrays by hash come from `have`."""
-    return _Parser(file, have or {}).module(text)
+# ---------------------------------------------------------------- parser
+
+
+def parse(text: str, file: str = "<text>", resources: Resources | None = None) -> Module:
+    """Return the module that `text` describes; arrays by hash come from `resources`."""
+    table = {} if resources is None else resources
+    return _Parser(file, table if callable(table) else table.get).module(text)
 
 
 class _Parser:
-    def __init__(self, file: str, have: Resources) -> None:
-        self.file, self.have, self.line = file, have, 0
+    def __init__(self, file: str, find: Callable[[str], Values | None]) -> None:
+        self.file, self.find = file, find
         self.env: dict[str, Op] = {}
         self.arrays: dict[str, Array] = {}
-
-    def fail(self, code: str, what: str, hint: str = "") -> PccError:
-        return PccError(code, what, at=f"{self.file}:{self.line}", hint=hint)
+        self.cards: tuple[int, ...] = ()
+        self.items, self.scope_bytes = MAX_ITEMS, MAX_SCOPE_BYTES
 
     def module(self, text: str) -> Module:
-        lines = text.split("\n")
-        if len(lines) > MAX_LINES:
-            raise self.fail("E010", f"the text has more than {MAX_LINES} lines")
-        head: re.Match[str] | None = None
-        for self.line, raw in enumerate(lines, 1):
-            s = raw.split("//", 1)[0].strip() if '"' not in raw else raw.strip()
-            if not s:
+        start = Cursor(self.file, 1, "")
+        if text.count("\n") > MAX_LINES:
+            raise start.error("E010", f"the text has more than {MAX_LINES} lines")
+        name, outputs, closed, number = None, None, False, 0
+        for number, raw in enumerate(text.split("\n"), 1):
+            s = raw.strip()
+            if not s or is_comment(s):
                 continue
+            c = Cursor(self.file, number, s)
             if len(s) > MAX_LINE:
-                raise self.fail("E010", f"the line is longer than {MAX_LINE} characters")
-            if head is None:
-                if not (head := _HEAD.fullmatch(s)):
-                    raise self.fail(
-                        "E001", f"expected 'circuit @name {{cards=[..]}} {{', got {s[:60]!r}"
-                    )
-            elif s.startswith("return "):
-                return self.finish(head, s, lines)
+                raise c.error("E010", f"the line is longer than {MAX_LINE} characters")
+            if name is None:
+                name = self.head(c)
+            elif outputs is None:
+                outputs = self.statement(c)
+            elif not closed:
+                c.need("}", "the text ends with '}' after 'return'")
+                c.end()
+                closed = True
             else:
-                self.node(s)
-        raise self.fail("E004", "the text ends without 'return'")
+                raise c.error("E001", f"{quote(s)} comes after the end of the circuit")
+        if name is None or outputs is None:
+            last = Cursor(self.file, number, "")
+            what = "'circuit @name {cards=[..]} {'" if name is None else "'return name = %0'"
+            raise last.error("E004", f"the text ends without {what}", "the file may be cut off")
+        if not closed:
+            raise Cursor(self.file, number, "").expected("'}' after 'return'")
+        return Module(name, self.cards, outputs)
 
-    def finish(self, head: re.Match[str], s: str, lines: list[str]) -> Module:
-        outs: list[tuple[str, Op]] = []
-        for part in s.removeprefix("return ").split(", "):
-            name, eq, ref = part.partition(" = ")
-            if not eq or not name.isidentifier() or name in dict(outs):
-                raise self.fail("E001", f"cannot read the output {part[:60]!r}")
-            outs.append((name, self.ref(ref)))
-        rest = [x.strip() for x in lines[self.line :] if x.strip()]
-        if rest != ["}"]:
-            raise self.fail("E001", "expected a single '}' after 'return'")
-        cards = self.ints(head[2])
-        if any(c < 0 or c == 1 or c > 1 << 31 for c in cards):
-            raise self.fail("E001", "a cardinality is 0 (continuous) or at least 2")
-        return Module(head[1], cards, tuple(outs))
+    def head(self, c: Cursor) -> str:
+        form = "the first line is: circuit @name {cards=[2 3]} {"
+        c.need("circuit", form)
+        c.need("@", form)
+        name = c.name("the circuit's name")
+        for token in ("{", "cards", "="):
+            c.need(token, form)
+        self.cards = self.ints(c)
+        for token in ("}", "{"):
+            c.need(token, form)
+        c.end()
+        if any(not 0 <= n < 1 << 31 for n in self.cards):
+            raise c.error("E001", "a cardinality is below 0 or above 2^31", "0 means continuous")
+        return name
 
-    def node(self, s: str) -> None:
-        m = _NODE.fullmatch(s)
-        if not m:
-            raise self.fail(
-                "E001", f"cannot read {s[:80]!r}", "one node a line: '%1 = op %0 {..} : type'"
-            )
-        dst, op, operands, attrs, type_ = m.groups()
+    def statement(self, c: Cursor) -> tuple[tuple[str, Op], ...] | None:
+        if c.text.startswith("%"):
+            self.node(c)
+            return None
+        c.need("return", "a line defines a node, '%0 = ..', or is 'return name = %0'")
+        outs: dict[str, Op] = {}
+        while not outs or c.eat(","):
+            name = c.name("an output's name")
+            if name in outs:
+                raise c.error("E009", f"the output {quote(name)} is named twice")
+            c.need("=")
+            outs[name] = self.ref(c)
+        c.end()
+        return tuple(outs.items())
+
+    def node(self, c: Cursor) -> None:
+        c.need("%")
+        name = c.word("a node's name")
+        if name in self.env:
+            raise c.error("E009", f"%{name[:40]} is defined twice", "give each node its own name")
+        c.need("=")
+        op = c.word("an op")
         if op not in OPS:
-            raise self.fail("E002", f"unknown op {op!r}")
-        if dst in self.env:
-            raise self.fail("E005", f"{dst} is defined twice")
+            near = difflib.get_close_matches(op[:40], OPS, 1)
+            hint = f"did you mean '{near[0]}'?" if near else "'pcc ops' lists them"
+            raise c.error("E002", f"unknown op {quote(op)}", hint)
         cls = OPS[op]
-        groups = self.operands(operands or "")
-        given = self.attributes(attrs or "", cls)
-        kw: dict[str, Any] = {}
-        for f, k in zip(cls.fields, cls.kinds, strict=True):
-            if KINDS[k][1]:
-                if not groups or isinstance(groups[0], tuple) != (k != "Op"):
-                    raise self.fail("E006", f"'{op}' does not have the operands {operands!r}")
-                kw[f] = groups.pop(0)
-        if groups:
-            raise self.fail("E006", f"'{op}' has {len(groups)} operands too many")
-        try:
-            node = cls(**kw, **given, loc=f"{self.file}:{self.line}")  # type: ignore[call-arg]
-        except PccError as e:
-            raise self.fail(e.code, e.what, e.hint) from None
-        if str(node.type) != type_:
-            raise self.fail(
-                "E003", f"'{op}' has type {str(node.type)[:200]}, but the text says {type_[:200]}"
+        values = self.operands(c, cls)
+        self.attributes(c, cls, values)
+        c.need(":")
+        c.space()
+        rest = c.text[c.at :]
+        plain = not (" loc(" in rest or " //" in rest or " #" in rest)
+        type_, loc = (rest, "") if plain else self.tail(c, rest)
+        node = self.build(c, cls, values, loc or f"{self.file}:{c.line}")
+        if (want := show_type(node.type)) != type_:
+            raise c.error(
+                "E003",
+                f"'{op}' has type {want[:90]}, but the text says {quote(type_, 90)}",
+                "correct the type, or the operands that it follows from",
             )
-        self.env[dst] = node
+        self.env[name] = node
 
-    def operands(self, s: str) -> list[Any]:
-        out: list[Any] = []
-        for part in re.findall(r"\[[^\]]*\]|[^,\s][^,]*", s):
-            if part.startswith("["):
-                inner = part[1:-1].strip()
-                out.append(tuple(self.ref(x.strip()) for x in inner.split(",")) if inner else ())
-            else:
-                out.append(self.ref(part.strip()))
-        return out
+    def tail(self, c: Cursor, rest: str) -> tuple[str, str]:
+        """Split the end of a line into type and `loc(..)`; drop the comment."""
+        marks = (" loc(", " //", " # ")
+        at = min((i for m in marks if (i := rest.find(m)) >= 0), default=len(rest))
+        c.at += at
+        loc = ""
+        if c.eat("loc("):
+            loc = c.string()
+            if c.eat(":"):
+                loc += f":{c.integer('a line number')}"
+            c.need(")")
+        c.end()
+        return rest[:at].rstrip(), loc
 
-    def ref(self, name: str) -> Op:
-        if name not in self.env:
-            raise self.fail(
+    def build(self, c: Cursor, cls: type[Op], values: dict[str, Any], loc: str) -> Op:
+        try:
+            node = cls(**values, loc=loc)  # type: ignore[call-arg]
+        except PccError as e:
+            raise c.error(e.code, e.what, e.hint) from None
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
+            hint = "check its operands and attributes"
+            raise c.error("E006", f"'{cls.name}' cannot be built: {e}", hint) from None
+        t = node.type
+        if isinstance(t, Units):
+            self.take_scopes(c, sum(s.bit_length() for s in t.scopes))
+            size, least = t.folds * t.k, t.k
+        else:
+            size, least = math.prod(t.shape), min(t.shape, default=1)
+        if size > MAX_EXTENT or least < 0:
+            what = f"'{cls.name}' has {size if size < 1 << 63 else 'too many'} elements"
+            raise c.error("E010", what, f"a value has between 0 and {MAX_EXTENT} elements")
+        return node
+
+    def take_scopes(self, c: Cursor, bits: int) -> None:
+        self.scope_bytes -= bits // 8
+        if self.scope_bytes < 0:
+            raise c.error("E010", "the scopes of this file take too much memory")
+
+    def ref(self, c: Cursor) -> Op:
+        c.need("%", "an operand is the name of a node, '%0'")
+        name = c.word("a node's name")
+        node = self.env.get(name)
+        if node is None:
+            raise c.error(
                 "E005",
-                f"{name[:40]!r} is used before it is defined",
-                "nodes are listed operands first; a cycle cannot be written",
+                f"%{name[:40]} is used before it is defined",
+                "list operands first; a cycle cannot be written",
             )
-        return self.env[name]
+        return node
 
-    def attributes(self, s: str, cls: type[Op]) -> dict[str, Any]:
-        kinds = {f: k for f, k in zip(cls.fields, cls.kinds, strict=True) if not KINDS[k][1]}
+    def operands(self, c: Cursor, cls: type[Op]) -> dict[str, Any]:
         out: dict[str, Any] = {}
-        body = s[1:-1]
-        at = 0
-        while at < len(body):
-            m = re.compile(
-                r'(\w+)=("(?:[^"\\]|\\.)*"|[^,\[\]()]*\[[^\]]*\](?:\([^()]*\))?|[^,]*)(?:, |$)'
-            ).match(body, at)
-            if not m or m.end() == at:
-                raise self.fail("E001", f"cannot read the attributes at {body[at : at + 40]!r}")
-            key, text = m[1], m[2]
-            if key not in kinds or key in out:
-                raise self.fail("E006", f"'{cls.name}' has no free attribute {key!r}")
-            out[key] = self.value(text, kinds[key], key)
-            at = m.end()
-        if missing := [k for k in kinds if k not in out]:
-            raise self.fail("E006", f"'{cls.name}' lacks {missing}")
+        for f, k in zip(cls.fields, cls.kinds, strict=True):
+            if not KINDS[k][1]:
+                continue
+            if out:
+                c.need(",", f"'{cls.name}' takes {_signature(cls)}")
+            if k == "Op":
+                c.space()
+                if not c.text.startswith("%", c.at):
+                    raise c.error("E006", f"'{cls.name}' needs {f!r}", _signature(cls))
+                out[f] = self.ref(c)
+                continue
+            if not c.eat("["):
+                raise c.error("E006", f"'{cls.name}' needs the list {f!r}", _signature(cls))
+            many: list[Op] = []
+            while not c.eat("]"):
+                if many:
+                    c.need(",")
+                many.append(self.ref(c))
+            out[f] = tuple(many)
+        c.space()
+        if c.text[c.at : c.at + 1] in (",", "%", "["):
+            raise c.error("E006", f"'{cls.name}' has too many operands", _signature(cls))
         return out
 
-    def value(self, s: str, kind: str, key: str) -> Any:
-        try:
-            if kind == "int":
-                return int(s)
-            if kind == "float":
-                return float(s)
-            if kind == "str":
-                return json.loads(s) if s.startswith('"') else _refuse(s)
-            if kind == "bool":
-                return {"true": True, "false": False}[s]
-            if kind == "tuple[int, ...]":
-                return self.ints(s)
-        except (ValueError, KeyError):
-            raise self.fail(
-                "E001", f"attribute {key!r}: cannot read {s[:60]!r} as {kind}"
-            ) from None
-        return self.array(s)
+    def attributes(self, c: Cursor, cls: type[Op], out: dict[str, Any]) -> None:
+        kinds = {f: k for f, k in zip(cls.fields, cls.kinds, strict=True) if not KINDS[k][1]}
+        if c.eat("{"):
+            first = True
+            while first or c.eat(","):
+                first = False
+                key = c.word("an attribute")
+                if key not in kinds or key in out:
+                    why = "is given twice" if key in kinds else "is unknown"
+                    hint = f"'{cls.name}' has {', '.join(kinds) or 'no attributes'}"
+                    raise c.error("E006", f"attribute {quote(key)} {why}", hint)
+                c.need("=")
+                out[key] = self.value(c, kinds[key], key)
+            c.need("}")
+        for key in kinds:
+            if key not in out and not hasattr(cls, key):
+                raise c.error("E006", f"'{cls.name}' lacks the attribute {key!r}", _signature(cls))
 
-    def ints(self, s: str) -> tuple[int, ...]:
-        items = s[1:-1].split()
-        if not s.startswith("[") or not s.endswith("]") or len(items) > MAX_ITEMS:
-            raise self.fail("E001", f"expected a list of integers, got {s[:60]!r}")
-        try:
-            return tuple(map(int, items))
-        except ValueError:
-            raise self.fail("E001", f"expected a list of integers, got {s[:60]!r}") from None
+    def value(self, c: Cursor, kind: str, key: str) -> Any:
+        match kind:
+            case "int":
+                return c.integer(f"{key} as an integer")
+            case "float":
+                return read_float(c, c.word(f"{key} as a number", number=True))
+            case "str":
+                return c.string()
+            case "bool":
+                word = c.word(f"{key} as true or false")
+                if word not in TRUTH:
+                    raise c.error("E001", f"{key} is true or false, not {quote(word)}")
+                return TRUTH[word]
+            case "Array":
+                return self.array(c)
+            case _:
+                return self.int_list(c, key)
 
-    def array(self, s: str) -> Array:
-        if s.startswith("#"):
-            return self.resource(s[1:])
-        m = _ARRAY.fullmatch(s)
-        if not m:
-            raise self.fail("E001", f"cannot read the array {s[:60]!r}")
-        dtype, dims, items = m[1], m[2], m[3].split()
-        shape = tuple(int(d) for d in dims.split(",") if d)
-        if math.prod(shape) != len(items) or len(items) > INLINE:
-            raise self.fail(
-                "E007", f"{len(items)} elements for the shape {shape} (at most {INLINE})"
-            )
+    def int_list(self, c: Cursor, key: str) -> tuple[int, ...]:
+        values = self.ints(c)
+        if key == "vars":  # before a scope is made: a mask has as many bits as the largest index
+            if values and not 0 <= min(values) <= max(values) < len(self.cards):
+                what = f"the variables {show_ints(values)[:60]} are not below {len(self.cards)}"
+                raise c.error("E106", what, "cards lists one number for each variable")
+            self.take_scopes(c, sum(values))
+        return values
+
+    def ints(self, c: Cursor) -> tuple[int, ...]:
+        out = c.ints(self.items)
+        self.items -= len(out)
+        return out
+
+    def array(self, c: Cursor) -> Array:
+        if c.eat("#"):
+            return self.resource(c, c.word("an array's hash"))
+        return self.intern(c, read_array(c))
+
+    def intern(self, c: Cursor, value: object) -> Array:
         try:
-            if dtype == "bool":
-                flat: list[Any] = [{"true": True, "false": False}[x] for x in items]
-            else:
-                flat = [int(x) if dtype == "i64" else float(x) for x in items]
-            kind = {"f32": np.float32, "i64": np.int64, "bool": np.bool_}[dtype]
-            return Array.of(np.array(flat, kind).reshape(shape))
-        except (ValueError, KeyError, OverflowError):
-            raise self.fail("E007", f"cannot read the array {s[:60]!r}") from None
+            return Array.of(value)
         except PccError as e:
-            raise self.fail(e.code, e.what, e.hint) from None
+            raise c.error(e.code, e.what, e.hint) from None
 
-    def resource(self, ref: str) -> Array:
+    def resource(self, c: Cursor, ref: str) -> Array:
         if ref not in self.arrays:
-            if ref not in self.have:
-                raise self.fail(
-                    "E008",
-                    f"no bytes for the array #{ref[:60]}",
-                    "keep the .safetensors file beside the .pcir file",
-                )
-            a = Array.of(self.have[ref])
-            if a.ref != ref:
-                raise self.fail("E008", f"the bytes of #{ref[:60]} have another hash")
+            value = self.find(ref)
+            if value is None:
+                hint = "keep the .safetensors file beside the .pcir file"
+                raise c.error("E008", f"there are no bytes for the array #{ref[:60]}", hint)
+            a = self.intern(c, value)
+            if a.ref != ref or a.value.dtype != np.asarray(value).dtype:
+                hint = "the arrays belong to another version of this file"
+                raise c.error("E008", f"the bytes of #{ref[:60]} have the hash {a.ref}", hint)
             self.arrays[ref] = a
         return self.arrays[ref]
 
 
-def _refuse(s: str) -> Any:
-    raise ValueError(s)
+def _signature(cls: type[Op]) -> str:
+    shape = {"Op": "%{}", "tuple[Op, ...]": "[{}, ..]"}
+    fields = list(zip(cls.fields, cls.kinds, strict=True))
+    operands = ", ".join(shape[k].format(f) for f, k in fields if k in shape)
+    attrs = ", ".join(f"{f}=.." for f, k in fields if k not in shape)
+    return f"{cls.name} {operands}" + (f" {{{attrs}}}" if attrs else "")

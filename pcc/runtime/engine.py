@@ -105,6 +105,8 @@ class Engine:
         for name in feed:
             if name == "context" or "logits" in name:
                 a = feed[name]
+                if np.isfinite(np.add.reduce(a, axis=None)):
+                    continue  # no NaN and no infinity: one cheap pass instead of two
                 bad = np.isnan(a) | (np.isposinf(a) if "logits" in name else np.isinf(a))
                 if bad.any():
                     _refuse(name, bad, a)

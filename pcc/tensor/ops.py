@@ -518,13 +518,16 @@ class MaxContract(TensorOp, name="t.max_contract"):
 # ---------------------------------------------------------------- index ops
 
 
-class Category(Unary, name="t.category"):
-    """x if 0 <= x < card, else card (the index of an impossible value); x i64."""
+class Column(Unary, name="t.column"):
+    """1 + min(max(x, -1), card): 1..card for a possible value, 0 or card + 1 for others; x i64.
+
+    Tables with an empty column at each end need no further test of x.
+    """
 
     card: int
 
     def eval(self, s: Semiring, *args: Values) -> Values:
-        return np.where((args[0] >= 0) & (args[0] < self.card), args[0], self.card)
+        return np.clip(args[0], -1, self.card) + 1
 
 
 class FloorDiv(Unary, name="t.floor_div"):
