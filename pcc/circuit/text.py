@@ -12,9 +12,9 @@ from pcc.ir import text as form
 from pcc.ir.core import Values
 from pcc.ir.module import Module
 from pcc.ir.text import resources, show
+from pcc.knobs import MAX_TEXT_BYTES
 
 __all__ = ["form", "load", "parse", "resources", "save", "show", "write"]
-MAX_BYTES = 1 << 30
 
 
 def parse(text: str, file: str = "<text>", resources: form.Resources | None = None) -> Module:
@@ -59,7 +59,7 @@ def load(path: Path | str, arrays: Path | None = None) -> Module:
     try:
         if path.exists() and not path.is_file():
             raise PccError("E011", "this is not a file", at=str(path))
-        if (size := path.stat().st_size) > MAX_BYTES:
+        if (size := path.stat().st_size) > MAX_TEXT_BYTES:
             raise PccError("E010", f"the file has {size} bytes", at=str(path))
         data = path.read_bytes()
         text = data.decode("utf-8")

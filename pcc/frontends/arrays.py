@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 
 from pcc.errors import PccError
-
-MAX_BYTES = 4 << 30
+from pcc.knobs import MAX_ARRAY_BYTES
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     """Return the arrays of an `.npz` file; pickled objects and oversized members are refused."""
     try:
         with zipfile.ZipFile(path) as z:
-            if sum(i.file_size for i in z.infolist()) > MAX_BYTES:
-                raise PccError("C110", f"the arrays take more than {MAX_BYTES} bytes", at=str(path))
+            if sum(i.file_size for i in z.infolist()) > MAX_ARRAY_BYTES:
+                raise PccError(
+                    "C110", f"the arrays take more than {MAX_ARRAY_BYTES} bytes", at=str(path)
+                )
         with np.load(path, allow_pickle=False) as data:
             return {k: data[k] for k in data.files}
     except OSError as e:

@@ -16,8 +16,8 @@ from pcc.circuit.circuit import Circuit
 from pcc.errors import PccError
 from pcc.interp.run import log_value
 from pcc.ir.core import Values
+from pcc.knobs import MAX_STATES
 
-MAX_STATES = 1 << 16
 NAMES = ("x", "observed", "target", "carry", "u")
 
 

@@ -18,10 +18,8 @@ from pcc.interp.run import log_value, run
 from pcc.ir.core import Op, Values
 from pcc.ir.semiring import MaxPlus
 from pcc.ir.types import Tensor, Units
+from pcc.knobs import CELLS, ROWS
 
-CHUNK = 4096  # rows per evaluation
-VALUES = 6  # random values per position, beside the drawn one, at which draft rows are compared
-CELLS = 1 << 25  # float64 values that one node may hold
 NAMES = ("x", "observed", "target", "carry", "u")
 
 
@@ -30,7 +28,7 @@ class _Model:
         self.circuit, self.n = circuit, circuit.n
         self.params = {k: np.asarray(v) for k, v in inputs.items() if k not in NAMES}
         self.cards = np.array(circuit.cards)
-        self.chunk = max(1, min(CHUNK, CELLS // max(map(_cells, circuit.module().nodes()))))
+        self.chunk = max(1, min(ROWS, CELLS // max(map(_cells, circuit.module().nodes()))))
 
     def value(self, x: Values, seen: Values, rows: Values, *, maximise: bool = False) -> Values:
         """Return log p(x[seen]) `[len(x)]`; `rows` says which request row each belongs to."""

@@ -10,9 +10,8 @@ import numpy as np
 from pcc.ir.array import Array
 from pcc.ir.core import Values
 from pcc.ir.scan import Cursor, quote
+from pcc.knobs import INLINE_ELEMENTS, MAX_INLINE_ELEMENTS
 
-INLINE = 16  # elements of an array that the printer writes inline
-MAX_INLINE = 4096  # elements of an inline array that the parser reads
 TRUTH = {"true": True, "false": False}
 _DTYPES: dict[str, Any] = {"f32": np.float32, "i64": np.int64, "bool": np.bool_}
 _TOO_LARGE = float(2**128 - 2**103)  # rounds to infinity in 32 bits
@@ -36,7 +35,7 @@ def show_ints(values: tuple[int, ...]) -> str:
 
 def show_array(a: Array) -> str:
     """Return an array inline if it is small, else its hash."""
-    if a.value.size > INLINE:
+    if a.value.size > INLINE_ELEMENTS:
         return f"#{a.ref}"
     items = " ".join(_item(x) for x in a.value.ravel())
     return f"{a.dtype}[{','.join(map(str, a.shape))}]({items})"
@@ -62,11 +61,11 @@ def read_array(c: Cursor) -> Values:
     if len(dims) > 16 or not all(d.isascii() and d.isdigit() and len(d) < 12 for d in dims):
         raise c.error("E007", f"cannot read the shape {quote(','.join(dims))}")
     c.need("(")
-    items = c.inside(")").split(None, MAX_INLINE)
+    items = c.inside(")").split(None, MAX_INLINE_ELEMENTS)
     shape = tuple(map(int, dims))
-    if math.prod(shape) != len(items) or len(items) > MAX_INLINE:
+    if math.prod(shape) != len(items) or len(items) > MAX_INLINE_ELEMENTS:
         what = f"the shape {shape} has {math.prod(shape)} elements, {len(items)} are listed"
-        raise c.error("E007", what, f"at most {MAX_INLINE} elements are inline")
+        raise c.error("E007", what, f"at most {MAX_INLINE_ELEMENTS} elements are inline")
     flat = [_element(c, x, dtype) for x in items]
     return np.array(flat, _DTYPES[dtype]).reshape(shape)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from pcc.errors import PccError
 from pcc.ir.core import Op, Uses, postorder, rewrite
@@ -16,7 +16,6 @@ class Module:
     name: str
     cards: tuple[int, ...]
     outputs: tuple[tuple[str, Op], ...]
-    meta: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 
     @property
     def roots(self) -> tuple[Op, ...]:

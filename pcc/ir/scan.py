@@ -10,6 +10,7 @@ import json
 import re
 
 from pcc.errors import PccError
+from pcc.knobs import MAX_QUOTED
 
 _SPACE = re.compile(r"[ \t]*")
 _WORD = re.compile(r"[A-Za-z0-9_.-]*")
@@ -17,7 +18,6 @@ _NUMBER = re.compile(r"[A-Za-z0-9_.+-]*")
 _STRING = re.compile(r'"[^"\\\x00-\x1f]*(?:\\.[^"\\\x00-\x1f]*)*"')
 _INTS = re.compile(r"[0-9 -]*")
 _DIGITS = 19
-SHORT = 240
 HINT = "one node a line: %1 = op %0, [%2, %3] {key=value} : type"
 
 
@@ -36,7 +36,7 @@ class Cursor:
 
     def error(self, code: str, what: str, hint: str = "") -> PccError:
         """Return an error at this line; callers raise it."""
-        short = what if len(what) <= SHORT else what[:SHORT] + "..."
+        short = what if len(what) <= MAX_QUOTED else what[:MAX_QUOTED] + "..."
         return PccError(code, " ".join(short.split()), at=f"{self.file}:{self.line}", hint=hint)
 
     def expected(self, what: str, hint: str = "") -> PccError:

@@ -93,21 +93,7 @@ class LogReal(Semiring):
         return np.asarray(a + b)
 
     def contract(self, eq: str, w: Values | None, *xs: Values) -> Values:
-        terms, out = split_equation(eq)
-        names = terms[1:] if w is not None else terms
-        shift: Values = np.zeros(())
-        scaled = []
-        for t, x in zip(names, xs, strict=True):
-            gone = tuple(i - len(t) for i, c in enumerate(t) if c not in out)
-            top = x if not gone else x.max(axis=gone, keepdims=True)
-            top = np.where(np.isneginf(top), 0.0, top)
-            scaled.append(np.exp(x - top))
-            kept = np.squeeze(top, axis=gone) if gone else top
-            left = "".join(c for c in t if c in out)
-            shift = shift + _spread(kept, left, out)
-        y = np.einsum(rows(eq), *([] if w is None else [w]), *scaled)
-        with np.errstate(divide="ignore"):
-            return np.asarray(np.log(y) + shift)
+        return log_einsum(eq, w, *xs)
 
     def unit(self, p: Values) -> Values:
         with np.errstate(divide="ignore"):
@@ -117,22 +103,83 @@ class LogReal(Semiring):
         return np.asarray(np.exp(x))
 
 
+TINY = 1e-200  # a shifted sum below this may have lost terms: it is summed again, term by term
+
+
+def log_einsum(eq: str, w: Values | None, *xs: Values) -> Values:
+    """log einsum(eq, w, exp(xs)..): `w` linear or absent, `xs` in logs, shifted by their maxima.
+
+    Where the largest x meets a zero weight the shifted sum underflows; such rows are summed again
+    with one shift for each result.
+    """
+    terms, out = split_equation(eq)
+    names = terms[1:] if w is not None else terms
+    shift: Values = np.zeros(())
+    scaled = []
+    for t, x in zip(names, xs, strict=True):
+        gone = tuple(i - len(t) for i, c in enumerate(t) if c not in out)
+        top = x if not gone else x.max(axis=gone, keepdims=True)
+        top = np.where(np.isneginf(top), 0.0, top)
+        scaled.append(np.exp(x - top))
+        kept = np.squeeze(top, axis=gone) if gone else top
+        left = "".join(c for c in t if c in out)
+        shift = shift + _spread(kept, left, out)
+    y = np.asarray(np.einsum(rows(eq), *([] if w is None else [w]), *scaled))
+    with np.errstate(divide="ignore"):
+        total = np.asarray(np.log(y) + shift)
+        logs = list(xs) if w is None else [np.log(w), *xs]
+    lost = y < TINY
+    if lost.any() and (again := _lost_rows(eq, lost, logs)).size:
+        total = np.array(np.broadcast_to(total, y.shape))
+        if y.ndim == len(out):
+            return _log_sum(eq, *logs)
+        for r in again:
+            part = [x[r] if x.ndim > len(t) and len(x) > 1 else x for t, x in zip(terms, logs)]  # noqa: B905
+            total[r] = _log_sum(eq, *part).reshape(total[r].shape)
+    return total
+
+
+def _lost_rows(eq: str, lost: Values, logs: list[Values]) -> Values:
+    """Return the rows (or [0] without a batch axis) where a lost sum has a positive term."""
+    some = np.einsum(rows(eq), *((~np.isneginf(x)).astype(np.float64) for x in logs))
+    bad = np.atleast_2d((lost & (some > 0)).reshape(len(lost) if lost.ndim else 1, -1))
+    return np.flatnonzero(bad.any(axis=1))
+
+
+def _log_sum(eq: str, *logs: Values) -> Values:
+    """log einsum(eq, exp(logs)..), each result shifted by its own largest term."""
+    total, gone, order = _terms(eq, *logs)
+    top = total.max(axis=gone, keepdims=True) if gone else total
+    top = np.where(np.isneginf(top), 0.0, top)
+    with np.errstate(divide="ignore"):
+        y = np.log(np.exp(total - top).sum(axis=gone, keepdims=True)) + top
+    y = np.squeeze(y, axis=gone)
+    lead = y.ndim - len(order)
+    return np.asarray(y.transpose(*range(lead), *(lead + i for i in order)))
+
+
+def _terms(eq: str, *logs: Values) -> tuple[Values, tuple[int, ...], list[int]]:
+    """Return every term of a contraction in logs, the axes to reduce, and the result's order."""
+    ins, out = split_equation(eq)
+    letters = "".join(dict.fromkeys("".join(ins) + out))
+    total: Values = np.zeros(())
+    for t, x in zip(ins, logs, strict=True):
+        total = total + _spread(x, t, letters)
+    left = [c for c in letters if c in out]
+    gone = tuple(i - len(letters) for i, c in enumerate(letters) if c not in out)
+    return total, gone, [left.index(c) for c in out]
+
+
 class MaxPlus(LogReal):
     """Max-product over logs: a sum is replaced by its largest term."""
 
     name = "max-plus"
 
     def contract(self, eq: str, w: Values | None, *xs: Values) -> Values:
-        terms, out = split_equation(eq)
-        letters = "".join(dict.fromkeys("".join(terms) + out))
-        total: Values = np.zeros(())
-        for t, x in zip(terms, ([] if w is None else [self.unit(w)]) + list(xs), strict=True):
-            total = total + _spread(x, t, letters)
-        gone = tuple(i - len(letters) for i, c in enumerate(letters) if c not in out)
+        logs = xs if w is None else (self.unit(w), *xs)
+        total, gone, order = _terms(eq, *logs)
         best = total.max(axis=gone) if gone else total
-        left = [c for c in letters if c in out]
-        order = [left.index(c) for c in out]
-        lead = best.ndim - len(left)
+        lead = best.ndim - len(order)
         return np.asarray(best.transpose(*range(lead), *(lead + i for i in order)))
 
 

@@ -29,17 +29,21 @@ import numpy as np
 from pcc.errors import PccError
 from pcc.ir.array import Array
 from pcc.ir.core import KINDS, OPS, Op, Values
-from pcc.ir.literals import INLINE, TRUTH, read_array, read_float, show_array, show_ints
+from pcc.ir.literals import TRUTH, read_array, read_float, show_array, show_ints
 from pcc.ir.module import Module
 from pcc.ir.scan import Cursor, is_comment, quote
 from pcc.ir.types import Type, Units, show_scope
+from pcc.knobs import (
+    INLINE_ELEMENTS,
+    MAX_EXTENT,
+    MAX_ITEMS,
+    MAX_LINE,
+    MAX_LINES,
+    MAX_SCOPE_BYTES,
+    MAX_SCOPE_RUNS,
+)
 
 Resources: TypeAlias = Mapping[str, Values] | Callable[[str], Values | None]
-MAX_LINE, MAX_LINES = 1 << 26, 1 << 22
-MAX_ITEMS = 1 << 24  # list elements in one file
-MAX_EXTENT = 1 << 40  # elements of one value, folds times units
-MAX_SCOPE_BYTES = 1 << 30  # of all scopes in one file
-MAX_RUNS = 64  # a scope of more runs is printed as a digest: text stays linear in the circuit
 
 # ---------------------------------------------------------------- printer
 
@@ -89,7 +93,7 @@ def show_type(t: Type) -> str:
 
 
 def _scope(mask: int) -> str:
-    if (mask & ~(mask << 1)).bit_count() <= MAX_RUNS:
+    if (mask & ~(mask << 1)).bit_count() <= MAX_SCOPE_RUNS:
         return show_scope(mask)
     data = mask.to_bytes((mask.bit_length() + 7) // 8, "little")
     return f"{{{mask.bit_count()} variables {hashlib.sha256(data).hexdigest()[:16]}}}"
@@ -127,7 +131,7 @@ def resources(module: Module) -> dict[str, Values]:
         for f, k in zip(n.fields, n.kinds, strict=True)
         if k == "Array"
     )
-    return {a.ref: a.value for a in arrays if a.value.size > INLINE}
+    return {a.ref: a.value for a in arrays if a.value.size > INLINE_ELEMENTS}
 
 
 # ---------------------------------------------------------------- parser

@@ -1,0 +1,27 @@
+"""Every tunable number, with its reason. A limit bounds memory or time for input from strangers."""
+
+from __future__ import annotations
+
+# Text form (docs/ir.md, Limits).
+INLINE_ELEMENTS = 16  # the printer writes arrays up to this size inline, larger ones by hash
+MAX_INLINE_ELEMENTS = 4096  # the parser reads inline arrays up to this size
+MAX_LINE = 1 << 26  # characters of a line
+MAX_LINES = 1 << 22
+MAX_ITEMS = 1 << 24  # integers in all lists of one file: `[0-9999999999]` is short to write
+MAX_EXTENT = 1 << 40  # elements of one value, folds times units
+MAX_SCOPE_BYTES = 1 << 30  # of all scopes in one file
+MAX_SCOPE_RUNS = 64  # a scope of more runs prints as a digest, so that text stays linear
+MAX_TEXT_BYTES = 1 << 30  # of a .pcir file
+MAX_QUOTED = 240  # characters of a message
+
+# Verifier.
+SHOWN_FINDINGS = 10  # findings printed in place; the error counts the others
+SHOWN_OPERANDS = 4  # operand lines printed above a finding
+
+# Evaluators.
+MAX_STATES = 1 << 16  # joint states that enumeration lists
+ROWS = 4096  # rows per evaluation of the reference
+CELLS = 1 << 25  # float64 values that one node may hold in the reference (256 MiB)
+
+# Frontends.
+MAX_ARRAY_BYTES = 4 << 30  # of all arrays in one .npz file, unpacked
