@@ -22,14 +22,20 @@ def contract(g: Graph, x: ir.Value, a: Op, b: Op, eq: str) -> ir.Value:
     (ta, tb), out = split_equation(eq)
     if len(ta) == 1 and tb[-1] == ta and out == tb[:-1] and isinstance(b, t.Const):
         return _projection(g, x, a, b)
+    if len(ta) == len(tb) == len(out) == 2 and isinstance(b, t.Const) and g.layout.position == 0:
+        if tb == out[1] + ta[1] and out[0] == ta[0]:
+            return g("MatMul", x, g.weight(b.value, transposed=True))  # type: ignore[no-any-return]
+        if tb == ta[1] + out[1] and out[0] == ta[0]:
+            return g("MatMul", x, g.weight(b.value))  # type: ignore[no-any-return]
     if len(ta) == 2 and len(tb) == 3 and len(out) == 2 and ta[0] == tb[0] == out[0]:
         if ta[1] == tb[2] and out[1] == tb[1]:
             return _rows(g, x, a, b, transposed=True)
         if ta[1] == tb[1] and out[1] == tb[2]:
             return _rows(g, x, a, b, transposed=False)
     if ta == tb and out == ta[:-1]:
-        product = g("Mul", x, g.operand(b, t.Mul(a, b)))
-        return g.reduce("ReduceSum", product, [g.layout.axis(t.Mul(a, b), len(ta) - 1)])
+        both = t.Mul(a, b)
+        product = g("Mul", _lifted(g, both, a, x), g.operand(b, both))
+        return g.reduce("ReduceSum", product, [g.layout.axis(both, len(ta) - 1)])
     return _einsum(g, x, a, b, eq)
 
 
@@ -79,7 +85,8 @@ def _einsum(g: Graph, x: ir.Value, a: Op, b: Op, eq: str) -> ir.Value:
         p = min(g.layout.position, len(letters))
         return letters[:p] + "z" + letters[p:] if batched else letters
 
-    if g.layout.position == 0:  # an ellipsis lets one context row serve every row
+    mixed = {tensor(a).batch, tensor(b).batch} == {"b", "c"}
+    if mixed and g.layout.position == 0:  # an ellipsis lets one context row serve every row
         spec = f"...{ta},...{tb}->...{out}"
     else:
         left, right = term(ta, bool(tensor(a).batch)), term(tb, bool(tensor(b).batch))
@@ -108,11 +115,12 @@ def _aligned(g: Graph, n: t.LogContract, top: ir.Value, tx: str, out: str) -> ir
     sizes = dict(zip(tx, tensor(n.x).shape, strict=True))
     want = [sizes[c] if c in kept else 1 for c in out]
     have = [sizes[c] if c in kept else 1 for c in tx]
-    if want == have and [c for c in out if c in kept] == kept:
+    lift = not tensor(n.x).batch and bool(tensor(n).batch) and g.layout.position == 1
+    if want == have and not lift and [c for c in out if c in kept] == kept:
         return top
     if tensor(n.x).batch:
         want.insert(min(g.layout.position, len(want)), -1)
-    elif tensor(n).batch and g.layout.position == 1:
+    elif lift:
         want.insert(1, 1)
     return g.reshape(top, want)
 
@@ -126,7 +134,7 @@ def _(g: Graph, n: t.MaxContract) -> ir.Value:
         shift = 1 if tensor(n.x).batch else 0
         p = min(g.layout.position, len(tx))
         x = g("Unsqueeze", x, g.ints(*(i + shift if i >= p else i for i in missing)))
-    total = g("Add", x, _weight(g, n))
+    total = g("Add", _lifted(g, n, n.x, x), _weight(g, n))
     lost = [i for i, c in enumerate(tw) if c not in out]
     p = g.layout.position if tensor(n).batch else len(tw)
     axes = [i + 1 if i >= p else i for i in lost]
@@ -134,8 +142,13 @@ def _(g: Graph, n: t.MaxContract) -> ir.Value:
 
 
 def _weight(g: Graph, n: t.MaxContract) -> ir.Value:
-    if tensor(n.w).batch or not tensor(n).batch or g.layout.position == 0:
-        return g.values[n.w]
-    if isinstance(n.w, t.Const):
+    if isinstance(n.w, t.Const) and tensor(n).batch and g.layout.position == 1:
         return g.const(np.expand_dims(n.w.value.value, 1))
-    return g("Unsqueeze", g.values[n.w], g.ints(1))  # type: ignore[no-any-return]
+    return _lifted(g, n, n.w, g.values[n.w])
+
+
+def _lifted(g: Graph, n: Op, x: Op, value: ir.Value) -> ir.Value:
+    """Give a value without a batch axis one of size 1, where the batch axis is not the first."""
+    if tensor(x).batch or not tensor(n).batch or g.layout.position == 0:
+        return value
+    return g("Unsqueeze", value, g.ints(1))  # type: ignore[no-any-return]

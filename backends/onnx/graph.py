@@ -5,16 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import onnx_ir as ir
 
+from pcc.ir.array import Array
 from pcc.ir.core import Op, tensor
 from pcc.tensor import ops as t
 
 DTYPE = {"f32": ir.DataType.FLOAT, "i64": ir.DataType.INT64, "bool": ir.DataType.BOOL}
 NUMPY: dict[str, Any] = {"f32": np.float32, "i64": np.int64, "bool": np.bool_}
 BATCH = {"b": "batch", "c": "context_batch"}
+
+
+INLINE = 1024  # bytes; smaller tensors stay in the graph file
+_TRANSPOSES: WeakKeyDictionary[Array, np.ndarray[Any, Any]] = WeakKeyDictionary()
+
+
+def transpose_of(array: Array) -> np.ndarray[Any, Any]:
+    """Return a matrix's transpose in row-major order, made once for all graphs."""
+    if array not in _TRANSPOSES:
+        _TRANSPOSES[array] = np.ascontiguousarray(array.value.T)
+    return _TRANSPOSES[array]
 
 
 @dataclass(frozen=True)
@@ -46,8 +59,10 @@ class Layout:
 class Graph:
     """Emits nodes by ONNX op name; constants are shared by content."""
 
-    def __init__(self, layout: Layout, opset: int) -> None:
+    def __init__(self, layout: Layout, opset: int, *, fused_attention: bool = False) -> None:
         self.layout, self.opset = layout, opset
+        self.fused_attention = fused_attention
+        self.weights: dict[tuple[str, bool], ir.Value] = {}
         self.nodes: list[ir.Node] = []
         self.constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
         self.values: dict[Op, ir.Value] = {}
@@ -84,6 +99,22 @@ class Graph:
             self.constants[key] = made
         return self.constants[key]
 
+    def weight(self, array: Array, *, transposed: bool = False) -> ir.Value:
+        """Return a trained array, or its transpose, as a constant; one copy for all graphs."""
+        if array.value.nbytes < INLINE:
+            return self.const(array.value.T if transposed else array.value)
+        key = (array.ref, transposed)
+        if key not in self.weights:
+            name = f"w{len(self.weights)}"
+            value = transpose_of(array) if transposed else array.value
+            self.weights[key] = ir.Value(
+                name=name,
+                shape=ir.Shape(value.shape),
+                type=ir.TensorType(DTYPE[array.dtype]),
+                const_value=ir.tensor(value, name=name),
+            )
+        return self.weights[key]
+
     def ints(self, *values: int) -> ir.Value:
         """Return a one-dimensional i64 constant."""
         return self.const(np.array(values, np.int64))
@@ -118,8 +149,10 @@ class Graph:
     def expanded(self, x: Op, batch: str, shape: Sequence[int]) -> ir.Value:
         """Return `x` repeated over a batch axis and stretched to a per-row shape."""
         t_x = tensor(x)
-        if not batch or (t_x.batch == batch and tuple(shape) == t_x.shape):
+        if t_x.batch == batch and tuple(shape) == t_x.shape:
             return self.values[x]
+        if not batch:
+            return self("Expand", self.values[x], self.ints(*shape))  # type: ignore[no-any-return]
         p = min(self.layout.position, len(shape))
         value = self.values[x]
         if not t_x.batch:
@@ -131,19 +164,24 @@ class Graph:
         full = self("Concat", *parts, axis=0) if len(parts) > 1 else parts[0]
         return self("Expand", value, full)  # type: ignore[no-any-return]
 
-    def rows(self, table: Op, x: Op, block: int) -> ir.Value | None:
-        """Return `row * block`, the offset of each row's own table, or None for a trained table."""
-        batch, own = tensor(x).batch, tensor(table).batch
+    def rows(self, table: Op, result: Op, block: int, rank: int) -> ir.Value | None:
+        """Return `row * block`, the offset of each row's own table, or None for a trained table.
+
+        It broadcasts with an index of per-row rank `rank`.
+        """
+        batch, own = tensor(result).batch, tensor(table).batch
         if not own:
             return None
-        key: object = ("rows", batch, own, block, len(tensor(x).shape))
+        key: object = ("rows", batch, own, block, rank)
         if key not in self.memo:
             count = self("Squeeze", self.size(batch), self.ints(0))
             index = self("Range", self.const(np.int64(0)), count, self.const(np.int64(1)))
             if own != batch:  # one context row serves every row
                 index = self("Mod", index, self.size(own))
             index = self("Mul", index, self.const(np.int64(block)))
-            self.memo[key] = self.reshape(index, [-1, *([1] * len(tensor(x).shape))])
+            shape = [1] * rank
+            shape.insert(min(self.layout.position, rank), -1)
+            self.memo[key] = self.reshape(index, shape)
         return self.memo[key]
 
 
@@ -159,7 +197,7 @@ def model_of(
         list(inputs),
         list(outputs),
         nodes=g.nodes,
-        initializers=list(g.constants.values()),
+        initializers=[*g.constants.values(), *g.weights.values()],
         opset_imports={"": g.opset},
         name=name,
     )

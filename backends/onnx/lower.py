@@ -7,21 +7,25 @@ from collections.abc import Collection, Mapping, Sequence
 import onnx_ir as ir
 
 from pcc.backends.onnx import contractions as _contractions
+from pcc.backends.onnx import nn_rules as _nn_rules
 from pcc.backends.onnx.graph import BATCH, DTYPE, Graph, Layout, model_of
 from pcc.backends.onnx.rules import RULES
 from pcc.errors import PccError
 from pcc.ir.core import Op, postorder, tensor
 from pcc.ir.module import Module
 from pcc.tensor import ops as t
+from pcc.tensor.nn import NetworkOp
 
 __all__ = ["RULES", "lower"]
-_RULES_OF = _contractions  # importing it registers its rules
+_RULES_OF = _contractions, _nn_rules  # importing them registers their rules
 OPSETS = (17, 24)
 
 
 def layout_of(module: Module) -> Layout:
     """Choose where the batch axis lies: first if any weight or table has one, else after folds."""
     for n in module.nodes():
+        if isinstance(n, NetworkOp):
+            return Layout(0)
         shape = getattr(n.type, "shape", ())
         if isinstance(n, t.TensorOp) and tensor(n).batch and len(shape) >= 3:
             if isinstance(n, t.Softmax | t.LogSoftmax | t.Input):
@@ -37,25 +41,32 @@ def lower(
     opset: int = 24,
     inputs: Sequence[t.Input] = (),
     doc: Mapping[str, str] | None = None,
+    layout: Layout | None = None,
+    symbols: Mapping[str, Mapping[int, str]] | None = None,
+    fused_attention: bool = False,
 ) -> ir.Model:
     """Return the ONNX model of a tensor module.
 
     The graph takes every input in `inputs` (and then any other that the module reads), batch axis
-    first, and returns the module's outputs, batch axis first.
+    first, and returns the module's outputs, batch axis first. `layout` says where it lies inside.
+    `symbols` names per-row axes, of inputs and outputs by key, whose size the caller leaves open
+    (the rows of a cache): the module's ops must be such that their rules hold no such size.
+    `fused_attention` takes ONNX's attention operator in place of its parts.
     """
     if opset not in OPSETS:
         raise PccError("E410", f"opset {opset} is not supported", hint=f"choose one of {OPSETS}")
-    g = Graph(layout_of(module), opset)
+    g = Graph(layout or layout_of(module), opset, fused_attention=fused_attention)
+    open_axes = symbols or {}
     listed = list(inputs)
     listed += [n for n in module.nodes() if isinstance(n, t.Input) and n not in listed]
-    taken = [_input(g, n) for n in listed]
+    taken = [_input(g, n, open_axes.get(n.key, {})) for n in listed]
     splits = _splits(module)
     for i, n in enumerate(postorder(*module.roots)):
         g.layer, g.kind, g.place = f"{n.name.removeprefix('t.')}_{i}", n.name, n.loc
         if isinstance(n, t.Input):
             continue
         if isinstance(n, t.Const):
-            g.values[n] = g.const(n.value.value)
+            g.values[n] = g.weight(n.value)
         elif n in splits:
             _split(g, n, splits[n])
         elif (rule := RULES.get(type(n))) is not None:
@@ -64,7 +75,9 @@ def lower(
         else:
             raise PccError("E411", f"'{n.name}' has no ONNX lowering", at=n.loc)
     names = {v.name for v in taken}
-    outputs = [_output(g, onnx_name(name, names), n) for name, n in module.outputs]
+    outputs = []
+    for name, n in module.outputs:
+        outputs.append(_output(g, onnx_name(name, names), n, outputs, open_axes.get(name, {})))
     model = model_of(g, module.name, taken, outputs, doc or {})
     _prune(model)
     return model
@@ -75,9 +88,15 @@ def onnx_name(output: str, inputs: Collection[str | None]) -> str:
     return f"{output}_out" if output in inputs else output
 
 
-def _input(g: Graph, n: t.Input) -> ir.Value:
-    rank = len(n.shape)
-    dims: list[int | str] = [BATCH[n.batch], *n.shape] if n.batch else list(n.shape)
+def _dims(n: Op, symbols: Mapping[int, str]) -> list[int | str]:
+    """Return the dimensions of an input or output, batch axis first."""
+    kind = tensor(n)
+    dims: list[int | str] = [symbols.get(i, size) for i, size in enumerate(kind.shape)]
+    return [BATCH[kind.batch], *dims] if kind.batch else dims
+
+
+def _input(g: Graph, n: t.Input, symbols: Mapping[int, str]) -> ir.Value:
+    rank, dims = len(n.shape), _dims(n, symbols)
     value = ir.Value(name=n.key, shape=ir.Shape(dims), type=ir.TensorType(DTYPE[n.dtype]))
     g.layer, g.kind, g.place = f"input_{n.key}", n.name, n.key
     if n.batch and n.batch not in g.sizes:
@@ -90,19 +109,20 @@ def _input(g: Graph, n: t.Input) -> ir.Value:
     return value
 
 
-def _output(g: Graph, name: str, n: Op) -> ir.Value:
+def _output(
+    g: Graph, name: str, n: Op, others: Sequence[ir.Value], symbols: Mapping[int, str]
+) -> ir.Value:
     g.layer, g.kind, g.place = f"output_{name}", "output", name
     rank, value = len(tensor(n).shape), g.values[n]
     if tensor(n).batch and rank and g.layout.position == 1:
         perm = list(range(rank + 1))
         perm[0], perm[1] = 1, 0
         value = g("Transpose", value, perm=perm)
-    else:
+    elif value.producer() is None or any(value is v for v in others):
         value = g("Identity", value)
+    # else the node writes the output itself: a cache is bound in place only without a copy
     assert isinstance(value, ir.Value)
-    dims: list[int | str] = list(tensor(n).shape)
-    if tensor(n).batch:
-        dims.insert(0, BATCH[tensor(n).batch])
+    dims = _dims(n, symbols)
     value.name, value.shape = name, ir.Shape(dims)
     value.type = ir.TensorType(DTYPE[tensor(n).dtype])
     return value

@@ -59,7 +59,8 @@ def may_be_log_zero(x: Op) -> bool:
 @lowers(t.Sub)
 def _(g: Graph, n: t.Sub) -> ir.Value:
     b = g.operand(n.b, n)
-    if tensor(n).dtype == "f32" and may_be_log_zero(n.b):
+    zero = may_be_log_zero(n.b) or isinstance(n.b, t.Input)
+    if tensor(n).dtype == "f32" and zero:
         b = g.guard(b)
     return g("Sub", g.operand(n.a, n), b)  # type: ignore[no-any-return]
 
@@ -237,15 +238,15 @@ def _(g: Graph, n: t.ArgMax) -> ir.Value:
 # ---------------------------------------------------------------- index ops
 
 
-def _offset_index(g: Graph, table: Op, x: Op, stride: int) -> ir.Value:
+def _offset_index(g: Graph, table: Op, x: Op, stride: int, result: Op) -> ir.Value:
     """Return `x[f] + f * stride` (+ the row's offset): rows of a table flattened over folds."""
     folds = tensor(x).shape[0]
-    index = g.values[x]
+    index = g.operand(x, result)
     if folds > 1:
         offset = np.arange(folds, dtype=np.int64) * stride
-        lift = tensor(x).batch and g.layout.position == 1
+        lift = tensor(result).batch and g.layout.position == 1
         index = g("Add", index, g.const(offset[:, None] if lift else offset))
-    rows = g.rows(table, x, folds * stride)
+    rows = g.rows(table, result, folds * stride, 1)
     return index if rows is None else g("Add", index, rows)
 
 
@@ -254,17 +255,27 @@ def _(g: Graph, n: t.Lookup) -> ir.Value:
     f, k, v = tensor(n.table).shape
     if isinstance(n.table, t.Const):
         flat = g.const(n.table.value.value.transpose(0, 2, 1).reshape(f * v, k))
-        return g("Gather", flat, _offset_index(g, n.table, n.x, v), axis=0)  # type: ignore[no-any-return]
+        return g("Gather", flat, _offset_index(g, n.table, n.x, v, n), axis=0)  # type: ignore[no-any-return]
     if not tensor(n.table).batch:
         columns = g.reshape(g("Transpose", g.values[n.table], perm=[0, 2, 1]), [f * v, k])
-        return g("Gather", columns, _offset_index(g, n.table, n.x, v), axis=0)  # type: ignore[no-any-return]
-    # Elements of the flattened logits: no transposed copy of a large table.
+        return g("Gather", columns, _offset_index(g, n.table, n.x, v, n), axis=0)  # type: ignore[no-any-return]
+    return _elements(g, n)
+
+
+def _elements(g: Graph, n: t.Lookup) -> ir.Value:
+    """Take elements of the flattened table of each row: no transposed copy of a large table."""
+    f, k, v = tensor(n.table).shape
     at = np.arange(f * k, dtype=np.int64).reshape(f, k) * v
-    index = g("Add", g("Unsqueeze", g.values[n.x], g.ints(-1)), g.const(at))
-    rows = g.rows(n.table, n.x, f * k * v)
+    table = g.values[n.table]
+    if g.layout.position == 1:  # folds lie first: [F, B, K, V]
+        table = g("Transpose", table, perm=_batch_first(g, n.table))
+        at = at[:, None]
+    x = g.operand(n.x, n)
+    index = g("Add", g("Unsqueeze", x, g.ints(-1)), g.const(at))
+    rows = g.rows(n.table, n, f * k * v, 2)
     if rows is not None:
-        index = g("Add", index, g("Unsqueeze", rows, g.ints(-1)))
-    return g("Gather", g.reshape(g.values[n.table], [-1]), index, axis=0)  # type: ignore[no-any-return]
+        index = g("Add", index, rows)
+    return g("Gather", g.reshape(table, [-1]), index, axis=0)  # type: ignore[no-any-return]
 
 
 @lowers(t.SelectRow)
@@ -277,20 +288,31 @@ def _(g: Graph, n: t.SelectRow) -> ir.Value:
         flat = g.reshape(rows_first, [-1, i])
     else:
         flat = g.reshape(g.values[n.w], [-1, i])
-    index = _offset_index(g, n.w, n.sel, o)
+    index = _offset_index(g, n.w, n.sel, o, n)
     return g("Gather", flat, index, axis=0)  # type: ignore[no-any-return]
 
 
 @lowers(t.InverseCdf)
 def _(g: Graph, n: t.InverseCdf) -> ir.Value:
     # The first j with cumsum_j > u * total has positive mass, since cumsum rises only there. One
-    # exists if total > 0: in float32, u <= 1 - 2^-24 makes u * total < total.
-    mass, v = g.values[n.mass], tensor(n.mass).shape[1]
-    if tensor(n).batch and not tensor(n.mass).batch and g.layout.position == 1:
-        mass = g("Unsqueeze", mass, g.ints(1))
-    cum = g("CumSum", mass, g.const(np.int64(-1)))
+    # exists if total > 0: in float32, u <= 1 - 2^-24 makes u * total < total for normal numbers.
+    v = tensor(n.mass).shape[1]
+    cum = g("CumSum", g.operand(n.mass, n), g.const(np.int64(-1)))
     total = g("Slice", cum, g.ints(v - 1), g.ints(v), g.ints(-1))
-    u = g.operand(n.u, n)
-    level = g("Mul", g("Unsqueeze", u, g.ints(-1)), total)
+    level = g("Mul", g("Unsqueeze", g.operand(n.u, n), g.ints(-1)), total)
+    if may_be_subnormal(n.mass):  # there u * total may round up to total: step below it
+        level = g("Min", level, g("Sub", total, g.const(np.float32(2.0**-149))))
     hit = g("Cast", g("Greater", cum, level), to=ir.DataType.INT32)
     return g("ArgMax", hit, axis=-1, keepdims=0)  # type: ignore[no-any-return]
+
+
+def may_be_subnormal(mass: Op) -> bool:
+    """Whether the total of a row of `mass` may be a subnormal number (softmaxes sum to one)."""
+    x = mass
+    while isinstance(x, t.Take | t.SelectRow | t.Reshape):
+        if tensor(x).shape[-1] != tensor(x.args[0]).shape[-1]:
+            return True
+        x = x.args[0]
+    if isinstance(x, t.Const):
+        return bool((x.value.value.sum(axis=-1) < 2.0**-100).any())
+    return not isinstance(x, t.Softmax)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-INLINE = 1024  # bytes; smaller tensors stay in the graph file
+from pcc.backends.onnx.graph import INLINE
+
 PAGE, LINE = 4096, 64  # alignment of large tensors (memory-mapped) and of the others
 
 
 def save_models(models: Mapping[str, ir.Model], folder: Path, weights: str = "weights.bin") -> None:
     """Write `folder/NAME.onnx` for every model over `folder/weights`, equal tensors once."""
-    placed: dict[tuple[str, tuple[int, ...], bytes], tuple[int, int]] = {}
+    placed: dict[object, tuple[int, int]] = {}
+    seen: dict[int, tuple[object, object]] = {}  # arrays that graphs share are hashed once
     with (folder / weights).open("wb") as out:
         for model in models.values():
             for value in model.graph.initializers.values():
@@ -23,13 +27,14 @@ def save_models(models: Mapping[str, ir.Model], folder: Path, weights: str = "we
                 array = np.ascontiguousarray(tensor.numpy())
                 if array.nbytes < INLINE:
                     continue
-                data = array.tobytes()
-                key = (str(array.dtype), tuple(array.shape), data)
+                if id(array) not in seen:
+                    seen[id(array)] = (array, _key(array))  # held, so that its id stays its own
+                key = seen[id(array)][1]
                 if key not in placed:
-                    step = PAGE if len(data) >= 1 << 20 else LINE
+                    step = PAGE if array.nbytes >= 1 << 20 else LINE
                     out.write(b"\0" * (-out.tell() % step))
-                    placed[key] = (out.tell(), len(data))
-                    out.write(data)
+                    placed[key] = (out.tell(), array.nbytes)
+                    out.write(array.data)
                 offset, length = placed[key]
                 value.const_value = ir.ExternalTensor(
                     weights,
@@ -42,3 +47,8 @@ def save_models(models: Mapping[str, ir.Model], folder: Path, weights: str = "we
                 )
     for name, model in models.items():
         (folder / f"{name}.onnx").write_bytes(ir.to_proto(model).SerializeToString())
+
+
+def _key(array: np.ndarray[Any, Any]) -> object:
+    """Return what tells an array from others: dtype, shape and a digest, not a second copy."""
+    return str(array.dtype), tuple(array.shape), hashlib.sha256(array.data).digest()

@@ -98,7 +98,7 @@ class Reshape(TensorOp, name="t.reshape"):
 
     def eval(self, s: Semiring, *args: Values) -> Values:
         lead = args[0].shape[: args[0].ndim - len(tensor(self.x).shape)]
-        return args[0].reshape(*lead, *self.shape)
+        return args[0].reshape((*lead, *self.shape))
 
 
 class Transpose(TensorOp, name="t.transpose"):
