@@ -1,9 +1,15 @@
-"""The bundle `NAME.pcc/`: what is in it, and how a stranger's bundle is read safely."""
+"""The bundle `NAME.pcc/`: what is in it, and how a stranger's bundle is read safely.
+
+A manifest is hostile until checked: paths stay inside the folder, every file is listed and every
+listed file is there with its SHA-256, links are refused, and what the engine reads of it has the
+types and sizes that the engine relies on. Hashes show damage, not who wrote a bundle.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -15,7 +21,10 @@ from typing import Any
 from pcc.errors import PccError
 
 SCHEMA = (1, 0)
-MAX_MANIFEST = 64 << 20
+MANIFEST = "manifest.json"
+MAX_MANIFEST = 16 << 20
+MAX_EXTENT = 1 << 28  # elements of one row of an input
+DTYPES = ("f32", "i64", "bool")
 # The first ONNX Runtime release that runs models of an opset.
 RUNTIME_OF_OPSET = {17: "1.12", 18: "1.14", 19: "1.15", 20: "1.17", 21: "1.18", 22: "1.21",
                     23: "1.22", 24: "1.24", 25: "1.25", 26: "1.27"}  # fmt: skip
@@ -27,49 +36,78 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def files_of(folder: Path) -> dict[str, str]:
-    """Return the hash of every file below `folder` but the manifest."""
-    found = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "manifest.json")
-    return {p.relative_to(folder).as_posix(): sha256(p) for p in found}
+def names_of(folder: Path) -> list[str]:
+    """Return every file below `folder` but its manifest, without following links."""
+    found: list[str] = []
+    for at, folders, files in os.walk(folder):
+        links = [f for f in folders if os.path.islink(os.path.join(at, f))]
+        found += [Path(at, f).relative_to(folder).as_posix() for f in (*files, *links)]
+    return sorted(set(found) - {MANIFEST})
 
 
 @contextmanager
 def staged(out: Path, *, force: bool) -> Iterator[Path]:
     """Yield an empty folder that becomes `out` on success and vanishes on failure."""
-    if out.exists() and not force:
-        raise PccError(
-            "B201", "the output exists", at=str(out), hint="give another name or --force"
-        )
-    if not out.parent.is_dir():
-        raise PccError("B202", "the output's folder does not exist", at=str(out.parent))
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    os.chmod(work, 0o755)
+    _free(out, force)
     try:
+        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as e:
+        raise PccError("B203", f"cannot write here: {e.strerror}", at=str(out.parent)) from None
+    try:
+        os.chmod(work, 0o755)
         yield work
-        old = None
-        if out.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
-            os.replace(out, old / "old")
-        os.replace(work, out)
-        if old is not None:
-            shutil.rmtree(old)
+        _publish(work, out)
     except OSError as e:
         raise PccError("B203", f"cannot write the bundle: {e.strerror}", at=str(out)) from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
+def _free(out: Path, force: bool) -> None:
+    """Refuse an output that exists; `force` replaces a bundle, never another folder."""
+    if not out.name:
+        raise PccError("B202", "this cannot be the name of a bundle", at=str(out))
+    if os.path.lexists(out):
+        if not force:
+            hint = "give another name, or --force to replace it"
+            raise PccError("B201", "the output exists", at=str(out), hint=hint)
+        if out.is_symlink() or not (out / MANIFEST).is_file():
+            hint = "only a bundle is replaced: give another name"
+            raise PccError("B204", "the output exists and is no bundle", at=str(out), hint=hint)
+    if not out.parent.is_dir():
+        raise PccError("B202", "the output's folder does not exist", at=str(out.parent))
+
+
+def _publish(work: Path, out: Path) -> None:
+    if not out.exists():
+        os.replace(work, out)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
+    try:
+        os.replace(out, aside / "old")
+        try:
+            os.replace(work, out)
+        except OSError:
+            os.replace(aside / "old", out)
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Add schema and hashes, and write `manifest.json`."""
-    full = {"schema_version": ".".join(map(str, SCHEMA)), **manifest, "files": files_of(folder)}
-    (folder / "manifest.json").write_text(json.dumps(full, indent=1) + "\n")
+    """Add schema and hashes, and write the manifest."""
+    files = {name: sha256(folder / name) for name in names_of(folder)}
+    full = {"schema_version": ".".join(map(str, SCHEMA)), **manifest, "files": files}
+    (folder / MANIFEST).write_text(json.dumps(full, indent=1) + "\n")
     return full
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read and check a bundle's manifest: schema, paths inside the bundle, every file's hash."""
-    path = folder / "manifest.json"
+    """Return a bundle's manifest after checking it and the hash of every file."""
+    path = folder / MANIFEST
     try:
+        if path.is_symlink() or not path.is_file():
+            raise PccError("B210", "not a bundle: it has no manifest.json", at=str(folder))
         if path.stat().st_size > MAX_MANIFEST:
             raise PccError("B210", "the manifest is too large", at=str(path))
         manifest = json.loads(path.read_text("utf-8"))
@@ -80,41 +118,105 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict):
         raise PccError("B210", "the manifest is not an object", at=str(path))
     _schema(manifest, path)
-    files = manifest.get("files")
-    if not isinstance(files, dict) or not isinstance(manifest.get("queries"), dict):
-        raise PccError("B210", "the manifest lists no files or queries", at=str(path))
-    for name, want in files.items():
-        if sha256(inside(folder, name)) != want:
-            raise PccError(
-                "B212",
-                f"'{name}' has changed since it was written",
-                at=str(folder),
-                hint="compile the bundle again",
-            )
+    _Reader(str(path)).check(manifest)
+    _files(folder, manifest["files"])
     return manifest
 
 
 def _schema(manifest: dict[str, Any], path: Path) -> None:
-    try:
-        major, minor = map(int, str(manifest.get("schema_version")).split("."))
-    except ValueError:
-        raise PccError("B211", "the manifest has no schema version", at=str(path)) from None
-    if major != SCHEMA[0] or minor > SCHEMA[1] + 1:
+    parts = str(manifest.get("schema_version"))[:40].split(".")
+    if len(parts) != 2 or not all(p.isascii() and p.isdigit() for p in parts):
+        raise PccError("B211", "the manifest has no schema version", at=str(path))
+    major, minor = int(parts[0]), int(parts[1])
+    if major != SCHEMA[0] or minor > SCHEMA[1]:
         raise PccError(
             "B211",
-            f"the bundle has schema {major}.{minor}, this pcc reads {SCHEMA[0]}.{SCHEMA[1]}",
+            f"the bundle has schema {major}.{minor}, this pcc reads up to {SCHEMA[0]}.{SCHEMA[1]}",
             at=str(path),
             hint=f"it was written by {str(manifest.get('producer'))[:60]!r}: use that release",
         )
 
 
+def _files(folder: Path, files: dict[str, str]) -> None:
+    again = "compile the bundle again"
+    for name, want in files.items():
+        if sha256(inside(folder, name)) != want:
+            what = f"'{name}' has changed since it was written"
+            raise PccError("B212", what, at=str(folder), hint=again)
+    if extra := [n for n in names_of(folder) if n not in files]:
+        what = f"'{extra[0][:80]}' is not in the manifest"
+        raise PccError("B214", what, at=str(folder), hint=f"remove it, or {again}")
+
+
 def inside(folder: Path, name: str) -> Path:
-    """Return the path of a listed file, which must lie inside the bundle."""
+    """Return the path of a listed file, which lies inside the bundle and is no link."""
     pure = PurePosixPath(name)
-    path = folder.joinpath(*pure.parts)
-    bad = pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name
-    if bad or not path.resolve().is_relative_to(folder.resolve()):
+    bad = pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name or not pure.parts
+    if bad or pure.as_posix() != name:
         raise PccError("B213", f"'{name[:80]}' leads out of the bundle", at=str(folder))
+    path = folder
+    for part in pure.parts:
+        path = path / part
+        if path.is_symlink():
+            raise PccError("B213", f"'{name[:80]}' is behind a link", at=str(folder))
     if not path.is_file():
         raise PccError("B212", f"'{name[:80]}' is missing", at=str(folder))
     return path
+
+
+class _Reader:
+    """Checks the part of a manifest that programs rely on."""
+
+    def __init__(self, at: str) -> None:
+        self.at = at
+
+    def need(self, ok: bool, what: str) -> None:
+        if not ok:
+            hint = "it is damaged, or was not written by pcc"
+            raise PccError("B215", f"the manifest's {what}", at=self.at, hint=hint)
+
+    def get(self, parent: dict[str, Any], key: str, kind: type) -> Any:
+        value = parent.get(key)
+        self.need(type(value) is kind, f"{key!r} is missing or not of type {kind.__name__}")
+        return value
+
+    def check(self, m: dict[str, Any]) -> None:
+        files = self.get(m, "files", dict)
+        self.need(all(type(v) is str for v in files.values()), "'files' holds a value but hashes")
+        self.need(0 < self.get(m, "opset", int) < 1 << 16, "'opset' is out of range")
+        self.get(self.get(m, "numerics", dict), "max_abs_error", dict)
+        for p in self.get(m, "passes", list):
+            self.need(type(p) is dict, "'passes' is malformed")
+        self.get(m, "unsupported", dict)
+        circuit = self.get(m, "circuit", dict)
+        for key in ("name", "kind", "parameters"):
+            self.get(circuit, key, str)
+        cards = self.get(circuit, "cards", list)
+        n = self.get(circuit, "n", int)
+        plain = all(type(c) is int and 0 <= c < 1 << 31 for c in cards)
+        self.need(plain and n == len(cards) > 0, "'cards' are malformed")
+        for name, spec in self.get(m, "queries", dict).items():
+            self.need(type(spec) is dict, f"query {name[:40]!r} is malformed")
+            self.query(spec, n, files)
+
+    def query(self, spec: dict[str, Any], n: int, files: dict[str, str]) -> None:
+        self.need(self.get(spec, "graph", str) in files, "'graph' is not one of its files")
+        self.get(spec, "nodes", int)
+        for key in ("inputs", "outputs"):
+            values = self.get(spec, key, list)
+            names = [self.value(v) for v in values]
+            self.need(len(set(names)) == len(names) > 0, f"{key} are malformed")
+            for v in values:
+                if v["name"] in ("x", "observed", "target") and key == "inputs":
+                    self.need(v["shape"] == ["B", n], f"input {v['name']!r} has another shape")
+                elif key == "outputs":
+                    self.get(v, "onnx", str)
+
+    def value(self, v: Any) -> str:
+        self.need(type(v) is dict, "inputs or outputs are malformed")
+        self.need(v.get("dtype") in DTYPES, f"dtype is not one of {', '.join(DTYPES)}")
+        first, *rest = self.get(v, "shape", list) or [None]
+        plain = all(type(d) is int and d >= 0 for d in rest) and len(rest) < 17
+        self.need(first in ("B", "Bc") and plain, "shape is malformed")
+        self.need(math.prod(rest) <= MAX_EXTENT, "shape is too large")
+        return str(self.get(v, "name", str))

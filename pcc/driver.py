@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
+import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +16,7 @@ from typing import Any
 import numpy as np
 
 import pcc
-from pcc.bundle import staged, write_manifest
+from pcc.bundle import RUNTIME_OF_OPSET, staged, write_manifest
 from pcc.circuit import ops as c
 from pcc.circuit import text
 from pcc.circuit.circuit import Circuit
@@ -21,7 +25,7 @@ from pcc.errors import PccError
 from pcc.ir.core import Op, postorder, tensor
 from pcc.ir.module import Module
 from pcc.ir.text import resources
-from pcc.passes.manager import Manager, Record
+from pcc.passes.manager import Manager, Pass, Record
 from pcc.passes.pipelines import circuit_pipeline, tensor_pipeline
 from pcc.passes.to_tensor import slots_of
 from pcc.tensor.ops import Input
@@ -47,9 +51,16 @@ class Job:
     manager: Manager
     opset: int
     say: Progress
+    of: list[str] = field(default_factory=list)  # what each record of the manager is about
     stages: list[tuple[str, Module]] = field(default_factory=list)
     modules: dict[str, Module] = field(default_factory=dict)
     unsupported: dict[str, str] = field(default_factory=dict)
+
+    def run(self, name: str, module: Module, pipeline: Sequence[Pass]) -> Module:
+        """Run a pipeline, and remember that its records are about `name`."""
+        module = self.manager.run(module, pipeline)
+        self.of += [name] * (len(self.manager.records) - len(self.of))
+        return module
 
     def root(self, query: str) -> Op:
         """Return the optimised circuit that a query is asked of."""
@@ -60,13 +71,16 @@ class Job:
 
 def load_source(source: str | Path | Circuit, **options: Any) -> Circuit:
     """Return the circuit of a `.pcir` file, an MTPC checkpoint folder, or itself."""
+    if not isinstance(source, Circuit) and Path(source).is_dir():
+        from pcc.frontends.mtpc import load_mtpc
+
+        return load_mtpc(source, **options)
+    if options:
+        what = f"{', '.join(options)}: only a checkpoint folder has such an option"
+        raise PccError("E145", what, at="" if isinstance(source, Circuit) else str(source))
     if isinstance(source, Circuit):
         return source
     path = Path(source)
-    if path.is_dir():
-        from pcc.frontends.mtpc import load_mtpc
-
-        return load_mtpc(path, **options)
     if path.suffix == ".pcir":
         module = text.load(path)
         if len(module.outputs) != 1:
@@ -104,47 +118,72 @@ def compile(
     writes to a temporary folder. Raises `PccError`; nothing is left behind on failure.
     """
     start = time.perf_counter()
-    if verifier is not None or target != "onnx" or precision != "fp32":
-        raise PccError(
-            "E141",
-            "only target 'onnx' in fp32 without a verifier is built",
-            hint="omit verifier, target and precision",
-        )
-    if parameters not in ("context", "logits"):
-        raise PccError("E141", f"parameters={parameters!r}", hint="'context' or 'logits'")
+    _supported(verifier, target, precision, parameters, queries)
+    with _place(out, force) as folder, staged(folder, force=force) as work:
+        circuit = load_source(source, **frontend)
+        if window is not None:
+            from pcc.passes.restrict import restrict
+
+            circuit = restrict(circuit, window)
+        if parameters == "logits":
+            circuit = circuit.with_logits()
+        for name, i in circuit.inputs().items():
+            if not i.batch:
+                raise PccError("E144", f"input {name!r} has no batch axis", at=i.loc)
+        job = Job(circuit, Manager(validate=validate), opset, progress or (lambda _: None))
+        _circuit(job)
+        for q in queries or QUERIES:
+            _query(job, q, required=bool(queries))
+        if not job.modules:
+            why = next(iter(job.unsupported.values()))
+            raise PccError("E146", f"no query can be compiled: {why}")
+        manifest = _write(job, work, parameters)
+    return Artifact(folder, manifest, tuple(job.manager.records), time.perf_counter() - start)
+
+
+def _supported(
+    verifier: object, target: str, precision: str, parameters: str, queries: Sequence[str] | None
+) -> None:
+    for name, value, only in (
+        ("verifier", verifier, (None,)),
+        ("target", target, ("onnx",)),
+        ("precision", precision, ("fp32",)),
+        ("parameters", parameters, ("context", "logits")),
+    ):
+        if value not in only:
+            hint = f"built is: {', '.join(map(str, only))}"
+            raise PccError("E141", f"{name}={str(value)[:60]!r} is not supported", hint=hint)
     for q in queries or ():
         if q not in QUERIES:
             raise PccError("E142", f"unknown query {q!r}", hint=f"one of {', '.join(QUERIES)}")
-    circuit = load_source(source, **frontend)
-    if window is not None:
-        from pcc.passes.restrict import restrict
 
-        circuit = restrict(circuit, window)
-    if parameters == "logits":
-        circuit = circuit.with_logits()
-    say = progress or (lambda _: None)
-    path = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="pcc-")) / "m.pcc"
-    with staged(path, force=force) as folder:
-        job = Job(circuit, Manager(validate=validate), opset, say)
-        _circuit(job)
-        for q in queries or QUERIES:
-            _query(job, q, required=queries is not None)
-        manifest = _write(job, folder, parameters)
-    return Artifact(path, manifest, tuple(job.manager.records), time.perf_counter() - start)
+
+@contextmanager
+def _place(out: str | Path | None, force: bool) -> Iterator[Path]:
+    """Yield where the bundle goes: a temporary folder, gone on failure, if `out` is None."""
+    if out is not None:
+        yield Path(out)
+        return
+    folder = Path(tempfile.mkdtemp(prefix="pcc-"))
+    try:
+        yield folder / "m.pcc"
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _circuit(job: Job) -> None:
     module = job.circuit.module()
     job.stages.append(("circuit", module))
     job.say("passes over the circuit")
-    job.stages.append(("optimised", job.manager.run(module, circuit_pipeline())))
+    job.stages.append(("optimised", job.run("circuit", module, circuit_pipeline())))
     # Folding sums into sums or tables keeps p(x), but not the largest term of p(x).
     same = all(
         r.name not in ("sum-collapse", "fold-leaf-sums") or not r.changed
         for r in job.manager.records
     )
     if not same:
-        kept = job.manager.run(module, circuit_pipeline(maximise=True))
+        kept = job.run("circuit-max", module, circuit_pipeline(maximise=True))
         job.stages.append(("optimised-max", kept))
 
 
@@ -169,10 +208,11 @@ def _query(job: Job, query: str, *, required: bool) -> None:
     root = job.root(query)
     try:
         module, _ = query_module(job.circuit, root, query)
-        job.modules[query] = job.manager.run(module, tensor_pipeline())
+        job.modules[query] = job.run(query, module, tensor_pipeline())
     except PccError as e:
         if required or e.code not in ("E132", "E133", "E134"):
             raise
+        job.of += [query] * (len(job.manager.records) - len(job.of))
         job.unsupported[query] = e.what
 
 
@@ -212,9 +252,9 @@ def _write(job: Job, folder: Path, parameters: str) -> dict[str, Any]:
     for _, module in stages:
         arrays.update(resources(module))
     if arrays:
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
-        save_file(arrays, irs / "arrays.safetensors")
+        (irs / "arrays.safetensors").write_bytes(save(arrays))
     job.say("samples")
     measured = write_samples(job.circuit, job.modules, specs, folder)
     return write_manifest(folder, _manifest(job, specs, measured, parameters))
@@ -223,32 +263,56 @@ def _write(job: Job, folder: Path, parameters: str) -> dict[str, Any]:
 def _manifest(
     job: Job, specs: dict[str, Any], measured: dict[str, float], parameters: str
 ) -> dict[str, Any]:
-    circuit = job.circuit
-    import hashlib
-
-    shape = text.show(job.stages[0][1])
+    circuit, module = job.circuit, job.stages[0][1]
     return {
         "producer": f"pcc {pcc.__version__}",
         "opset": job.opset,
         "circuit": {
             "name": circuit.name, "kind": circuit.kind, "n": circuit.n, "r": circuit.rank,
             "V": max(circuit.cards, default=0), "cards": list(circuit.cards),
-            "structure_hash": hashlib.sha256(shape.encode()).hexdigest(),
+            "structure_hash": structure_hash(module),
+            "content_hash": hashlib.sha256(text.show(module).encode()).hexdigest(),
             "parameters": parameters if circuit.inputs() else "trained",
         },
         "vocabulary": {"byte_offset": None, "bos": None, "eos": [], "pad": None, "special": []},
         "verifier": None,
+        "kv": None,
         "queries": specs,
         "unsupported": job.unsupported,
         "precision": {"default": "fp32"},
-        "numerics": {"max_abs_error": measured},
-        "variants": [{"provider": "cpu", "format": "onnx"}],
+        # null: measured, but not finite (a draw that rounding moved to another value)
+        "numerics": {"max_abs_error": {q: e if math.isfinite(e) else None
+                                       for q, e in measured.items()},
+                     "runtime": _runtime() if measured else None},
+        "variants": [{"provider": "any", "format": "onnx", "gpu": None,
+                      "onnxruntime": f">={RUNTIME_OF_OPSET[job.opset]}"}],
         "passes": [
-            {"name": r.name, "changed": r.changed, "nodes_before": r.before, "nodes_after": r.after,
+            {"name": r.name, "of": of, "changed": r.changed,
+             "nodes_before": r.before, "nodes_after": r.after,
              "ms": round(r.ms, 3), "check_ms": round(r.check_ms, 3), "error": r.error}
-            for r in job.manager.records
+            for of, r in zip(job.of, job.manager.records, strict=True)
         ],
     }  # fmt: skip
+
+
+def _runtime() -> str:
+    from pcc.runtime.ort import import_ort
+
+    return f"onnxruntime {import_ort().__version__}"
+
+
+def structure_hash(module: Module) -> str:
+    """SHA-256 of the circuit without its numbers: equal for two trainings of one structure."""
+    digest, at = hashlib.sha256(repr(module.cards).encode()), dict[Op, int]()
+    for n in module.nodes():
+        parts: list[object] = [n.name, str(n.type), [at[a] for a in n.args]]
+        for f, k in zip(n.fields, n.kinds, strict=True):
+            if k not in ("Op", "tuple[Op, ...]", "Array"):
+                parts.append((f, getattr(n, f)))
+        digest.update(repr(parts).encode())
+        at[n] = len(at)
+    digest.update(repr([at[r] for r in module.roots]).encode())
+    return digest.hexdigest()
 
 
 def _io(name: str, n: Op) -> dict[str, Any]:

@@ -10,28 +10,34 @@ import numpy as np
 
 from pcc.bundle import inside, read_manifest
 from pcc.errors import PccError
-from pcc.runtime.ort import check_opset, open_session
+from pcc.runtime.ort import answer, check_opset, check_provider, open_session
 
 Values = np.ndarray[Any, Any]
 DTYPES: dict[str, Any] = {"f32": np.float32, "i64": np.int64, "bool": np.bool_}
 OPTIONAL = ("x", "observed")  # filled with zeros and False
+MAX_THREADS = 1024
 
 
 class Engine:
     """The queries of one bundle, under ONNX Runtime. Sessions open when first used."""
 
     def __init__(self, path: Path, provider: str, threads: int | None) -> None:
+        check_provider(provider)
+        if threads is not None and not 0 < threads <= MAX_THREADS:
+            raise PccError(
+                "R107", f"threads={threads}", hint=f"1 to {MAX_THREADS}, or leave it out"
+            )
         self.path, self.provider, self.threads = path, provider, threads
         self.manifest = read_manifest(path)
         self.queries: dict[str, dict[str, Any]] = self.manifest["queries"]
-        check_opset(int(self.manifest.get("opset", 0)))
+        check_opset(self.manifest["opset"])
         self.cards = np.array([c or 0 for c in self.manifest["circuit"]["cards"]], np.int64)
         self._sessions: dict[str, Any] = {}
 
     def session_of(self, query: str) -> Any:
         """Return the ONNX Runtime session of a query."""
         if query not in self.queries:
-            reason = self.manifest.get("unsupported", {}).get(query)
+            reason = self.manifest["unsupported"].get(query)
             raise PccError(
                 "R101",
                 f"the bundle has no query {query!r}" + (f": {reason}" if reason else ""),
@@ -42,7 +48,7 @@ class Engine:
             self._sessions[query] = open_session(graph, self.provider, self.threads)
         return self._sessions[query]
 
-    def run(self, query: str, **inputs: Values) -> dict[str, Values]:
+    def run(self, query: str, /, **inputs: Values) -> dict[str, Values]:
         """Return the outputs of a query by name.
 
         Inputs and outputs: see the table of queries in the documentation. Absent `x` and `observed`
@@ -51,13 +57,14 @@ class Engine:
         session = self.session_of(query)
         spec = self.queries[query]
         feed = self._feed(spec, inputs)
-        values = session.run([o["onnx"] for o in spec["outputs"]], feed)
+        values = answer(session, [o["onnx"] for o in spec["outputs"]], feed, str(self.path))
         return {o["name"]: v for o, v in zip(spec["outputs"], values, strict=True)}
 
     def _feed(self, spec: Mapping[str, Any], inputs: Mapping[str, Values]) -> dict[str, Values]:
         names = {i["name"]: i for i in spec["inputs"]}
         if unknown := [k for k in inputs if k not in names]:
-            raise PccError("R102", f"unknown inputs {unknown}", hint=f"it takes {list(names)}")
+            what = f"unknown inputs {[k[:40] for k in unknown[:10]]}"
+            raise PccError("R102", what, hint=f"it takes {', '.join(names)}")
         rows = self._rows(names, inputs)
         feed: dict[str, Values] = {}
         for name, i in names.items():
@@ -84,32 +91,32 @@ class Engine:
         return next(iter(sizes.values()), 1)
 
     def _ranges(self, feed: Mapping[str, Values], given: Mapping[str, Values]) -> None:
-        if "x" in feed and "x" in given:
-            x, seen = feed["x"], feed.get("observed")
-            target = feed.get("target")
-            if seen is not None and target is not None:
-                seen = seen | target
-            bad = (
-                (x < 0) | (x >= self.cards) | (x != np.floor(x))
-                if x.dtype.kind == "f"
-                else ((x < 0) | (x >= self.cards))
-            )
-            bad = np.where(self.cards > 0, bad, ~np.isfinite(x))
-            _refuse("x", bad if seen is None else bad & seen, x)
+        if "x" in given:
+            _refuse("x", self._impossible(feed), feed["x"])
         if "carry" in feed:
             carry = feed["carry"]
             _refuse("carry", (carry < 0) | (carry >= self.cards[0]), carry)
         if "u" in feed:
             u = feed["u"]
             _refuse("u", ~((u >= 0) & (u < 1)), u)
-        for name in feed:
+        for name, a in feed.items():
             if name == "context" or "logits" in name:
-                a = feed[name]
-                if np.isfinite(np.add.reduce(a, axis=None)):
-                    continue  # no NaN and no infinity: one cheap pass instead of two
-                bad = np.isnan(a) | (np.isposinf(a) if "logits" in name else np.isinf(a))
-                if bad.any():
-                    _refuse(name, bad, a)
+                with np.errstate(over="ignore", invalid="ignore"):
+                    clean = np.isfinite(np.add.reduce(a, axis=None))
+                if not clean:  # NaN, an infinity or an overflow of this sum: look closer
+                    _refuse(name, ~np.isfinite(a) & ~(np.isneginf(a) & ("logits" in name)), a)
+
+    def _impossible(self, feed: Mapping[str, Values]) -> Values:
+        """Return where x is NaN, or observed (or a target) and not a value of its variable."""
+        x, finite = feed["x"], self.cards > 0
+        bad: Values = (x < 0) | (x >= self.cards)
+        seen = np.ones_like(bad) if "observed" not in feed else feed["observed"]
+        if "target" in feed:
+            seen = seen | feed["target"]
+        if x.dtype.kind != "f":
+            return bad & seen
+        bad = np.where(finite, bad | (x != np.floor(x)), ~np.isfinite(x))
+        return np.asarray((bad & seen) | np.isnan(x))
 
 
 def _refuse(name: str, bad: Values, value: Values) -> None:
@@ -134,7 +141,8 @@ def _convert(name: str, spec: Mapping[str, Any], value: Any, rows: int) -> Value
     ok = ok and (a.shape[0] == first if first is not None else a.shape[0] in (1, rows))
     if not ok or (not a.size and rows == 0):
         raise PccError("R104", f"input {name!r} has shape {a.shape}", hint=_describe(spec))
-    return np.ascontiguousarray(a, kind)
+    with np.errstate(over="ignore"):  # what overflows float32 is infinite, and refused as such
+        return np.ascontiguousarray(a, kind)
 
 
 def _describe(spec: Mapping[str, Any]) -> str:

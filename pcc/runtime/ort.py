@@ -40,22 +40,21 @@ def check_opset(opset: int) -> None:
         )
 
 
+def check_provider(provider: str) -> str:
+    """Return ONNX Runtime's name of a provider, which must be there."""
+    if provider not in PROVIDERS:
+        hint = f"one of {', '.join(PROVIDERS)}"
+        raise PccError("R108", f"unknown provider {provider!r}", hint=hint)
+    want = PROVIDERS[provider]
+    if want not in import_ort().get_available_providers():
+        hint = "uninstall onnxruntime, then pip install 'pcc[gpu]': both use one folder"
+        raise PccError("X202", f"this onnxruntime has no {want}", hint=hint)
+    return want
+
+
 def open_session(path: Path, provider: str, threads: int | None) -> Any:
     """Open a model; a provider that silently falls back to another is an error."""
-    ort = import_ort()
-    if provider not in PROVIDERS:
-        raise PccError(
-            "X202",
-            f"provider {provider!r} is not built yet",
-            hint=f"available: {', '.join(PROVIDERS)}",
-        )
-    want = PROVIDERS[provider]
-    if want not in ort.get_available_providers():
-        raise PccError(
-            "X202",
-            f"this onnxruntime has no {want}",
-            hint="pip install 'pcc[gpu]' in an environment without 'pcc[cpu]'",
-        )
+    ort, want = import_ort(), check_provider(provider)
     options = ort.SessionOptions()
     options.log_severity_level = 3
     if threads is not None:
@@ -64,13 +63,25 @@ def open_session(path: Path, provider: str, threads: int | None) -> Any:
     try:
         session = ort.InferenceSession(str(path), options, providers=[want])
     except Exception as e:  # onnxruntime raises its own types, none of them exported
-        raise PccError(
-            "B221", f"onnxruntime refuses the graph: {str(e).splitlines()[0][:200]}", at=str(path)
-        ) from None
-    if session.get_providers()[0] != want:
-        raise PccError(
-            "X203",
-            f"asked for {want}, got {session.get_providers()[0]}",
-            hint="check the GPU driver and CUDA libraries with `pcc doctor`",
-        )
+        what = f"onnxruntime refuses the graph: {first_line(e)}"
+        raise PccError("B221", what, at=str(path)) from None
+    got = session.get_providers()[0]
+    if got != want:
+        hint = "check the GPU driver and CUDA libraries with `pcc doctor`"
+        raise PccError("X203", f"asked for {want}, got {got}", hint=hint)
+    session.disable_fallback()  # nor later, when a run fails
     return session
+
+
+def answer(session: Any, outputs: list[str], feed: dict[str, Any], at: str) -> list[Any]:
+    """Run a session. What it refuses now is a graph that does not fit its manifest, or memory."""
+    try:
+        return list(session.run(outputs, feed))
+    except Exception as e:  # onnxruntime raises its own types, none of them exported
+        what = f"onnxruntime cannot run the graph: {first_line(e)}"
+        raise PccError("B222", what, at=at) from None
+
+
+def first_line(e: Exception) -> str:
+    """Return the first line of a message, not too long."""
+    return (str(e).splitlines() or [type(e).__name__])[0][:200]

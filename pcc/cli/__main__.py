@@ -1,0 +1,5 @@
+"""`python -m pcc.cli`."""
+
+from pcc.cli import main
+
+main()

@@ -1,0 +1,47 @@
+"""What commands print: data on stdout; progress, logs and errors on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+
+
+def say(line: str) -> None:
+    """Print a line of the log on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def progress(line: str) -> None:
+    """Say what is going on, where a person watches; files and pipes stay free of it."""
+    if sys.stderr.isatty():
+        say(f"pcc: {line}")
+
+
+def emit(value: Any) -> None:
+    """Print JSON on stdout; it has no infinities and no NaN: they become null."""
+    print(json.dumps(_plain(value), indent=1, allow_nan=False))
+
+
+def _plain(v: Any) -> Any:
+    match v:
+        case dict():
+            return {k: _plain(x) for k, x in v.items()}
+        case list() | tuple():
+            return [_plain(x) for x in v]
+        case float():
+            return v if v - v == 0 else None
+        case _:
+            return v
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Print a table on stdout, as wide as it needs to be."""
+    widths = [max(len(r[i]) for r in [columns, *rows]) for i in range(len(columns))]
+    print(title)
+    for r in [columns, *rows]:
+        print("  " + "  ".join(v.ljust(w) for v, w in zip(r, widths, strict=True)).rstrip())

@@ -1,0 +1,66 @@
+"""`pcc compile`: from a source to a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import pcc
+from pcc.cli.bundles import describe
+from pcc.cli.output import Json, emit, progress
+
+
+def compile_command(
+    source: Annotated[Path, typer.Argument(help="Checkpoint folder or .pcir file.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Bundle to write.")] = Path("m.pcc"),
+    query: Annotated[list[str] | None, typer.Option(help="Only this query (repeatable).")] = None,
+    target: Annotated[str, typer.Option(help="onnx")] = "onnx",
+    precision: Annotated[str, typer.Option(help="fp32")] = "fp32",
+    opset: Annotated[int, typer.Option(help="24, or 17 for older runtimes.")] = 24,
+    parameters: Annotated[str, typer.Option(help="context or logits")] = "context",
+    window: Annotated[int | None, typer.Option(help="Draft fewer variables.")] = None,
+    step: Annotated[int | None, typer.Option(help="Checkpoint step (default: newest).")] = None,
+    hmm_bias: Annotated[
+        list[str] | None,
+        typer.Option(help="Unknown tensor to add to sum logits: NAME or NAME=LAYER (repeatable)."),
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Replace an existing bundle.")] = False,
+    validate: Annotated[bool, typer.Option(help="Check every pass.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Compile a circuit to a bundle: one graph for each query, over one weight file."""
+    extra: dict[str, Any] = {}
+    if step is not None:
+        extra["step"] = step
+    if hmm_bias:
+        extra["hmm_bias"] = _biases(hmm_bias)
+    artifact = pcc.compile(
+        source, queries=query or None, out=out, target=target, precision=precision, opset=opset,
+        parameters=parameters, window=window, force=force, validate=validate,
+        progress=progress, **extra,
+    )  # fmt: skip
+    if as_json:
+        emit({"path": str(artifact.path), "seconds": artifact.seconds, **artifact.manifest})
+        return
+    describe(artifact.path, artifact.manifest)
+    print(f"compiled in {artifact.seconds:.2f} s")
+
+
+def _biases(given: list[str]) -> Any:
+    """Return the names, or a map from name to sum layers if any is given as NAME=LAYER."""
+    pairs = [g.rpartition("=") for g in given]
+    if not any(eq and layer.isdecimal() for _, eq, layer in pairs):
+        return given
+    layers: dict[str, list[int]] = {}
+    for text, (name, eq, layer) in zip(given, pairs, strict=True):
+        if not (eq and name and layer.isdecimal() and len(layer) < 7):
+            raise typer.BadParameter(f"{text!r}: give NAME=LAYER for each, or for none")
+        layers.setdefault(name, []).append(int(layer))
+    return layers
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    app.command("compile")(compile_command)
