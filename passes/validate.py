@@ -14,16 +14,20 @@ import numpy as np
 
 from pcc.circuit.ops import InputOp
 from pcc.circuit.queries import Query, QueryOp
+from pcc.interp.logs import run_logs
+from pcc.interp.queries import deviations, runner
 from pcc.interp.run import run
 from pcc.ir.core import Op, Values, tensor
 from pcc.ir.module import Module
-from pcc.ir.semiring import Field, Real
+from pcc.ir.semiring import Field
 from pcc.ir.types import Tensor
 from pcc.passes.manager import Exact
-from pcc.tensor.ops import Input
+from pcc.tensor.ops import Const, Contract, Input
 
 ROWS, FEW_ROWS = 5, 2
 LARGE = 20_000  # input elements per row above which fewer rows are compared
+LARGE_SCALE = 30.0  # of contexts and logits in the extreme case
+SHARED = "shared."  # inputs that stand for affine maps which both sides hold
 
 
 class Mismatch(Exception):  # noqa: N818 (it is a finding, not a failure of the checker)
@@ -38,34 +42,36 @@ def compare(before: Module, after: Module, exact: Exact, tolerance: float) -> fl
     """Return the measured error, or raise `Mismatch`."""
     if exact is Exact.POLYNOMIAL and not _indexed(before):
         return _field(before, after)
-    if any(isinstance(n, Query) for n in before.nodes()) and not any(
-        isinstance(n, QueryOp) for n in after.nodes()
+    first, second = share(before, after)
+    if any(isinstance(n, Query) for n in first.nodes()) and not any(
+        isinstance(n, QueryOp) for n in second.nodes()
     ):
-        return _properties(before, after, tolerance)
-    if any(isinstance(n, QueryOp) for n in before.nodes()):
-        from pcc.interp.queries import runner
-
-        evaluate = runner(before)
-    else:
-
-        def evaluate(env: dict[str, Values]) -> list[Values]:
-            return run(before.roots, env, Real())
-
-    if any(isinstance(n, QueryOp) for n in after.nodes()):
-        from pcc.interp.queries import runner
-
-        second = runner(after)
-    else:
-
-        def second(env: dict[str, Values]) -> list[Values]:
-            return run(after.roots, env, Real())
-
+        return _properties(first, second, tolerance)
+    one, two = runner(first), runner(second)
     worst = 0.0
-    for env in cases(before, after):
-        pairs = zip(before.outputs, evaluate(env), second(env), strict=True)
-        for (name, _), a, b in pairs:
+    for env in cases(first, second):
+        for (name, _), a, b in zip(before.outputs, one(env), two(env), strict=True):
             worst = max(worst, difference(name, a, b, tolerance, env))
     return worst
+
+
+def share(before: Module, after: Module) -> tuple[Module, Module]:
+    """Replace affine maps of an input that both modules hold by inputs of their own.
+
+    Both sides compute the same node from the same input, so nothing that a pass may have changed
+    is lost, and a weight of millions of numbers is not multiplied again for every case.
+    """
+    both = set(before.nodes()) & set(after.nodes())
+    maps = [n for n in before.nodes() if n in both and _affine(n)]
+    new = {n: Input(f"{SHARED}{i}", "f32", tensor(n).batch, tensor(n).shape)
+           for i, n in enumerate(maps)}  # fmt: skip
+    if not new:
+        return before, after
+    return before.rewrite(lambda n, _: new.get(n)), after.rewrite(lambda n, _: new.get(n))
+
+
+def _affine(n: Op) -> bool:
+    return isinstance(n, Contract) and isinstance(n.a, Input) and isinstance(n.b, Const)
 
 
 def _indexed(m: Module) -> bool:
@@ -75,11 +81,9 @@ def _indexed(m: Module) -> bool:
 
 def _properties(before: Module, after: Module, tolerance: float) -> float:
     """Check what the answers of a lowered query must satisfy, by naive evaluation."""
-    from pcc.interp.queries import deviations
-
     worst = 0.0
     for env in cases(before, after):
-        answers = run(after.roots, env, Real())
+        answers = run_logs(after.roots, env)
         for what, error in deviations(before, answers, env).items():
             if not error <= tolerance:
                 raise Mismatch(f"{what} is off by {error:.3g}", env)
@@ -120,30 +124,50 @@ def difference(name: str, a: Values, b: Values, tolerance: float, env: dict[str,
 
 
 def cases(before: Module, after: Module, seed: int = 0) -> Iterator[dict[str, Values]]:
-    """Yield inputs: random ones, then nothing and everything observed, then large contexts."""
+    """Yield three sets of inputs.
+
+    Random ones with an impossible value and a context for each row; nothing observed, contexts of
+    zero; everything observed, large contexts.
+    """
     inputs = {n.key: n for m in (before, after) for n in m.nodes() if isinstance(n, Input)}
-    layers = any(isinstance(n, InputOp) for n in before.nodes())
+    if any(isinstance(n, InputOp) for n in before.nodes()):
+        x = Input("x", "i64" if before.discrete else "f32", "b", (before.n,))
+        observed = Input("observed", "bool", "b", (before.n,))
+        inputs = {"x": x, "observed": observed, **inputs}
     wide = sum(int(np.prod(n.shape)) for n in inputs.values()) > LARGE
     rows = FEW_ROWS if wide else ROWS
-    for scale, seen in ((1.0, None), (0.0, False), (30.0, True)):
+    for scale, seen in ((1.0, None), (0.0, False), (LARGE_SCALE, True)):
         rng = np.random.default_rng([seed, 17])
-        env = {k: _draw(before, n, rng, scale, seen, rows) for k, n in inputs.items()}
-        if layers:
-            x = Input("x", "i64" if before.discrete else "f32", "b", (before.n,))
-            observed = Input("observed", "bool", "b", (before.n,))
-            env.setdefault("x", _draw(before, x, rng, scale, seen, rows))
-            env.setdefault("observed", _draw(before, observed, rng, scale, seen, rows))
+        contexts = rows if seen is None else 1
+        env = {k: _draw(before, n, rng, seen, (rows, contexts)) for k, n in inputs.items()}
+        for k, n in inputs.items():
+            if _real(n):
+                env[k] = env[k] * scale
+            elif k in ("x", "carry") and seen is None:
+                env[k][-1, ...] = _outside(before, k, env[k][-1])
         yield env
 
 
+def _real(n: Input) -> bool:
+    return tensor(n).dtype == "f32" and n.key not in ("x", "u")
+
+
+def _outside(m: Module, key: str, row: Values) -> Values:
+    """Return a row whose first value is impossible (a continuous variable has no such value)."""
+    if key == "carry":
+        return np.asarray(-1)
+    row = row.copy()
+    row[0] = m.cards[0] if m.cards[0] else row[0]
+    return row
+
+
 def _draw(
-    m: Module, n: Input, rng: np.random.Generator, scale: float, seen: bool | None, rows: int
+    m: Module, n: Input, rng: np.random.Generator, seen: bool | None, rows: tuple[int, int]
 ) -> Values:
     t = tensor(n)
-    shape = (rows, *t.shape) if t.batch == "b" else (1, *t.shape) if t.batch else t.shape
+    shape = ({"b": rows[:1], "c": rows[1:]}.get(t.batch) or ()) + t.shape
     if n.key == "x":
-        cards = np.array([c or 3 for c in m.cards])
-        x = rng.integers(0, cards, shape)
+        x = rng.integers(0, np.array([c or 3 for c in m.cards]), shape)
         return x if t.dtype == "i64" else x + 0.0
     if n.key == "carry":
         return rng.integers(0, m.cards[0] or 3, shape)
@@ -153,6 +177,4 @@ def _draw(
         return rng.random(shape) < 0.5
     if t.dtype == "i64":
         return rng.integers(0, 2, shape)
-    if n.key == "u":
-        return rng.random(shape)
-    return rng.normal(size=shape) * scale
+    return rng.random(shape) if n.key == "u" else rng.normal(size=shape)

@@ -107,7 +107,7 @@ TINY = 1e-200  # a shifted sum below this may have lost terms: it is summed agai
 
 
 def log_einsum(eq: str, w: Values | None, *xs: Values) -> Values:
-    """log einsum(eq, w, exp(xs)..): `w` linear or absent, `xs` in logs, shifted by their maxima.
+    """Log of einsum(eq, w, exp(xs)..): `w` linear or absent, `xs` shifted by their maxima.
 
     Where the largest x meets a zero weight the shifted sum underflows; such rows are summed again
     with one shift for each result.
@@ -134,7 +134,8 @@ def log_einsum(eq: str, w: Values | None, *xs: Values) -> Values:
         if y.ndim == len(out):
             return _log_sum(eq, *logs)
         for r in again:
-            part = [x[r] if x.ndim > len(t) and len(x) > 1 else x for t, x in zip(terms, logs)]  # noqa: B905
+            pairs = zip(terms, logs, strict=True)
+            part = [x[r % len(x)] if x.ndim > len(t) else x for t, x in pairs]
             total[r] = _log_sum(eq, *part).reshape(total[r].shape)
     return total
 
@@ -147,7 +148,7 @@ def _lost_rows(eq: str, lost: Values, logs: list[Values]) -> Values:
 
 
 def _log_sum(eq: str, *logs: Values) -> Values:
-    """log einsum(eq, exp(logs)..), each result shifted by its own largest term."""
+    """Log of einsum(eq, exp(logs)..), each result shifted by its own largest term."""
     total, gone, order = _terms(eq, *logs)
     top = total.max(axis=gone, keepdims=True) if gone else total
     top = np.where(np.isneginf(top), 0.0, top)
