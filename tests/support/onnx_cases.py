@@ -21,7 +21,6 @@ from pcc.tensor import ops as t
 Values = np.ndarray[Any, Any]
 Operand = tuple[str, tuple[int, ...]]  # kind of values, per-row shape
 DTYPE = {"index": "i64", "integer": "i64", "count": "i64", "bool": "bool"}
-TINY = np.float32(2.0**-149)
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,8 @@ def module_of(case: Case, batches: str) -> tuple[Module, dict[str, tuple[str, in
     made: dict[str, tuple[str, int]] = {}
     outs: dict[str, Op] = {}
     for combo in itertools.product(batches, repeat=len(case.operands)):
-        xs = [_operand(i, *o, b, made) for i, (o, b) in enumerate(zip(case.operands, combo, strict=True))]  # fmt: skip
+        pairs = enumerate(zip(case.operands, combo, strict=True))
+        xs = [_operand(i, *o, b, made) for i, (o, b) in pairs]
         outs["y_" + "".join(combo)] = case.make(*xs)
     return Module("case", (), tuple(outs.items())), made
 
