@@ -7,12 +7,15 @@ INLINE_ELEMENTS = 16  # the printer writes arrays up to this size inline, larger
 MAX_INLINE_ELEMENTS = 4096  # the parser reads inline arrays up to this size
 MAX_LINE = 1 << 26  # characters of a line
 MAX_LINES = 1 << 22
-MAX_ITEMS = 1 << 24  # integers in all lists of one file: `[0-9999999999]` is short to write
+MAX_ITEMS = 1 << 22  # integers in all lists of one file: `[0-9999999999]` is short to write
 MAX_EXTENT = 1 << 40  # elements of one value, folds times units
+MAX_RANK = 32  # axes of a value; NumPy 1 has no more
 MAX_SCOPE_BYTES = 1 << 30  # of all scopes in one file
+MAX_SCOPE_WORK = 1 << 33  # bytes of scopes read while the scopes of a file are computed
 MAX_SCOPE_RUNS = 64  # a scope of more runs prints as a digest, so that text stays linear
 MAX_TEXT_BYTES = 1 << 30  # of a .pcir file
 MAX_QUOTED = 240  # characters of a message
+MAX_SHOWN_FOLDS = 64  # scopes of a type in a message
 
 # Verifier.
 SHOWN_FINDINGS = 10  # findings printed in place; the error counts the others

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from pcc.circuit.registry import load_ops
 from pcc.errors import PccError
@@ -65,7 +68,9 @@ def load(path: Path | str, arrays: Path | None = None) -> Module:
         text = data.decode("utf-8")
     except OSError as e:
         raise PccError("E011", f"cannot read the file: {e.strerror}", at=str(path)) from None
-    except UnicodeDecodeError as e:
+    except ValueError as e:
+        if not isinstance(e, UnicodeDecodeError):
+            raise PccError("E011", f"cannot read the file: {e}", at=repr(str(path))) from None
         line = data.count(b"\n", 0, e.start) + 1
         what = f"byte {data[e.start]:#04x} is not UTF-8 text"
         hint = "a .pcir file is text; is this another kind of file?"
@@ -73,13 +78,35 @@ def load(path: Path | str, arrays: Path | None = None) -> Module:
     return parse(text, str(path), _arrays(arrays or path.with_suffix(".safetensors")))
 
 
-def _arrays(path: Path) -> dict[str, Values]:
+def _arrays(path: Path) -> form.Resources:
+    """Return a reader of the arrays in a file: only what the text names is loaded."""
     if not path.is_file():
         return {}
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    import safetensors as st
+
+    wrong = (
+        st.SafetensorError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        MemoryError,
+    )
+
+    def refusal(e: BaseException) -> PccError:
+        return PccError("E008", f"cannot read the arrays: {e}", at=str(path))
 
     try:
-        return dict(load_file(path))
-    except (SafetensorError, OSError, ValueError, KeyError, MemoryError) as e:
-        raise PccError("E008", f"cannot read the arrays: {e}", at=str(path)) from None
+        file: Any = st.safe_open(str(path), framework="numpy")
+        names = set(file.keys())
+    except wrong as e:
+        raise refusal(e) from None
+
+    def find(ref: str) -> Values | None:
+        try:
+            return np.asarray(file.get_tensor(ref)) if ref in names else None
+        except wrong as e:
+            raise refusal(e) from None
+
+    return find

@@ -66,8 +66,11 @@ def read_array(c: Cursor) -> Values:
     if math.prod(shape) != len(items) or len(items) > MAX_INLINE_ELEMENTS:
         what = f"the shape {shape} has {math.prod(shape)} elements, {len(items)} are listed"
         raise c.error("E007", what, f"at most {MAX_INLINE_ELEMENTS} elements are inline")
-    flat = [_element(c, x, dtype) for x in items]
-    return np.array(flat, _DTYPES[dtype]).reshape(shape)
+    flat = np.array([_element(c, x, dtype) for x in items], _DTYPES[dtype])
+    try:
+        return flat.reshape(shape)
+    except ValueError as e:  # an empty array may have axes beyond what NumPy can index
+        raise c.error("E007", f"cannot make the shape {shape}: {e}") from None
 
 
 def _element(c: Cursor, s: str, dtype: str) -> object:

@@ -20,7 +20,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
@@ -28,20 +27,13 @@ import numpy as np
 
 from pcc.errors import PccError
 from pcc.ir.array import Array
+from pcc.ir.budget import Budget
 from pcc.ir.core import KINDS, OPS, Op, Values
 from pcc.ir.literals import TRUTH, read_array, read_float, show_array, show_ints
 from pcc.ir.module import Module
 from pcc.ir.scan import Cursor, is_comment, quote
 from pcc.ir.types import Type, Units, show_scope
-from pcc.knobs import (
-    INLINE_ELEMENTS,
-    MAX_EXTENT,
-    MAX_ITEMS,
-    MAX_LINE,
-    MAX_LINES,
-    MAX_SCOPE_BYTES,
-    MAX_SCOPE_RUNS,
-)
+from pcc.knobs import INLINE_ELEMENTS, MAX_LINE, MAX_LINES, MAX_SCOPE_RUNS
 
 Resources: TypeAlias = Mapping[str, Values] | Callable[[str], Values | None]
 
@@ -89,7 +81,15 @@ def show_type(t: Type) -> str:
     """Return `str(t)`, except that a scope of many runs is its size and a digest."""
     if not isinstance(t, Units):
         return str(t)
-    return f"units<{t.folds}x{t.k}>[{' '.join(map(_scope, t.scopes))}]"
+    names: dict[int, str] = {}  # equal scopes are one string: there may be very many folds
+    words = (names.get(s) or names.setdefault(s, _scope(s)) for s in t.scopes)
+    return f"units<{t.folds}x{t.k}>[{' '.join(words)}]"
+
+
+def _declares(text: str, t: Type) -> bool:
+    """Whether `text` is the printed type; a text too short for the folds is not compared."""
+    least = 4 * t.folds if isinstance(t, Units) else 0
+    return len(text) >= least and text == show_type(t)
 
 
 def _scope(mask: int) -> str:
@@ -149,7 +149,7 @@ class _Parser:
         self.env: dict[str, Op] = {}
         self.arrays: dict[str, Array] = {}
         self.cards: tuple[int, ...] = ()
-        self.items, self.scope_bytes = MAX_ITEMS, MAX_SCOPE_BYTES
+        self.budget = Budget()
 
     def module(self, text: str) -> Module:
         start = Cursor(self.file, 1, "")
@@ -188,7 +188,7 @@ class _Parser:
         name = c.name("the circuit's name")
         for token in ("{", "cards", "="):
             c.need(token, form)
-        self.cards = self.ints(c)
+        self.cards = self.budget.ints(c)
         for token in ("}", "{"):
             c.need(token, form)
         c.end()
@@ -220,7 +220,7 @@ class _Parser:
         op = c.word("an op")
         if op not in OPS:
             near = difflib.get_close_matches(op[:40], OPS, 1)
-            hint = f"did you mean '{near[0]}'?" if near else "'pcc ops' lists them"
+            hint = f"did you mean '{near[0]}'?" if near else "docs/ir.md lists them"
             raise c.error("E002", f"unknown op {quote(op)}", hint)
         cls = OPS[op]
         values = self.operands(c, cls)
@@ -231,10 +231,10 @@ class _Parser:
         plain = not (" loc(" in rest or " //" in rest or " #" in rest)
         type_, loc = (rest, "") if plain else self.tail(c, rest)
         node = self.build(c, cls, values, loc or f"{self.file}:{c.line}")
-        if (want := show_type(node.type)) != type_:
+        if not _declares(type_, node.type):
             raise c.error(
                 "E003",
-                f"'{op}' has type {want[:90]}, but the text says {quote(type_, 90)}",
+                f"'{op}' has type {str(node.type)[:90]}, but the text says {quote(type_, 90)}",
                 "correct the type, or the operands that it follows from",
             )
         self.env[name] = node
@@ -254,6 +254,8 @@ class _Parser:
         return rest[:at].rstrip(), loc
 
     def build(self, c: Cursor, cls: type[Op], values: dict[str, Any], loc: str) -> Op:
+        fields = zip(cls.fields, cls.kinds, strict=True)
+        self.budget.read(c, [values[f] for f, k in fields if KINDS[k][1]])
         try:
             node = cls(**values, loc=loc)  # type: ignore[call-arg]
         except PccError as e:
@@ -261,21 +263,8 @@ class _Parser:
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
             hint = "check its operands and attributes"
             raise c.error("E006", f"'{cls.name}' cannot be built: {e}", hint) from None
-        t = node.type
-        if isinstance(t, Units):
-            self.take_scopes(c, sum(s.bit_length() for s in t.scopes))
-            size, least = t.folds * t.k, t.k
-        else:
-            size, least = math.prod(t.shape), min(t.shape, default=1)
-        if size > MAX_EXTENT or least < 0:
-            what = f"'{cls.name}' has {size if size < 1 << 63 else 'too many'} elements"
-            raise c.error("E010", what, f"a value has between 0 and {MAX_EXTENT} elements")
+        self.budget.take(c, node)
         return node
-
-    def take_scopes(self, c: Cursor, bits: int) -> None:
-        self.scope_bytes -= bits // 8
-        if self.scope_bytes < 0:
-            raise c.error("E010", "the scopes of this file take too much memory")
 
     def ref(self, c: Cursor) -> Op:
         c.need("%", "an operand is the name of a node, '%0'")
@@ -352,18 +341,15 @@ class _Parser:
                 return self.int_list(c, key)
 
     def int_list(self, c: Cursor, key: str) -> tuple[int, ...]:
-        values = self.ints(c)
-        if key == "vars":  # before a scope is made: a mask has as many bits as the largest index
-            if values and not 0 <= min(values) <= max(values) < len(self.cards):
+        values = self.budget.ints(c)
+        if key in ("shape", "perm"):
+            self.budget.rank(c, len(values))
+        if key == "vars" and values:
+            if not 0 <= min(values) <= max(values) < len(self.cards):
                 what = f"the variables {show_ints(values)[:60]} are not below {len(self.cards)}"
                 raise c.error("E106", what, "cards lists one number for each variable")
-            self.take_scopes(c, sum(values))
+            self.budget.mask(c, sum(values))
         return values
-
-    def ints(self, c: Cursor) -> tuple[int, ...]:
-        out = c.ints(self.items)
-        self.items -= len(out)
-        return out
 
     def array(self, c: Cursor) -> Array:
         if c.eat("#"):

@@ -1,9 +1,11 @@
-"""Value types. Frozen, hashable, and printed exactly as they are parsed."""
+"""Value types, frozen and hashable. `str` is for messages; the text form prints every fold."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TypeAlias
+
+from pcc.knobs import MAX_SHOWN_FOLDS
 
 DTYPES = ("f32", "i64", "bool")
 BATCHES = ("", "c", "b")
@@ -54,7 +56,9 @@ class Units:
         return len(self.scopes)
 
     def __str__(self) -> str:
-        return f"units<{self.folds}x{self.k}>[{' '.join(map(show_scope, self.scopes))}]"
+        shown = " ".join(map(show_scope, self.scopes[:MAX_SHOWN_FOLDS]))
+        more = " .." if self.folds > MAX_SHOWN_FOLDS else ""
+        return f"units<{self.folds}x{self.k}>[{shown}{more}]"
 
 
 @dataclass(frozen=True, slots=True)
