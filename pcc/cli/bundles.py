@@ -99,7 +99,7 @@ def query(
     import numpy as np
 
     from pcc.circuit.text import write
-    from pcc.frontends.arrays import read_npz
+    from pcc.runtime.arrays import read_npz
 
     if out is not None and out.exists() and not force:
         raise PccError("C112", "the output exists", at=str(out), hint="another name, or --force")

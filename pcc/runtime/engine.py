@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pcc.bundle import inside, read_manifest
 from pcc.errors import PccError
 from pcc.runtime.ort import answer, check_opset, check_provider, open_session
+
+if TYPE_CHECKING:
+    from pcc.runtime.session import Session
 
 Values = np.ndarray[Any, Any]
 DTYPES: dict[str, Any] = {"f32": np.float32, "i64": np.int64, "bool": np.bool_}
@@ -47,6 +50,26 @@ class Engine:
             graph = inside(self.path, self.queries[query]["graph"])
             self._sessions[query] = open_session(graph, self.provider, self.threads)
         return self._sessions[query]
+
+    def generation(self) -> dict[str, Any]:
+        """Return what the manifest says about generation; bundles without a verifier have none."""
+        found = self.manifest.get("generation")
+        if not isinstance(found, dict):
+            raise PccError(
+                "R110",
+                "the bundle has no verifier, so it cannot generate",
+                hint="compile it with --verifier MODEL_DIR",
+            )
+        return found
+
+    def session(self, **options: Any) -> Session:
+        """Open a generation session: seed, temperature, top_p, top_k, greedy, stream.
+
+        Also draft_temperature and draft_top_p, which change the acceptance, not the law.
+        """
+        from pcc.runtime.session import Session
+
+        return Session(self, **options)
 
     def run(self, query: str, /, **inputs: Values) -> dict[str, Values]:
         """Return the outputs of a query by name.

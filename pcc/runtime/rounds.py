@@ -1,0 +1,179 @@
+"""Prefill chunks and speculative rounds of B rows over one set of state buffers.
+
+One call of the `step` graph is one round: it verifies the window, commits, and drafts the next
+window (docs/generation.md). Between calls the host copies the next window and its q, and fills the
+uniforms; nothing else crosses.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pcc.errors import PccError
+from pcc.runtime.buffers import Call, States, Values
+from pcc.runtime.philox import Uniforms
+from pcc.runtime.sampling import Sampling
+from pcc.runtime.statistics import Statistics
+
+if TYPE_CHECKING:
+    from pcc.runtime.engine import Engine
+
+
+class Rounds:
+    """The state of B sequences: lengths, windows, caches. Rows do not influence each other."""
+
+    def __init__(self, engine: Engine, sampling: Sampling, streams: Sequence[int]) -> None:
+        spec = engine.generation()
+        self.engine, self.sampling, self.spec = engine, sampling, spec
+        self.batch, self.n, self.chunk = len(streams), int(spec["n"]), int(spec["chunk"])
+        self.max_seq, self.buckets = int(spec["max_seq"]), spec["buckets"]
+        greedy = sampling.greedy
+        self.step_name = "step_greedy" if greedy else "step"
+        self.prefill_name = "prefill_greedy" if greedy else "prefill"
+        self.calls: dict[str, Call] = {}
+        self.uniforms = {
+            q: Uniforms(sampling.seed, spec["random"][q], streams)
+            for q in (self.step_name, self.prefill_name)
+            if q in spec["random"]
+        }
+        self.states = States(spec["states"], self.batch)
+        self.bucket = -1
+        self.length = np.zeros(self.batch, np.int64)
+        self.active = np.ones(self.batch, bool)
+        self.statistics = Statistics(self.n, self.batch)
+
+    def call(self, query: str) -> Call:
+        """Return a graph bound to this session's buffers."""
+        if query not in self.calls:
+            session = self.engine.session_of(query)
+            made = Call(session, self.engine.queries[query], self.batch)
+            for name, value in self.sampling.inputs().items():
+                if name in made.inputs:
+                    made[name][:] = value
+            if self.bucket >= 0:
+                made.attach(self.states)
+            self.calls[query] = made
+        return self.calls[query]
+
+    def reserve(self, positions: int) -> None:
+        """Make room for calls that write up to `positions` rows."""
+        need = next((i for i, b in enumerate(self.buckets) if b["rows"] >= positions), None)
+        if need is None:
+            raise PccError(
+                "S120",
+                f"{positions} positions do not fit the buffer of {self.buckets[-1]['rows']}",
+                hint=f"the engine was compiled with max_seq={self.max_seq}",
+            )
+        if need > self.bucket:
+            self.bucket = need
+            self.states.resize(self.buckets[need]["states"])
+            for c in self.calls.values():
+                c.attach(self.states)
+
+    def memory(self, positions: int) -> int:
+        """Return the bytes of state that sequences of this length need."""
+        fits = (b for b in self.buckets if b["rows"] >= positions)
+        return self.states.bytes_for(next(fits, self.buckets[-1])["states"])
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> Values:
+        """Process each row's tokens after what it already holds; return the carries `[B]`.
+
+        A row without tokens keeps its state; its carry is -1.
+        """
+        longest = max(map(len, prompts), default=0)
+        self.reserve(int(self.length.max(initial=0)) + longest + max(self.n, self.chunk))
+        c, carry = self.call(self.prefill_name), np.full(self.batch, -1, np.int64)
+        window, q = self._drafts()
+        for start in range(0, longest, self.chunk):
+            pieces = [p[start : start + self.chunk] for p in prompts]
+            c["input_ids"][:] = 0
+            for row, piece in enumerate(pieces):
+                c["input_ids"][row, : len(piece)] = piece
+                c["valid"][row] = len(piece)
+            c["length"][:] = self.length
+            if "u" in c.inputs:
+                self.uniforms[self.prefill_name].fill(self.length, c["u"])
+            began = time.perf_counter()
+            c.run()
+            self.states.settle()
+            self.statistics.prefill(sum(map(len, pieces)), time.perf_counter() - began)
+            for row, piece in enumerate(pieces):
+                if not piece:
+                    continue
+                self.length[row] = c["next_length"][row]
+                window[row] = c["next_window"][row]
+                if q is not None:
+                    q[row] = c["next_draft_q"][row]
+                carry[row] = c["emitted"][row, 0]
+        self._check(carry[[bool(p) for p in prompts]])
+        return carry
+
+    def step(self) -> tuple[Values, Values]:
+        """Run one round; return `n_emit [B]` and `emitted [B, n]` (-1 beyond `n_emit`)."""
+        self.reserve(int(self.length.max()) + self.n)
+        c = self.call(self.step_name)
+        c["length"][:] = self.length
+        c["active"][:] = self.active
+        if "u" in c.inputs:
+            self.uniforms[self.step_name].fill(self.length, c["u"])
+        began = time.perf_counter()
+        c.run()
+        spent = time.perf_counter() - began
+        self.states.settle()
+        self.length[:] = c["next_length"]
+        c["window"][:] = c["next_window"]
+        if "draft_q" in c.inputs:
+            c["draft_q"][:] = c["next_draft_q"]
+        count, emitted = c["n_emit"].copy(), c["emitted"].copy()
+        self.statistics.round(count, self.active, spent)
+        self._check(emitted[self.active, 0])
+        return count, emitted
+
+    def _drafts(self) -> tuple[Values, Values | None]:
+        c = self.call(self.step_name)
+        return c["window"], c["draft_q"] if "draft_q" in c.inputs else None
+
+    def _check(self, tokens: Values) -> None:
+        """Refuse to go on from values that are not numbers, and say where they come from."""
+        step = self.call(self.step_name)
+        margin = step.outputs.get("margin")
+        bad = margin is not None and bool(np.isnan(margin.array[self.active]).any())
+        if "draft_q" in step.inputs and not bad:
+            bad = not np.isfinite(step["draft_q"][self.active]).all()
+        if bad or (tokens < 0).any():
+            from pcc.runtime.diagnosis import first_bad_layer
+
+            where = first_bad_layer(self)
+            raise PccError(
+                "S130", f"the model computes values that are not numbers: {where}",
+                hint="check the weights with `pcc verify`",
+            )  # fmt: skip
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return what a saved session holds: lengths, window, q, states up to their sizes."""
+        window, q = self._drafts()
+        out: dict[str, Any] = {"length": self.length, "active": self.active, "window": window}
+        if q is not None:
+            out["draft_q"] = q
+        return out | {f"past.{k}": b.array for k, b in self.states.past.items()}
+
+    def restore(self, arrays: dict[str, Any]) -> None:
+        """Take the place of a session that was saved."""
+        self.reserve(int(arrays["length"].max(initial=0)) + self.n)
+        window, q = self._drafts()
+        pairs = [(self.length, "length"), (self.active, "active"), (window, "window")]
+        pairs += [(q, "draft_q")] if q is not None else []
+        for target, name in pairs:
+            if arrays[name].shape != target.shape or arrays[name].dtype != target.dtype:
+                raise PccError("S141", f"the saved '{name}' has shape {arrays[name].shape}")
+            target[:] = arrays[name]
+        for name, b in self.states.past.items():
+            saved = arrays[f"past.{name}"]
+            if saved.dtype != b.array.dtype or saved.ndim != b.array.ndim:
+                raise PccError("S141", f"the saved state '{name}' is {saved.dtype}{saved.shape}")
+            at = tuple(slice(min(a, z)) for a, z in zip(saved.shape, b.array.shape, strict=True))
+            b.array[at] = saved[at]

@@ -1,0 +1,295 @@
+"""Sessions: text generation with draft and verifier in one graph per round.
+
+The bytes are the verifier's own: greedy ones equal plain autoregressive decoding, sampled ones
+follow the verifier's law exactly (docs/generation.md).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pcc.errors import PccError
+from pcc.runtime.rounds import Rounds
+from pcc.runtime.rows import Goal, Row
+from pcc.runtime.sampling import Sampling
+from pcc.runtime.statistics import Statistics
+from pcc.runtime.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from pcc.runtime.engine import Engine
+
+Prompt = bytes | str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a call produced for one sequence.
+
+    `bytes` are the new bytes, `ids` all new ids (special ones included), `logprobs` their natural
+    log-probabilities under the verifier if they were asked for, `reason` why it ended: "length",
+    "stop", "end" (an end id), "full" (the buffer's end) or "cancelled".
+    """
+
+    bytes: bytes
+    ids: list[int]
+    reason: str
+    stats: dict[str, Any]
+    logprobs: list[float] | None = None
+
+    @property
+    def text(self) -> str:
+        """The bytes as UTF-8; broken sequences are replaced."""
+        return self.bytes.decode("utf-8", "replace")
+
+
+class Session:
+    """One or more sequences on an engine. Several sessions share an engine's weights.
+
+    A prompt starts a new sequence; without one, generation goes on where it stopped, pending
+    tokens first, so that two calls give the bytes of one.
+    """
+
+    def __init__(self, engine: Engine, *, stream: int = 0, **options: Any) -> None:
+        try:
+            self.sampling = Sampling(**options)
+        except TypeError as e:
+            raise PccError("S102", f"unknown option: {e}", hint="see Engine.session") from None
+        if isinstance(stream, bool) or not isinstance(stream, int) or not 0 <= stream < 1 << 32:
+            raise PccError("S102", f"stream={stream!r}", hint="an integer in 0 .. 2^32 - 1")
+        self.engine, self.stream_id = engine, stream
+        spec = engine.generation()
+        self.max_seq = int(spec["max_seq"])
+        self.vocabulary = Vocabulary.of(engine.manifest, int(spec["vocab"]))
+        self.rounds: Rounds | None = None
+        self.rows: list[Row] = []
+        self._stopped = False
+
+    # ------------------------------------------------------------ generating
+
+    def generate(
+        self,
+        prompt: Prompt | Sequence[Prompt] | None = None,
+        max_new_bytes: int = 256,
+        stop: Iterable[Prompt] = (),
+        *,
+        bos: bool = True,
+        keep_stop: bool = False,
+        logprobs: bool = False,
+    ) -> Any:
+        """Return the `Result` of a prompt, or a list of them for a list of prompts."""
+        goal = self._goal(max_new_bytes, stop, keep_stop)
+        many = not (prompt is None or isinstance(prompt, str | bytes | bytearray))
+        self._open(prompt, bos=bos)
+        reasons = self._drive(goal)
+        results = [
+            self._result(row, end, logprobs) for row, end in zip(self.rows, reasons, strict=True)
+        ]
+        return results if many or len(results) > 1 else results[0]
+
+    def stream(
+        self,
+        prompt: Prompt | None = None,
+        max_new_bytes: int = 256,
+        stop: Iterable[Prompt] = (),
+        *,
+        bos: bool = True,
+        keep_stop: bool = False,
+        text: bool = True,
+    ) -> Iterator[bytes]:
+        """Yield bytes as they are made; with `text` never half a UTF-8 character.
+
+        Closing the iterator or `cancel()` keeps what was decided: it is pending for the next call.
+        """
+        goal = self._goal(max_new_bytes, stop, keep_stop)
+        self._open(prompt, bos=bos)
+        if len(self.rows) != 1:
+            raise PccError("S103", "a stream is of one sequence", hint="use generate for a list")
+        (row,) = self.rows
+        self._begin(goal)
+        while True:
+            end = self._end(row, goal)
+            chunk = row.fresh(end[3] if end else None, goal, text=text)
+            if end:
+                row.finish(end[1], end[2])
+                if chunk:
+                    yield chunk
+                return
+            if chunk:
+                row.finish(row.owner[row.shown - 1] + 1, row.shown)
+                yield chunk
+            self._round()
+
+    def generate_ids(
+        self, ids: Sequence[int], max_new_tokens: int = 256, stop_ids: Iterable[int] = ()
+    ) -> list[int]:
+        """Return new model token ids after a prompt of ids; nothing is prepended to it."""
+        prompt = [int(t) for t in ids]
+        bad = [t for t in prompt if not 0 <= t < self.vocabulary.size]
+        if bad:
+            raise PccError("S110", f"id {bad[0]} is outside the model's {self.vocabulary.size}")
+        if max_new_tokens < 0:
+            raise PccError("S104", f"max_new_tokens={max_new_tokens}")
+        goal = Goal(max_ids=int(max_new_tokens), stop_ids=frozenset(stop_ids) or frozenset({-1}))
+        self._start([prompt])
+        (end,) = self._drive(goal)
+        return self.rows[0].ids[self.rows[0].first_id : end[1]]
+
+    def cancel(self) -> None:
+        """Stop the running call after its round; what was decided is kept."""
+        self._stopped = True
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """Statistics of this session's sequences since their prompt."""
+        return self.rounds.statistics.summary() if self.rounds else Statistics(1, 1).summary()
+
+    # ------------------------------------------------------------ positions, files
+
+    @property
+    def tokens(self) -> list[list[int]]:
+        """All token ids of each sequence: the prompt and what was delivered."""
+        return [[*r.prompt, *r.ids[: r.done_ids]] for r in self.rows]
+
+    def rewind_to(self, n: int) -> None:
+        """Forget everything after the first `n` tokens of the (single) sequence.
+
+        Caches are rolled back by length where they hold every position; else (windowed caches)
+        the kept tokens are processed again.
+        """
+        if self.rounds is None or len(self.rows) != 1:
+            raise PccError("S105", "there is no single sequence to rewind")
+        (row,) = self.rows
+        whole = [*row.prompt, *row.ids[: row.done_ids]]
+        if not 1 <= n <= len(whole):
+            raise PccError("S105", f"cannot rewind to {n} of {len(whole)} tokens")
+        if n == len(whole) and row.done_ids == len(row.ids):
+            return
+        kept = whole[:n]
+        again = Row(self.vocabulary, kept[: len(row.prompt)])
+        again.decide(kept[len(row.prompt) :], row.log_probs[: max(0, n - len(row.prompt))])
+        again.finish(len(again.ids), len(again.text))
+        by_length = all(
+            s["rows_axis"] is not None and not s.get("ring") for s in self.rounds.spec["states"]
+        )
+        keep = min(n - 1, int(self.rounds.length[0])) if by_length else 0
+        self.rounds.length[0] = keep
+        carry = self.rounds.prefill([kept[keep:]])
+        again.decide([int(carry[0])], self._first_log_probs()[:1])
+        self.rows = [again]
+
+    def save(self, path: str | Path) -> None:
+        """Write the session to an `.npz` file, to go on later with the same engine."""
+        from pcc.runtime.saved import save
+
+        save(self, Path(path))
+
+    @staticmethod
+    def load(engine: Engine, path: str | Path) -> Session:
+        """Return the session that a file holds; it goes on exactly where it was."""
+        from pcc.runtime.saved import load
+
+        return load(engine, Path(path))
+
+    # ------------------------------------------------------------ inside
+
+    def _goal(self, max_new_bytes: int, stop: Iterable[Prompt], keep_stop: bool) -> Goal:
+        if isinstance(max_new_bytes, bool) or max_new_bytes < 0:
+            raise PccError("S104", f"max_new_bytes={max_new_bytes!r}", hint="0 or more")
+        listed = [stop] if isinstance(stop, str | bytes) else list(stop)
+        stops = tuple(s.encode() if isinstance(s, str) else bytes(s) for s in listed)
+        if any(not s for s in stops):
+            raise PccError("S104", "a stop string is empty")
+        return Goal(int(max_new_bytes), None, stops, frozenset(), keep_stop)
+
+    def _open(self, prompt: Prompt | Sequence[Prompt] | None, *, bos: bool) -> None:
+        if prompt is None:
+            if not self.rows:
+                raise PccError("S106", "there is nothing to go on from", hint="give a prompt")
+            return
+        listed = [prompt] if isinstance(prompt, str | bytes | bytearray) else list(prompt)
+        if not listed:
+            raise PccError("S106", "the list of prompts is empty")
+        self._start([self.vocabulary.encode(p, bos=bos) for p in listed])
+
+    def _start(self, prompts: list[list[int]]) -> None:
+        for i, p in enumerate(prompts):
+            if not p:
+                raise PccError("S106", f"prompt {i} is empty and the model has no BOS token")
+            if len(p) > self.max_seq:
+                raise PccError(
+                    "S121",
+                    f"prompt {i} has {len(p)} tokens, the engine holds {self.max_seq}",
+                    hint="shorten it, or compile with a larger --max-seq",
+                )
+        streams = [self.stream_id + i for i in range(len(prompts))]
+        self.rounds = Rounds(self.engine, self.sampling, streams)
+        self.rows = [Row(self.vocabulary, list(p)) for p in prompts]
+        began = time.perf_counter()
+        carry = self.rounds.prefill(prompts)
+        self.rounds.statistics.total_seconds += time.perf_counter() - began
+        for row, token, log in zip(self.rows, carry, self._first_log_probs(), strict=True):
+            row.decide([int(token)], [log])
+
+    def _first_log_probs(self) -> list[float]:
+        assert self.rounds is not None
+        c = self.rounds.call(self.rounds.prefill_name)
+        if "log_probs" not in c.outputs:
+            return [float("nan")] * len(self.rows)
+        return [float(v) for v in c["log_probs"][:, 0]]
+
+    def _begin(self, goal: Goal) -> None:
+        self._stopped = False
+        for row in self.rows:
+            row.begin()
+
+    def _end(self, row: Row, goal: Goal) -> tuple[str, int, int, int] | None:
+        end = row.end(goal, self.max_seq)
+        if end is None and self._stopped:
+            return "cancelled", len(row.ids), len(row.text), len(row.text)
+        return end
+
+    def _drive(self, goal: Goal) -> list[tuple[str, int, int, int]]:
+        assert self.rounds is not None
+        self._begin(goal)
+        ends: list[tuple[str, int, int, int] | None] = [None] * len(self.rows)
+        while True:
+            for i, row in enumerate(self.rows):
+                if ends[i] is None:
+                    ends[i] = self._end(row, goal)
+                    self.rounds.active[i] = ends[i] is None
+            if not self.rounds.active.any():
+                break
+            self._round()
+        out = [e for e in ends if e is not None]
+        for row, (_, ids, stop, _) in zip(self.rows, out, strict=True):
+            row.finish(ids, stop)
+        self.rounds.active[:] = True
+        return out
+
+    def _round(self) -> None:
+        """One call of the step graph for every active row."""
+        assert self.rounds is not None
+        began = time.perf_counter()
+        count, emitted = self.rounds.step()
+        c = self.rounds.call(self.rounds.step_name)
+        logs = c["log_probs"] if "log_probs" in c.outputs else None
+        for i, row in enumerate(self.rows):
+            if self.rounds.active[i]:
+                k = int(count[i])
+                new = [float(v) for v in logs[i, :k]] if logs is not None else [float("nan")] * k
+                row.decide(emitted[i, :k].tolist(), new)
+        self.rounds.statistics.total_seconds += time.perf_counter() - began
+
+    def _result(self, row: Row, end: tuple[str, int, int, int], logprobs: bool) -> Result:
+        reason, ids, _, shown = end
+        logs = row.log_probs[row.first_id : ids] if logprobs else None
+        if logs is not None and np.isnan(logs).any():
+            raise PccError("S107", "this engine does not compute log-probabilities")
+        data = bytes(row.text[row.first_byte : shown])
+        return Result(data, row.ids[row.first_id : ids], reason, self.stats, logs)

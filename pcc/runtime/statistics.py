@@ -1,0 +1,65 @@
+"""What a generation did, under the field names of ONNX Runtime GenAI's speculative statistics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+class Statistics:
+    """Counts and times of prefill and rounds. Times are seconds inside; milliseconds outside."""
+
+    def __init__(self, n: int, batch: int) -> None:
+        self.n, self.batch = n, batch
+        self.rounds = self.passes = self.prompt_tokens = self.prefill_passes = 0
+        self.accepted_per_round = np.zeros(n, np.int64)  # index: accepted drafts, 0 .. n-1
+        self.emitted = 0
+        self.prefill_seconds = self.step_seconds = self.total_seconds = 0.0
+
+    def prefill(self, tokens: int, seconds: float) -> None:
+        """Count one prefill call."""
+        self.prefill_passes += 1
+        self.prompt_tokens += tokens
+        self.prefill_seconds += seconds
+
+    def round(self, count: Any, active: Any, seconds: float) -> None:
+        """Count one call of the step graph: `count [B]` tokens emitted by each active row."""
+        self.passes += 1
+        self.step_seconds += seconds
+        for c in count[active]:
+            self.rounds += 1
+            self.accepted_per_round[int(c) - 1] += 1
+            self.emitted += int(c)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the statistics by name.
+
+        A round emits its accepted drafts and one more token: a correction if a draft was rejected,
+        a bonus if none was. `effective_k` is the mean number of drafts accepted in a round.
+        """
+        hist, n = self.accepted_per_round, self.n
+        accepted = int((hist * np.arange(n)).sum())
+        bonus = int(hist[n - 1])
+        evaluated = accepted + self.rounds - bonus
+        return {
+            "rounds": self.rounds,
+            "draft_tokens_proposed": self.rounds * (n - 1),
+            "draft_tokens_evaluated": evaluated,
+            "draft_tokens_accepted": accepted,
+            "correction_tokens": self.rounds - bonus,
+            "bonus_tokens": bonus,
+            "target_forward_passes": self.passes + self.prefill_passes,
+            "acceptance_rate": accepted / evaluated if evaluated else 0.0,
+            "acceptance_length_histogram": [int(v) for v in hist],
+            "effective_k": accepted / self.rounds if self.rounds else 0.0,
+            "tokens_per_round": self.emitted / self.rounds if self.rounds else 0.0,
+            "tokens_emitted": self.emitted,
+            "prompt_tokens": self.prompt_tokens,
+            "total_prefill_ms": self.prefill_seconds * 1e3,
+            "total_target_verify_ms": self.step_seconds * 1e3,
+            "total_ms": self.total_seconds * 1e3,
+            "host_ms_per_round": max(
+                0.0, self.total_seconds - self.prefill_seconds - self.step_seconds
+            ) * 1e3 / self.passes if self.passes else 0.0,
+        }  # fmt: skip
