@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "interp": LEVELS,
     "frontends": CORE,
     "passes": CORE,
-    "models": CORE | {"passes"},
+    "models": CORE | {"passes", "frontends"},  # frontends: the safetensors reader
     "backends": CORE | {"passes", "models"},
     "bundle": LEAVES,
     "samples": CORE | {"runtime"},

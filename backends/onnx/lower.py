@@ -7,7 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 import onnx_ir as ir
 
 from pcc.backends.onnx import contractions as _contractions
+from pcc.backends.onnx import eva_rules as _eva_rules
+from pcc.backends.onnx import ngram_rules as _ngram_rules
 from pcc.backends.onnx import nn_rules as _nn_rules
+from pcc.backends.onnx import sampling_rules as _sampling_rules
 from pcc.backends.onnx.graph import BATCH, DTYPE, Graph, Layout, model_of
 from pcc.backends.onnx.rules import RULES
 from pcc.errors import PccError
@@ -17,7 +20,13 @@ from pcc.tensor import ops as t
 from pcc.tensor.nn import NetworkOp
 
 __all__ = ["RULES", "lower"]
-_RULES_OF = _contractions, _nn_rules  # importing them registers their rules
+_RULES_OF = (
+    _contractions,
+    _eva_rules,
+    _ngram_rules,
+    _nn_rules,
+    _sampling_rules,
+)  # importing registers
 OPSETS = (17, 24)
 
 
@@ -75,7 +84,7 @@ def lower(
         else:
             raise PccError("E411", f"'{n.name}' has no ONNX lowering", at=n.loc)
     names = {v.name for v in taken}
-    outputs = []
+    outputs: list[ir.Value] = []
     for name, n in module.outputs:
         outputs.append(_output(g, onnx_name(name, names), n, outputs, open_axes.get(name, {})))
     model = model_of(g, module.name, taken, outputs, doc or {})

@@ -18,7 +18,7 @@ from pcc.tensor.ops import LOWEST
 FUSED = 24  # from this opset on there are operators for norms, rotations and cache writes
 
 
-def _with_rows(g: Graph, x: Op, result: Op) -> ir.Value:
+def with_rows(g: Graph, x: Op, result: Op) -> ir.Value:
     """Return `x` with a leading batch axis: that of `result`, or one of size 1."""
     batch = tensor(result).batch
     if not batch:
@@ -26,8 +26,8 @@ def _with_rows(g: Graph, x: Op, result: Op) -> ir.Value:
     return g.expanded(x, batch, tensor(x).shape) if not tensor(x).batch else g.values[x]
 
 
-def _settled(g: Graph, y: ir.Value, result: Op) -> ir.Value:
-    """Drop the axis that `_with_rows` gave to a result without batch axis."""
+def settled(g: Graph, y: ir.Value, result: Op) -> ir.Value:
+    """Drop the axis that `with_rows` gave to a result without batch axis."""
     return y if tensor(result).batch else g("Squeeze", y, g.ints(0))
 
 
@@ -84,25 +84,25 @@ def _(g: Graph, n: nn.Embedding) -> ir.Value:
 
 @lowers(nn.Rotary)
 def _(g: Graph, n: nn.Rotary) -> ir.Value:
-    x, width, turned = _with_rows(g, n.x, n), tensor(n.x).shape[2], 2 * tensor(n.cos).shape[1]
+    x, width, turned = with_rows(g, n.x, n), tensor(n.x).shape[2], 2 * tensor(n.cos).shape[1]
     if g.opset >= FUSED:
-        at, part = _with_rows(g, n.positions, n), turned if turned < width else 0
+        at, part = with_rows(g, n.positions, n), turned if turned < width else 0
         tables = g.values[n.cos], g.values[n.sin]
         y = g("RotaryEmbedding", x, *tables, at, rotary_embedding_dim=part)
-        return _settled(g, y, n)
+        return settled(g, y, n)
     c, s = _angles(g, n, n.cos), _angles(g, n, n.sin)
     sizes = [turned // 2, turned // 2, *([width - turned] if turned < width else [])]
     a, b, *rest = g("Split", x, g.ints(*sizes), outputs=len(sizes), axis=-1)
     left = g("Sub", g("Mul", a, c), g("Mul", b, s))
     right = g("Add", g("Mul", b, c), g("Mul", a, s))
-    return _settled(g, g("Concat", left, right, *rest, axis=-1), n)
+    return settled(g, g("Concat", left, right, *rest, axis=-1), n)
 
 
 def _angles(g: Graph, n: nn.Rotary, table: Op) -> ir.Value:
     """Return the table's rows at the positions, for all heads: [B,1,N,r]."""
     key: object = ("angles", n.positions, table, tensor(n).batch)
     if key not in g.memo:
-        rows = g("Gather", g.values[table], _with_rows(g, n.positions, n), axis=0)
+        rows = g("Gather", g.values[table], with_rows(g, n.positions, n), axis=0)
         g.memo[key] = g("Unsqueeze", rows, g.ints(1))
     return g.memo[key]
 
@@ -112,12 +112,12 @@ def _angles(g: Graph, n: nn.Rotary, table: Op) -> ir.Value:
 
 @lowers(nn.CacheWrite)
 def _(g: Graph, n: nn.CacheWrite) -> ir.Value:
-    cache, update, start = (_with_rows(g, a, n) for a in n.args)
+    cache, update, start = (with_rows(g, a, n) for a in n.args)
     if g.opset >= FUSED:
         y = g("TensorScatter", cache, update, start, axis=-2, mode="linear")
     else:
         y = g("ScatterND", cache, _places(g, n, start), update)
-    return _settled(g, y, n)
+    return settled(g, y, n)
 
 
 def _places(g: Graph, n: nn.CacheWrite, start: ir.Value) -> ir.Value:
@@ -138,10 +138,10 @@ def _places(g: Graph, n: nn.CacheWrite, start: ir.Value) -> ir.Value:
 
 @lowers(nn.CachedAttention)
 def _(g: Graph, n: nn.CachedAttention) -> ir.Value:
-    q, k, v, start = (_with_rows(g, a, n) for a in n.args)
+    q, k, v, start = (with_rows(g, a, n) for a in n.args)
     if g.fused_attention and g.opset >= FUSED:
         shift = _mask(g, n, k, start, 1)
-        return _settled(g, g("Attention", q, k, v, shift, scale=n.scale), n)
+        return settled(g, g("Attention", q, k, v, shift, scale=n.scale), n)
     # Spelled out it is as fast or faster under ONNX Runtime on a CPU, at N = 1, 8, 16 and up to
     # 4096 rows (1.0 to 1.7 times), and much the faster where heads share keys.
     (heads, count, width), (shared, _, _) = tensor(n.q).shape, tensor(n.k).shape
@@ -154,7 +154,7 @@ def _(g: Graph, n: nn.CachedAttention) -> ir.Value:
     y = g("MatMul", share, v)
     if group > 1:
         y = g.reshape(y, [-1, heads, count, tensor(n.v).shape[2]])
-    return _settled(g, y, n)
+    return settled(g, y, n)
 
 
 def _mask(g: Graph, n: nn.CachedAttention, k: ir.Value, start: ir.Value, group: int) -> ir.Value:

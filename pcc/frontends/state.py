@@ -227,12 +227,21 @@ def _from_torch(torch: Any, value: Any, limit: int, at: str) -> np.ndarray[Any, 
 # --- safetensors -------------------------------------------------------------------------------
 
 
+Entry = tuple[str, tuple[int, ...], int]  # dtype, shape, first byte of the data
+
+
 def _read_safetensors(path: Path, wanted: Callable[[str], bool]) -> State:
     """Read a safetensors file: u64 header length, JSON header, raw little-endian data.
 
     Errors: F104 (truncated or malformed), F106 (unknown dtype, wrong extent).
     Source: the safetensors format description.
     """
+    base, entries = read_header(path)
+    return {k: read_tensor(path, base, *e) if wanted(k) else None for k, e in entries.items()}
+
+
+def read_header(path: Path) -> tuple[int, dict[str, Entry]]:
+    """Return where the data of a safetensors file begin, and its tensors. Errors: F104, F106."""
     size = path.stat().st_size
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -247,14 +256,12 @@ def _read_safetensors(path: Path, wanted: Callable[[str], bool]) -> State:
     if not isinstance(header, dict):
         raise PccError("F104", "the header is not a mapping", at=str(path))
     header.pop("__metadata__", None)
-    state = State()
-    for key, entry in _stripped(header, path):
-        parts = _extent(entry, size - 8 - length, f"{path}:{key}")
-        state[key] = _from_bytes(path, 8 + length, *parts) if wanted(key) else None
-    return state
+    room = size - 8 - length
+    named = {k: _extent(entry, room, f"{path}:{k}") for k, entry in _stripped(header, path)}
+    return 8 + length, named
 
 
-def _extent(entry: Any, room: int, at: str) -> tuple[str, tuple[int, ...], int]:
+def _extent(entry: Any, room: int, at: str) -> Entry:
     """Check one header entry; return (dtype, shape, begin). Errors: F104, F106."""
     entry = entry if isinstance(entry, dict) else {}
     dtype, shape, span = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
@@ -275,7 +282,7 @@ def _extent(entry: Any, room: int, at: str) -> tuple[str, tuple[int, ...], int]:
     return dtype, tuple(shape), span[0]
 
 
-def _from_bytes(
+def read_tensor(
     path: Path, base: int, dtype: str, shape: tuple[int, ...], begin: int
 ) -> np.ndarray[Any, Any]:
     """Read one tensor; bf16 is the upper half of a float32, so widening it is exact."""

@@ -32,11 +32,23 @@ class Array:
         kind = {"f": "f32", "i": "i64", "u": "i64", "b": "bool"}.get(a.dtype.kind)
         if kind is None:
             raise PccError("E104", f"an array of {a.dtype} cannot be a constant")
-        a = np.array(a, dtype=_DTYPES[kind], order="C", copy=True)
+        return Array.adopt(np.array(a, dtype=_DTYPES[kind], order="C", copy=True))
+
+    @staticmethod
+    def adopt(a: np.ndarray[Any, Any]) -> Array:
+        """Intern an array without copying it: the caller holds the only reference, and drops it.
+
+        It must be f32, i64 or bool, in row-major order, and own its memory or be a view of such.
+        """
+        kind = next((k for k, dtype in _DTYPES.items() if a.dtype == dtype), None)
+        if kind is None or not a.flags.c_contiguous:
+            raise PccError("E104", f"an array of {a.dtype} cannot be a constant as it is")
         if kind == "f32" and np.isnan(a).any():
             raise PccError("E105", "a constant array holds NaN", hint="check the trained weights")
         head = f"{kind}{a.shape}".encode()
-        ref = "sha256-" + hashlib.sha256(head + a.tobytes()).hexdigest()[:32]
+        digest = hashlib.sha256(head)
+        digest.update(a.reshape(-1).view(np.uint8).data)
+        ref = "sha256-" + digest.hexdigest()[:32]
         with _LOCK:
             if (found := _LIVE.get(ref)) is not None:
                 return found

@@ -1,0 +1,1 @@
+"""Verifiers: language models as Tensor IR, read from folders of plain data."""

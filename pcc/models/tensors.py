@@ -1,0 +1,132 @@
+"""The tensors of a model folder: `model.safetensors`, or shards behind an index. One at a time.
+
+The files are hostile until proven otherwise: headers are bounded, extents are checked against the
+file, shard names may not leave the folder, nothing is executed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pcc.errors import PccError
+from pcc.frontends.state import one_line, read_header, read_tensor
+
+Values = np.ndarray[Any, Any]
+MAX_JSON_BYTES = 64 << 20
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+COPY = "copy the model folder again"
+
+
+def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """Return a JSON mapping of bounded size. Errors: M101 (missing), M102 (not such a file)."""
+    try:
+        size = path.stat().st_size
+        if size > limit:
+            raise PccError("M102", f"{size} bytes are too many (limit {limit})", at=str(path))
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        hint = "a model folder holds config.json beside model.safetensors or its shards"
+        raise PccError("M101", "the file is missing", at=str(path), hint=hint) from None
+    except (OSError, ValueError, RecursionError) as error:
+        what = f"not readable as JSON: {one_line(error)}"
+        raise PccError("M102", what, at=str(path), hint=COPY) from None
+    if not isinstance(found, dict):
+        raise PccError("M102", "does not hold a mapping", at=str(path), hint=COPY)
+    return found
+
+
+class Tensors:
+    """Named tensors of a folder, read when taken; `close` says which were left.
+
+    Errors: M103 (missing shard), M104 (tensor missing), M105 (shape), M106 (extra tensors),
+    M107 (NaN or infinity), F104 and F106 (broken file).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.places: dict[str, tuple[Path, int, tuple[str, tuple[int, ...], int]]] = {}
+        self.left: set[str] = set()
+        listed = self._listed()
+        for file in sorted(set(listed.values())) if listed else [SINGLE]:
+            self._open(folder / file, {k for k, v in listed.items() if v == file})
+
+    def _listed(self) -> dict[str, str]:
+        """Return which file holds which tensor, by the index; empty without one."""
+        path = self.folder / INDEX
+        if not path.exists():
+            return {}
+        listed = read_json(path).get("weight_map")
+        if not isinstance(listed, dict) or not listed:
+            raise PccError("M102", "the index has no weight_map", at=str(path), hint=COPY)
+        for name, file in listed.items():
+            plain = isinstance(file, str) and Path(file).name == file and file not in ("", "..")
+            if not plain:
+                what = f"{name!r} is said to be in {file!r}, no file name"
+                raise PccError("M102", what, at=str(path), hint=COPY)
+        return listed
+
+    def _open(self, path: Path, expected: set[str]) -> None:
+        if not path.is_file():
+            some = f"; it holds {len(expected)} tensors" if expected else ""
+            what = f"the weight file {path.name!r} is missing{some}"
+            raise PccError("M103", what, at=str(self.folder), hint=COPY)
+        base, entries = read_header(path)
+        if gone := sorted(expected - set(entries)):
+            what = f"the index says it holds {gone[0]!r}, but it does not"
+            raise PccError("M104", what, at=str(path), hint=COPY)
+        for name, entry in entries.items():
+            if name in self.places:
+                other = self.places[name][0].name
+                what = f"{name!r} is also in {other}"
+                raise PccError("M106", what, at=str(path), hint=COPY)
+            self.places[name] = (path, base, entry)
+            self.left.add(name)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.places
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape without reading it."""
+        self._require(name)
+        return self.places[name][2][1]
+
+    def take(self, name: str, *shape: int) -> Values:
+        """Return a tensor as f32, which must have this shape. Every call reads it anew."""
+        self._require(name)
+        path, base, entry = self.places[name]
+        if entry[1] != shape:
+            what = f"{name!r} has shape {list(entry[1])}, but config.json asks for {list(shape)}"
+            hint = "the configuration and the weights belong to different models"
+            raise PccError("M105", what, at=str(path), hint=hint)
+        if entry[0] not in ("F64", "F32", "F16", "BF16"):
+            what = f"{name!r} holds {entry[0]}, not floating-point numbers"
+            hint = "quantised weights are not read: convert them to bf16, fp16 or fp32"
+            raise PccError("M105", what, at=str(path), hint=hint)
+        self.left.discard(name)
+        value = np.asarray(read_tensor(path, base, *entry), np.float32)
+        if not np.isfinite(value).all():
+            what = f"{name!r} holds NaN or infinity"
+            raise PccError("M107", what, at=str(path), hint="get the weights from their publisher")
+        return value
+
+    def skip(self, *names: str) -> None:
+        """Let tensors go unread: they hold nothing that is not in config.json."""
+        self.left.difference_update(names)
+
+    def close(self) -> None:
+        """Refuse a folder with tensors that the architecture does not have."""
+        if self.left:
+            some = ", ".join(sorted(self.left)[:4])
+            what = f"{len(self.left)} tensors are not part of this architecture: {some}"
+            hint = "config.json names another model type or fewer layers than the weights have"
+            raise PccError("M106", what, at=str(self.folder), hint=hint)
+
+    def _require(self, name: str) -> None:
+        if name not in self.places:
+            hint = "config.json and the weights belong to different models, or a shard is missing"
+            what = f"the tensor {name!r} is missing"
+            raise PccError("M104", what, at=str(self.folder), hint=hint)
