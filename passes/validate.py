@@ -8,6 +8,7 @@ ROUNDING passes are compared in extended precision on seeded inputs and edge cas
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from pcc.circuit.ops import InputOp
 from pcc.circuit.queries import Query, QueryOp
 from pcc.interp.logs import run_logs
-from pcc.interp.queries import deviations, runner
+from pcc.interp.queries import Models, deviations, evaluate
 from pcc.interp.run import run
 from pcc.ir.core import Op, Values, tensor
 from pcc.ir.module import Module
@@ -47,10 +48,11 @@ def compare(before: Module, after: Module, exact: Exact, tolerance: float) -> fl
         isinstance(n, QueryOp) for n in second.nodes()
     ):
         return _properties(first, second, tolerance)
-    one, two = runner(first), runner(second)
     worst = 0.0
     for env in cases(first, second):
-        for (name, _), a, b in zip(before.outputs, one(env), two(env), strict=True):
+        models: Models = {}
+        one, two = evaluate(first, env, models), evaluate(second, env, models)
+        for (name, _), a, b in zip(before.outputs, one, two, strict=True):
             worst = max(worst, difference(name, a, b, tolerance, env))
     return worst
 
@@ -137,14 +139,17 @@ def cases(before: Module, after: Module, seed: int = 0) -> Iterator[dict[str, Va
     wide = sum(int(np.prod(n.shape)) for n in inputs.values()) > LARGE
     rows = FEW_ROWS if wide else ROWS
     for scale, seen in ((1.0, None), (0.0, False), (LARGE_SCALE, True)):
-        rng = np.random.default_rng([seed, 17])
-        contexts = rows if seen is None else 1
-        env = {k: _draw(before, n, rng, seen, (rows, contexts)) for k, n in inputs.items()}
+        sizes = {"b": (rows,), "c": (rows if seen is None else 1,), "": ()}
+        env = {}
         for k, n in inputs.items():
-            if _real(n):
-                env[k] = env[k] * scale
+            drawn = _draw(before, k, tensor(n), sizes[tensor(n).batch], seed)
+            if k == "observed" and seen is not None:
+                drawn = np.full(drawn.shape, seen)
+            elif _real(n):
+                drawn = drawn * scale
             elif k in ("x", "carry") and seen is None:
-                env[k][-1, ...] = _outside(before, k, env[k][-1])
+                drawn[-1, ...] = _outside(before, k, drawn[-1])
+            env[k] = drawn
         yield env
 
 
@@ -161,20 +166,22 @@ def _outside(m: Module, key: str, row: Values) -> Values:
     return row
 
 
-def _draw(
-    m: Module, n: Input, rng: np.random.Generator, seen: bool | None, rows: tuple[int, int]
-) -> Values:
-    t = tensor(n)
-    shape = ({"b": rows[:1], "c": rows[1:]}.get(t.batch) or ()) + t.shape
-    if n.key == "x":
+def _draw(m: Module, key: str, t: Tensor, lead: tuple[int, ...], seed: int) -> Values:
+    """Return numbers that depend on the input's name and shape only."""
+    shape = lead + t.shape
+    rng = np.random.default_rng([seed, *key.encode()])
+    if key == "x":
         x = rng.integers(0, np.array([c or 3 for c in m.cards]), shape)
         return x if t.dtype == "i64" else x + 0.0
-    if n.key == "carry":
+    if key == "carry":
         return rng.integers(0, m.cards[0] or 3, shape)
     if t.dtype == "bool":
-        if n.key == "observed" and seen is not None:
-            return np.full(shape, seen)
         return rng.random(shape) < 0.5
     if t.dtype == "i64":
         return rng.integers(0, 2, shape)
-    return rng.random(shape) if n.key == "u" else rng.normal(size=shape)
+    return rng.random(shape) if key == "u" else _normal(seed, key, shape)
+
+
+@functools.lru_cache(maxsize=64)
+def _normal(seed: int, key: str, shape: tuple[int, ...]) -> Values:
+    return np.random.default_rng([seed, *key.encode()]).normal(size=shape)

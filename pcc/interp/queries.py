@@ -8,7 +8,7 @@ variable i is one and the others are zero. That takes one evaluation per unit in
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -19,28 +19,31 @@ from pcc.circuit.queries import QUERIES, Query, QueryOp, Rows, Value
 from pcc.errors import PccError
 from pcc.interp.logs import LogRun, log_sum, run_logs
 from pcc.interp.reference import check, gap
-from pcc.ir.core import Op, Values, postorder, units
+from pcc.ir.core import Op, Values, postorder, tensor, units
 from pcc.ir.module import Module
 
+CELLS = 1 << 17  # input units that one evaluation may hold
 Unit: TypeAlias = tuple[InputOp, int, int]  # layer, fold, unit
+Ask: TypeAlias = tuple[int, Values]  # variable, what is observed
 NAMES = ("x", "observed", "target", "carry", "u")
 
 
-def runner(module: Module) -> Callable[[dict[str, Values]], list[Values]]:
-    """Return a function that evaluates a module which may hold query ops."""
-    queries = [n for n in module.nodes() if isinstance(n, QueryOp)]
+Models: TypeAlias = dict[Op, "Evaluations"]
 
-    def evaluate(env: dict[str, Values]) -> list[Values]:
-        leaves: dict[Op, Values] = {}
-        models: dict[Op, Evaluations] = {}
-        for q in queries:
-            model = models.setdefault(q.root, Evaluations(q.root, env))
-            operands = run_logs(q.args[1:], env, leaves)
-            leaves[q] = _meaning(q, model, operands, env)
-        return [leaves[r] if isinstance(r, Query) else run_logs((r,), env, leaves)[0]
-                for r in module.roots]  # fmt: skip
 
-    return evaluate
+def evaluate(m: Module, env: Mapping[str, Values], models: Models | None = None) -> list[Values]:
+    """Return the outputs of a module which may hold query ops, circuit units in logs.
+
+    `models` keeps what was evaluated of each circuit on these inputs, for other modules.
+    """
+    leaves: dict[Op, Values] = {}
+    models = {} if models is None else models
+    for q in m.nodes():
+        if isinstance(q, QueryOp):
+            if q.root not in models:
+                models[q.root] = Evaluations(q.root, env)
+            leaves[q] = _meaning(q, models[q.root], run_logs(q.args[1:], env, leaves), env)
+    return [leaves[r] if isinstance(r, Query) else run_logs((r,), env, leaves)[0] for r in m.roots]
 
 
 class Evaluations:
@@ -55,6 +58,8 @@ class Evaluations:
         nodes = [n for n in postorder(root) if isinstance(n, CircuitOp)]
         self.inputs = [n for n in nodes if isinstance(n, InputOp)]
         work = LogRun(self.params, {})
+        self._rows: dict[tuple[object, ...], Values] = {}
+        self._units: dict[bytes, tuple[dict[Op, Values], dict[Op, Values]]] = {}
         self.weights = {
             a: work.solve((True, a))
             for n in nodes
@@ -62,14 +67,23 @@ class Evaluations:
             for a in n.args
             if not isinstance(a, CircuitOp)
         }
-        self.tables = {
-            n: work.solve((True, n.p)) for n in self.inputs if isinstance(n, Categorical)
-        }
+        self.tables: dict[InputOp, Values] = {}
+        for n in self.inputs:
+            if isinstance(n, Categorical):
+                self.tables[n] = work.solve((True, n.p))
 
     def units_of(self, x: Values, seen: Values) -> dict[Op, Values]:
         """Return the log input units of every input layer, `[B,F,K]`."""
-        env = {**self.params, "x": x, "observed": np.broadcast_to(seen, x.shape)}
+        seen, key = np.broadcast_to(seen, x.shape), x.tobytes()
+        if key not in self._units:
+            both = (self._inputs(x, observed) for observed in (True, False))
+            self._units[key] = (next(both), next(both))
+        (here, gone) = self._units[key]
+        return {n: np.where(seen[:, list(n.vars), None], here[n], gone[n]) for n in self.inputs}
+
+    def _inputs(self, x: Values, observed: bool) -> dict[Op, Values]:
         known = {n.p: self.tables[n] for n in self.inputs if isinstance(n, Categorical)}
+        env = {**self.params, "x": x, "observed": np.full(x.shape, observed)}
         work = LogRun(env, known)
         return {n: work.root(n) for n in self.inputs}
 
@@ -81,50 +95,83 @@ class Evaluations:
         y = self._top(self.units_of(x, seen))
         return np.broadcast_to(y, (len(x), 1, 1))[:, 0, 0]
 
-    def open(self, x: Values, seen: Values, i: int, card: int) -> Values:
-        """Return log p(X_i = v, x[seen without i]) `[B, card]`; -inf beyond the table."""
-        known = np.broadcast_to(seen, x.shape) & (np.arange(self.n) != i)
-        base = self.units_of(x, known)
-        picks = [(n, f, k) for n in self.inputs for f, v in enumerate(n.vars) if v == i
-                 for k in range(units(n).k)]  # fmt: skip
-        out = np.full((len(x), card), -np.inf)
-        if not all(isinstance(n, Categorical) for n, _, _ in picks):
-            raise PccError("E132", "all values of a continuous variable cannot be listed")
-        c = self._units(base, picks, len(x))
-        entries = [self.tables[n][..., f, k, :] for n, f, k in picks]
-        width = max(e.shape[-1] for e in entries)
-        table = np.full((len(picks), max(len(np.atleast_2d(e)) for e in entries), width), -np.inf)
-        for u, e in enumerate(entries):
-            table[u, :, : e.shape[-1]] = e
-        with np.errstate(invalid="ignore"):
-            rows = log_sum(c.T[..., None] + table, 0)
-        out[:, : min(width, card)] = rows[:, :card]
-        return out
+    def opened(self, x: Values, ask: Sequence[tuple[int, Values]], card: int) -> Values:
+        """Return log p(X_i = v, x[seen without i]) `[B, len(ask), card]` for (i, seen) in `ask`."""
+        picks = {i: self._picks(i) for i, _ in ask}
+        size = len(x) * sum(units(n).folds * units(n).k for n in self.inputs)
+        out: list[Values] = []
+        for part in _groups(ask, lambda a: size * len(picks[a[0]])):
+            c = self._coefficients(x, [(i, seen, picks[i]) for i, seen in part])
+            at = 0
+            for i, _ in part:
+                mine, at = c[:, at : at + len(picks[i])], at + len(picks[i])
+                out.append(self._values(mine, picks[i], card))
+        return np.stack(out, axis=1)
 
-    def _units(
-        self, base: dict[Op, Values], picks: list[tuple[InputOp, int, int]], b: int
-    ) -> Values:
+    def _picks(self, i: int) -> list[Unit]:
+        nodes = [(n, f) for n in self.inputs for f, v in enumerate(n.vars) if v == i]
+        if not all(isinstance(n, Categorical) for n, _ in nodes):
+            raise PccError("E132", "all values of a continuous variable cannot be listed")
+        return [(n, f, k) for n, f in nodes for k in range(units(n).k)]
+
+    def _coefficients(self, x: Values, ask: list[tuple[int, Values, list[Unit]]]) -> Values:
         """Return `[B, U]`: log of the root where one unit of a variable is one, the others zero."""
-        wide = {n: np.repeat(np.broadcast_to(v, (b, *v.shape[1:]))[:, None], len(picks), 1)
-                for n, v in base.items()}  # fmt: skip
-        for n, f, _ in picks:
-            wide[n][:, :, f] = -np.inf
-        for u, (n, f, k) in enumerate(picks):
-            wide[n][:, u, f, k] = 0.0
-        leaves = {n: v.reshape(-1, *v.shape[2:]) for n, v in wide.items()}
-        weights = {w: np.repeat(v, len(picks), 0) if w.type.batch and len(v) > 1 else v  # type: ignore[union-attr]
+        b, parts = len(x), []
+        for i, seen, picks in ask:
+            base = self.units_of(x, np.broadcast_to(seen, x.shape) & (np.arange(self.n) != i))
+            wide = {n: np.repeat(np.broadcast_to(v, (b, *v.shape[1:]))[:, None], len(picks), 1)
+                    for n, v in base.items()}  # fmt: skip
+            for n, f, _ in picks:
+                wide[n][:, :, f] = -np.inf
+            for u, (n, f, k) in enumerate(picks):
+                wide[n][:, u, f, k] = 0.0
+            parts.append(wide)
+        joined = {n: np.concatenate([w[n] for w in parts], axis=1) for n in self.inputs}
+        leaves: dict[Op, Values] = {n: v.reshape(-1, *v.shape[2:]) for n, v in joined.items()}
+        count = sum(len(picks) for _, _, picks in ask)
+        weights = {w: np.repeat(v, count, 0) if tensor(w).batch and len(v) > 1 else v
                    for w, v in self.weights.items()}  # fmt: skip
         y = LogRun({}, {**weights, **leaves}).root(self.root)
-        return np.broadcast_to(y, (b * len(picks), 1, 1)).reshape(b, len(picks))
+        return np.broadcast_to(y, (b * count, 1, 1)).reshape(b, count)
+
+    def _values(self, c: Values, picks: list[Unit], card: int) -> Values:
+        """Log sum_u p_u(v) C_u, `[B, card]`; -inf beyond the tables."""
+        out = np.full((len(c), card), -np.inf)
+        for width in {self.tables[n].shape[-1] for n, _, _ in picks}:
+            same = [u for u, (n, _, _) in enumerate(picks) if self.tables[n].shape[-1] == width]
+            p = [self.tables[n][..., f, k, :] for n, f, k in (picks[u] for u in same)]
+            table = np.stack(np.broadcast_arrays(*p)).reshape(len(same), -1, width)
+            short = min(width, card)
+            term = log_sum(c[:, same].T[..., None] + table[..., :short], 0)
+            out[:, :short] = np.logaddexp(out[:, :short], term)
+        return out
 
     def rows(self, x: Values, seen: Values, card: int, *, prefix: bool) -> Values:
         """Return log p(X_i = v, evidence) for all i and v, `[B, n, card]`."""
-        order = np.arange(self.n)
-        masks = [order < i if prefix else seen for i in range(self.n)]
-        return np.stack([self.open(x, m, i, card) for i, m in enumerate(masks)], axis=1)
+        key = (x.tobytes(), np.asarray(seen).tobytes(), card, prefix)
+        if key not in self._rows:
+            order = np.arange(self.n)
+            ask = [(i, order < i if prefix else seen) for i in range(self.n)]
+            self._rows[key] = self.opened(x, ask, card)
+        return self._rows[key]
 
 
-def _meaning(q: QueryOp, m: Evaluations, operands: list[Values], env: dict[str, Values]) -> Values:
+def _groups(ask: Sequence[Ask], cells: Callable[[Ask], int]) -> list[list[Ask]]:
+    """Cut questions up so that each evaluation holds a bounded number of input units."""
+    out: list[list[Ask]] = []
+    total = 0
+    for a in ask:
+        total += cells(a)
+        if not out or total > CELLS:
+            out.append([])
+            total = cells(a)
+        out[-1].append(a)
+    return out
+
+
+def _meaning(
+    q: QueryOp, m: Evaluations, operands: list[Values], env: Mapping[str, Values]
+) -> Values:
     """Return a primitive's logarithm, or a query's output."""
     rows = max(a.shape[0] for a in env.values())
     if isinstance(q, Query):
@@ -200,11 +247,8 @@ def _draft(
     x = np.concatenate([carry[:, None], drawn], axis=1)
     order = np.arange(q.variables)
     possible = ~np.isneginf(m.value(x, order == 0))
-    want = []
-    for i in range(1, q.variables):
-        seen = (order < i) & (possible[:, None] | (order > 0))
-        want.append(_normalise(m.open(x, seen, i, q.card)))
-    table = np.stack(want, axis=1)
+    ask = [(i, (order < i) & (possible[:, None] | (order > 0))) for i in range(1, q.variables)]
+    table = _normalise(m.opened(x, ask, q.card))
     inside = (drawn >= 0) & (drawn < q.card)
     chosen = np.take_along_axis(table, np.where(inside, drawn, 0)[..., None], axis=-1)[..., 0]
     return {
