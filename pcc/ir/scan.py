@@ -19,6 +19,14 @@ _STRING = re.compile(r'"[^"\\\x00-\x1f]*(?:\\.[^"\\\x00-\x1f]*)*"')
 _INTS = re.compile(r"[0-9 -]*")
 _DIGITS = 19
 HINT = "one node a line: %1 = op %0, [%2, %3] {key=value} : type"
+REMEDY = {  # where the place of an error does not say more
+    "E001": HINT,
+    "E005": "define a node on a line above its first use",
+    "E007": "an inline array is dtype[shape](elements), such as f32[2](0.5 0.5)",
+    "E009": "give each output a name of its own",
+    "E010": "docs/ir.md lists the limits of the text form",
+    "E105": "check the trained weights",
+}
 
 
 def quote(s: str, most: int = 40) -> str:
@@ -37,7 +45,8 @@ class Cursor:
     def error(self, code: str, what: str, hint: str = "") -> PccError:
         """Return an error at this line; callers raise it."""
         short = what if len(what) <= MAX_QUOTED else what[:MAX_QUOTED] + "..."
-        return PccError(code, " ".join(short.split()), at=f"{self.file}:{self.line}", hint=hint)
+        remedy = hint or REMEDY.get(code, "docs/ir.md says what this op takes")
+        return PccError(code, " ".join(short.split()), at=f"{self.file}:{self.line}", hint=remedy)
 
     def expected(self, what: str, hint: str = "") -> PccError:
         """Return a syntax error that quotes the text at the cursor."""
