@@ -19,6 +19,7 @@ from pcc.passes import pieces as mk
 from pcc.passes.manager import Exact, Notes, Pass
 from pcc.passes.ranges import Bounds, bounds
 from pcc.tensor import ops as t
+from pcc.tensor.sampling import Truncate
 
 Step: TypeAlias = Generator[tuple[str, Op], Op, Op]  # asks for ("log" or "lin", node), gets it
 
@@ -180,6 +181,8 @@ class _Represent:
         base, rows = table, None
         if isinstance(table, t.Take) and table.axis == 0:
             base, rows = table.x, table.indices
+        if _truncated(base):  # computed linear: log the entries that are read, not the table
+            return t.Log(t.Lookup((yield "lin", table), index))
         if not isinstance(base, t.Softmax) or base not in self.dense:
             return t.Lookup((yield "log", table), index)
         # The linear softmax is computed anyway. Its largest entry is at least 1/V and cannot
@@ -191,6 +194,11 @@ class _Represent:
         if rows is not None:
             logits, lse = mk.take(logits, rows), mk.take(lse, rows)
         return t.Sub(t.Lookup(logits, index), lse)
+
+
+def _truncated(table: Op) -> bool:
+    parts = table.xs if isinstance(table, t.Concat) else (table,)
+    return any(isinstance(p, Truncate) for p in parts)
 
 
 def _done(value: Op) -> Step:

@@ -9,6 +9,7 @@ import numpy as np
 from pcc.ir.array import Array
 from pcc.ir.core import Op, tensor
 from pcc.tensor import ops as t
+from pcc.tensor.sampling import Truncate
 
 Piece = tuple[Sequence[int], Op]  # destination rows, value with that many rows
 
@@ -92,7 +93,7 @@ def product(xs: Sequence[Op | None]) -> Op | None:
 
 
 def normalised(p: Op) -> bool:
-    """Whether the last axis of `p` sums to one by construction (a softmax, however wired)."""
+    """Whether the last axis of `p` sums to one by construction (a softmax, cut or wired)."""
     while isinstance(p, t.Take | t.Reshape | t.Transpose):
         rank = len(tensor(p.x).shape)
         if isinstance(p, t.Take) and p.axis == rank - 1:
@@ -104,4 +105,4 @@ def normalised(p: Op) -> bool:
         p = p.x
     if isinstance(p, t.Concat):
         return p.axis != len(tensor(p).shape) - 1 and all(map(normalised, p.xs))
-    return isinstance(p, t.Softmax)
+    return isinstance(p, t.Softmax | Truncate)

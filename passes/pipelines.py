@@ -30,6 +30,13 @@ TENSOR = (
     "fold-constants",
     "dce",
 )
+LAZY = (  # from tensors that select experts
+    "lazy-experts",
+    "contraction-order",
+    "numerics",
+    "fold-constants",
+    "dce",
+)
 ORDER: tuple[tuple[str, str, str], ...] = (
     ("prune-zero", "layerize", "a dropped term changes the fan-in that nodes are grouped by"),
     ("sum-collapse", "fold-leaf-sums", "a collapsed sum over inputs is folded as one table"),
@@ -40,6 +47,7 @@ ORDER: tuple[tuple[str, str, str], ...] = (
     ("expand-query", "to-tensor", "primitives only"),
     ("to-tensor", "contraction-order", "contractions exist only as tensors"),
     ("contraction-order", "numerics", "orders are chosen on linear expressions"),
+    ("lazy-experts", "numerics", "a look-up in a whole table would keep that table computed"),
     ("numerics", "fold-constants", "logarithms of trained tables are taken at compile time"),
 )
 
@@ -55,6 +63,7 @@ def check(pipeline: tuple[str, ...]) -> None:
 
 check(CIRCUIT)
 check(TENSOR)
+check(LAZY)
 
 
 def circuit_pipeline(*, maximise: bool = False) -> tuple[Pass, ...]:
@@ -66,3 +75,8 @@ def circuit_pipeline(*, maximise: bool = False) -> tuple[Pass, ...]:
 def tensor_pipeline() -> tuple[Pass, ...]:
     """Return the passes from a query to tensors."""
     return tuple(make(name) for name in TENSOR)
+
+
+def lazy_pipeline() -> tuple[Pass, ...]:
+    """Return the passes over tensors in which few of the experts are selected."""
+    return tuple(make(name) for name in LAZY)

@@ -25,6 +25,7 @@ PASSES: dict[str, str] = {
     "dce": "dce:Dce",
     "expand-query": "expand_query:ExpandQuery",
     "to-tensor": "to_tensor:ToTensor",
+    "lazy-experts": "lazy_experts:LazyExperts",
     "contraction-order": "contraction_order:ContractionOrder",
     "numerics": "numerics:Numerics",
 }

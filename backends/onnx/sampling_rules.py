@@ -1,0 +1,107 @@
+"""Lowering of `pcc.tensor.sampling`: an `If` skips the work where every row's setting is neutral.
+
+Sorting all rows of a head is dear (n r rows of V), and most calls ask for no truncation. A row with
+a neutral setting keeps its operand bit for bit in either branch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from pcc.backends.onnx.graph import Graph
+from pcc.backends.onnx.rules import lowers
+from pcc.ir.core import Op, tensor
+from pcc.tensor import sampling as s
+
+
+def _column(g: Graph, setting: Op, rank: int) -> ir.Value:
+    """Give a scalar per row trailing axes of size 1."""
+    lead = [-1] if tensor(setting).batch else []
+    return g.reshape(g.values[setting], [*lead, *([1] * rank)])
+
+
+def _every(g: Graph, flags: ir.Value) -> ir.Value:
+    """Whether all flags hold, as one boolean."""
+    least = g("ReduceMin", g("Cast", flags, to=ir.DataType.INT32), keepdims=0)
+    return g("Cast", least, to=ir.DataType.BOOL)  # type: ignore[no-any-return]
+
+
+def _branch(g: Graph, name: str, emit: Callable[[], ir.Value]) -> ir.Graph:
+    outer, g.nodes = g.nodes, []
+    try:
+        out = g("Identity", emit())
+        return ir.Graph([], [out], nodes=g.nodes, name=name)
+    finally:
+        g.nodes = outer
+
+
+def _unless(
+    g: Graph, neutral: ir.Value, x: ir.Value, n: Op, emit: Callable[[], ir.Value]
+) -> ir.Value:
+    """`x` if `neutral`, else what `emit` makes; with the batch axis of `n` in both branches."""
+    kind = tensor(n)
+    branches: dict[str, Any] = {
+        "then_branch": _branch(g, "neutral", lambda: x),
+        "else_branch": _branch(g, "active", emit),
+    }
+    y: ir.Value = g("If", neutral, **branches)
+    y.type = ir.TensorType(ir.DataType.FLOAT)
+    lead: list[int | str | None] = [None] if kind.batch else []
+    y.shape = ir.Shape([*lead, *kind.shape])
+    return y
+
+
+def _operand(g: Graph, x: Op, n: Op) -> ir.Value:
+    return g.expanded(x, tensor(n).batch, tensor(x).shape)
+
+
+@lowers(s.Temper)
+def _(g: Graph, n: s.Temper) -> ir.Value:
+    rank = len(tensor(n).shape)
+    x, one, zero = _operand(g, n.x, n), g.const(np.float32(1)), g.const(np.float32(0))
+    setting = _column(g, n.temperature, rank)
+    plain = g("Equal", setting, one)
+
+    def emit() -> ir.Value:
+        top = g.reduce("ReduceMax", x, [-1], keepdims=1)
+        lowered = g("Sub", x, g.guard(top))
+        warm = g("Greater", setting, zero)
+        soft = g("Div", lowered, g("Where", warm, setting, one))
+        best = g("ArgMax", x, axis=-1, keepdims=1)
+        index = g.const(np.arange(tensor(n).shape[-1], dtype=np.int64))
+        none = g.const(np.float32(-np.inf))
+        hard = g("Where", g("Equal", index, best), zero, none)
+        return g("Where", plain, x, g("Where", warm, soft, hard))  # type: ignore[no-any-return]
+
+    return _unless(g, _every(g, plain), x, n, emit)
+
+
+@lowers(s.Truncate)
+def _(g: Graph, n: s.Truncate) -> ir.Value:
+    rank, width = len(tensor(n).shape), tensor(n).shape[-1]
+    p, zero = _operand(g, n.p, n), g.const(np.float32(0))
+    count, mass = _column(g, n.top_k, rank), _column(g, n.top_p, rank)
+    whole = g("Greater", g.const(np.int64(1)), count)
+    wide = g("GreaterOrEqual", mass, g.const(np.float32(1)))
+    plain = g("And", whole, wide)
+
+    def emit() -> ir.Value:
+        best, order = g("TopK", p, g.ints(width), outputs=2, axis=-1)
+        index = g.const(np.arange(width, dtype=np.int64))
+        among = g("Or", whole, g("Less", index, count))
+        best = g("Where", among, best, zero)
+        before = g("CumSum", best, g.const(np.int64(-1)), exclusive=1)
+        total = g.reduce("ReduceSum", best, [-1], keepdims=1)
+        level = g("Mul", g("Max", mass, zero), total)
+        stays = g("And", among, g("Or", wide, g("LessOrEqual", before, level)))
+        kept = g("Where", stays, best, zero)
+        kept = g("Div", kept, g.reduce("ReduceSum", kept, [-1], keepdims=1))
+        blank = g("Mul", p, zero)
+        back = g("ScatterElements", blank, order, kept, axis=-1)
+        return g("Where", plain, p, back)  # type: ignore[no-any-return]
+
+    return _unless(g, _every(g, plain), p, n, emit)
