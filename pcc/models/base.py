@@ -17,6 +17,7 @@ from pcc.ir.core import Op, tensor
 from pcc.tensor import ops as t
 
 Values = np.ndarray[Any, Any]
+BYTES = 256
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Vocabulary:
     eos: tuple[int, ...] = ()
     pad: int | None = None
     special: tuple[int, ...] = ()
+
+
+def bytes_at(size: int) -> int | None:
+    """Return the id of byte 0 where nothing says it: 256 to 511 ids begin with the bytes."""
+    return 0 if BYTES <= size < 2 * BYTES else None
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,11 @@ def constant(value: object) -> Op:
 
 def dense(x: Op, weight: Op, bias: Op | None = None) -> Op:
     """y[n,k] = sum_d x[n,d] weight[d,k] (+ bias[1,k]): inputs first, as matrix products want it."""
-    y: Op = t.Contract(x, weight, "nd,dk->nk")
+    if isinstance(weight, t.Add) and isinstance(weight.b, t.Contract):
+        # x (W + A B) = x W + (x A) B: the product of two thin matrices is never formed.
+        y: Op = t.Add(dense(x, weight.a), dense(dense(x, weight.b.a), weight.b.b))
+    else:
+        y = t.Contract(x, weight, "nd,dk->nk")
     return y if bias is None else t.Add(y, bias)
 
 

@@ -11,11 +11,10 @@ from typing import Any, NoReturn
 import numpy as np
 
 from pcc.errors import PccError
-from pcc.models.base import Values, Vocabulary
+from pcc.models.base import BYTES, Values, Vocabulary, bytes_at
 from pcc.models.tensors import read_json
 
 MAX_SIZE = 1 << 24  # of one dimension: larger is a broken file, not a model
-BYTES = 256
 
 
 @dataclass(frozen=True)
@@ -95,8 +94,7 @@ class Config:
             byte_offset = self.count("byte_offset")
             if byte_offset + BYTES > size:
                 self.refuse("byte_offset", f"bytes from {byte_offset} do not fit {size} ids")
-        if byte_offset is None and BYTES <= size < 2 * BYTES:
-            byte_offset = 0
+        byte_offset = bytes_at(size) if byte_offset is None else byte_offset
         bos, pad = self._ids("bos_token_id", size), self._ids("pad_token_id", size)
         eos = self._ids("eos_token_id", size)
         special = set(bos) | set(pad) | set(eos) | self._added(size)
