@@ -28,3 +28,7 @@ CELLS = 1 << 25  # float64 values that one node may hold in the reference (256 M
 
 # Frontends.
 MAX_ARRAY_BYTES = 4 << 30  # of all arrays in one .npz file, unpacked
+
+# Verifiers.
+EVA_SPAN = 256  # widest pass over EvaByte's ring once it wraps: 12 % more rows than its window
+MAX_NGRAM = 64  # ids of a subword in byte-Llama's dictionary

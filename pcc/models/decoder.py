@@ -117,7 +117,7 @@ class Decoder:
         names = [f"{kind}.{i}" for i in range(count) for kind in ("key", "value")]
         return tuple(StateSpec(name, "f32", shape, 1) for name in names)
 
-    def embed(self, ids: Op, past: Mapping[str, Op]) -> Op:
+    def embed(self, ids: Op, start: Op, past: Mapping[str, Op]) -> Op:
         """Return the input of the first layer, f32[N,D]."""
         return nn.Embedding(self.embedding, ids)
 
@@ -130,7 +130,7 @@ class Decoder:
         count = tensor(ids).shape[0]
         where = Positions(start, positions_of(start, count), self.cos, self.sin)
         caches: dict[str, Op] = {}
-        x, split, total = self.embed(ids, past), len(self.layers) - len(self.draft), 0
+        x, split, total = self.embed(ids, start, past), len(self.layers) - len(self.draft), 0
         shared = x
         for layer in self.layers:
             shared = x if total == split else shared
