@@ -13,8 +13,10 @@ from pcc.bundle import inside
 from pcc.circuit import text
 from pcc.circuit.circuit import Circuit
 from pcc.errors import PccError
+from pcc.runtime.arrays import read_npz
 from pcc.interp.reference import check, reference
 from pcc.ir.core import Values
+from pcc.ir.verify import verify as verify_module
 from pcc.runtime.engine import Engine, load
 from pcc.samples import error, sample_inputs
 
@@ -77,14 +79,17 @@ def stored_circuit(engine: Engine) -> Circuit:
     module = text.load(inside(engine.path, "ir/00-circuit.pcir"), arrays)
     if len(module.outputs) != 1:
         raise PccError("E121", "the bundle's circuit has several outputs", at=str(engine.path))
+    verify_module(module, stage="circuit")
     return Circuit(module.outputs[0][1], module.cards, module.name)
 
 
 def _stored(engine: Engine, query: str) -> Check:
-    with np.load(inside(engine.path, f"samples/{query}.npz"), allow_pickle=False) as data:
-        arrays = {k: data[k] for k in data.files}
+    arrays = read_npz(inside(engine.path, f"samples/{query}.npz"))
     inputs = {k[3:]: v for k, v in arrays.items() if k.startswith("in.")}
     outputs = engine.run(query, **inputs)
+    if missing := [k for k in outputs if f"out.{k}" not in arrays]:
+        what = f"the samples of '{query}' have no output {missing[0]!r}"
+        raise PccError("B216", what, at=str(engine.path), hint="compile the bundle again")
     worst = max(error(arrays[f"out.{k}"], v) for k, v in outputs.items())
     return Check(query, "stored samples", worst, worst <= TOLERANCE)
 

@@ -6,14 +6,14 @@ something. An error is one line on stderr: place, code, cause, remedy.
 
 from __future__ import annotations
 
-import os
+import signal
 import sys
 from typing import Annotated
 
 import typer
 
 import pcc
-from pcc.cli import bundles, environment, passes, sources
+from pcc.cli import bundles, environment, generation, passes, sources
 from pcc.cli.output import say
 from pcc.errors import PccError
 
@@ -26,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for part in (sources, bundles, passes, environment):
+for part in (sources, bundles, generation, passes, environment):
     part.register(app)
 
 
@@ -47,13 +47,12 @@ def options(
 
 def main() -> None:
     """Run the command line."""
+    if hasattr(signal, "SIGPIPE"):  # `pcc inspect .. | head` ends like any other program
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
-        app()
+        app(prog_name="pcc")
     except PccError as e:
         fail(e)
-    except BrokenPipeError:  # the reader of our output went away: nobody is left to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except OSError as e:  # a full disk, a folder without permission: no fault of the program
         at = str(e.filename or "")
         fail(PccError("C120", f"the system refuses: {e.strerror or e}", at=at))

@@ -32,6 +32,13 @@ class Statistics:
             self.accepted_per_round[int(c) - 1] += 1
             self.emitted += int(c)
 
+    def plus(self, other: Statistics) -> Statistics:
+        """Add the counts and times of another generation to these."""
+        for name, value in vars(other).items():
+            if name not in ("n", "batch"):
+                setattr(self, name, getattr(self, name) + value)
+        return self
+
     def summary(self) -> dict[str, Any]:
         """Return the statistics by name.
 

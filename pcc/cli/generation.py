@@ -1,0 +1,216 @@
+"""`pcc run` and `pcc bench`: text from an engine, and what it costs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import pcc
+from pcc.cli.bundles import Bundle, Provider, Threads
+from pcc.cli.output import Json, emit, progress, say, table
+from pcc.errors import PccError
+
+MAX_PROMPTS = 64 << 20  # bytes of a file of prompts
+
+
+def run(
+    bundle: Bundle,
+    prompt: Annotated[str | None, typer.Option(help="Text to go on from.")] = None,
+    prompt_file: Annotated[Path | None, typer.Option(help="File to go on from.")] = None,
+    max_new_bytes: Annotated[int, typer.Option(min=0, help="Bytes to generate.")] = 256,
+    greedy: Annotated[bool, typer.Option(help="The verifier's argmax at every byte.")] = False,
+    temperature: Annotated[float, typer.Option(help="0 means greedy.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Nucleus of the verifier; 1 is off.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="0 is off.")] = 0,
+    draft_temperature: Annotated[float, typer.Option(help="Changes speed, not the law.")] = 1.0,
+    draft_top_p: Annotated[float, typer.Option(help="Changes speed, not the law.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the uniforms.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop string (repeatable).")] = None,
+    bos: Annotated[bool, typer.Option(help="Put BOS in front, where the model has one.")] = True,
+    chat: Annotated[bool, typer.Option(help="Put the prompt into the chat template.")] = False,
+    stats: Annotated[bool, typer.Option(help="Print statistics on stderr.")] = False,
+    provider: Provider = "cpu",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Generate text: bytes stream to stdout as they are made, never half a character."""
+    data = _prompt(prompt, prompt_file)
+    engine = pcc.load(bundle, provider=provider, threads=threads)
+    if chat:
+        from pcc.runtime.chat import apply_template
+
+        data, bos = apply_template(engine, data), False
+    session = engine.session(
+        seed=seed, temperature=temperature, top_p=top_p, top_k=top_k, greedy=greedy,
+        draft_temperature=draft_temperature, draft_top_p=draft_top_p,
+    )  # fmt: skip
+    if as_json:
+        result = session.generate(data, max_new_bytes, stop or (), bos=bos, logprobs=True)
+        emit({**vars(result), "text": result.text, "bytes": list(result.bytes)})
+        return
+    try:
+        for chunk in session.stream(data, max_new_bytes, stop or (), bos=bos):
+            sys.stdout.buffer.write(chunk)
+            sys.stdout.buffer.flush()
+    except KeyboardInterrupt:
+        say("")  # what was made is on stdout already
+    if sys.stdout.isatty():
+        print()
+    if stats:
+        for name, value in session.stats.items():
+            say(f"{name:28} {value:.4g}" if isinstance(value, float) else f"{name:28} {value}")
+
+
+def _prompt(text: str | None, file: Path | None) -> bytes:
+    if (text is None) == (file is None):
+        raise PccError("C130", "give one of --prompt and --prompt-file")
+    return text.encode("utf-8", "surrogateescape") if text is not None else _read(file)  # type: ignore[arg-type]
+
+
+def _read(file: Path) -> bytes:
+    try:
+        if file.stat().st_size > MAX_PROMPTS:
+            raise PccError("C131", f"more than {MAX_PROMPTS} bytes", at=str(file))
+        return file.read_bytes()
+    except OSError as e:
+        raise PccError("C131", f"cannot read it: {e.strerror}", at=str(file)) from None
+
+
+def bench(
+    bundle: Bundle,
+    prompts: Annotated[Path, typer.Option(help="Prompts: a file (one a line) or a folder.")],
+    max_new_tokens: Annotated[int, typer.Option(min=2, help="Tokens for each prompt.")] = 128,
+    limit: Annotated[int, typer.Option(min=1, help="Prompts to take.")] = 20,
+    prompt_bytes: Annotated[int, typer.Option(min=1, help="Take at most this many bytes.")] = 512,
+    repeats: Annotated[int, typer.Option(min=5, help="Runs of each graph alone.")] = 50,
+    sampled: Annotated[bool, typer.Option(help="Measure sampling too (temperature 1).")] = True,
+    plot: Annotated[Path | None, typer.Option(help="Write a plot (.svg or .png).")] = None,
+    provider: Provider = "cpu",
+    threads: Threads = 1,
+    as_json: Json = False,
+) -> None:
+    """Compare speculative with autoregressive decoding; their greedy texts must be identical."""
+    texts = _prompts(prompts, prompt_bytes)[:limit]
+    engine = pcc.load(bundle, provider=provider, threads=threads)
+    report = measure(engine, texts, max_new_tokens, repeats, sampled=sampled)
+    if plot is not None:
+        from pcc.cli.plots import draw_bench
+
+        draw_bench(report, plot)
+    if as_json:
+        emit(report)
+    else:
+        show_bench(report)
+    faults = [d for d in report["greedy"]["differences"] if not d["near_tie"]]
+    raise typer.Exit(1 if faults else 0)
+
+
+def measure(
+    engine: Any, prompts: list[bytes], count: int, repeats: int, *, sampled: bool
+) -> dict[str, Any]:
+    """Return the figures of `pcc bench`; times in ms, rates in bytes per second."""
+    import statistics
+
+    from pcc.runtime.measure import break_even, compare_greedy, graph_times
+    from pcc.runtime.vocabulary import Vocabulary
+
+    vocabulary = Vocabulary.of(engine.manifest, int(engine.generation()["vocab"]))
+    ids = [vocabulary.encode(p) for p in prompts]
+    greedy, stats = compare_greedy(engine, ids, count, progress)
+    times = graph_times(engine, max(map(len, ids)) + count, repeats)
+    speedups = sorted(greedy.speedups)
+    report: dict[str, Any] = {
+        "bundle": str(engine.path), "prompts": len(ids), "tokens_per_prompt": count,
+        "threads": engine.threads, "n": int(engine.generation()["n"]),
+        "autoregressive": {"bytes_per_second": _rate(greedy.ar_tokens, greedy.ar_seconds)},
+        "greedy": {
+            "bytes_per_second": _rate(greedy.spec_tokens, greedy.spec_seconds),
+            "bytes_per_round": stats.get("tokens_per_round"),
+            "speedup_median": statistics.median(speedups) if speedups else None,
+            "identical": greedy.identical, "near_ties": greedy.near_ties,
+            "differences": greedy.differences, "stats": stats,
+        },
+        "graphs": times,
+        "break_even_bytes_per_round": break_even(times),
+    }  # fmt: skip
+    if sampled:
+        report["sampled"] = _sampled(engine, ids, count)
+    return report
+
+
+def _sampled(engine: Any, prompts: list[list[int]], count: int) -> dict[str, Any]:
+    from pcc.runtime.statistics import Statistics
+
+    total: Statistics | None = None
+    for k, p in enumerate(prompts):
+        progress(f"sampling {k + 1} of {len(prompts)}")
+        session = engine.session(seed=k)
+        session.generate_ids(p, count)
+        s = session.rounds.statistics
+        total = s if total is None else total.plus(s)
+    assert total is not None
+    spent = total.total_seconds - total.prefill_seconds
+    return {
+        "bytes_per_second": _rate(total.emitted, spent),
+        "bytes_per_round": total.summary()["tokens_per_round"],
+        "stats": total.summary(),
+    }
+
+
+def _rate(count: int, seconds: float) -> float | None:
+    return count / seconds if seconds > 0 and count else None
+
+
+def _prompts(path: Path, most: int) -> list[bytes]:
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.is_file() and not p.is_symlink())
+        found = [_read(p)[:most] for p in files]
+    else:
+        found = [line[:most] for line in _read(path).splitlines()]
+    found = [p for p in found if p]
+    if not found:
+        raise PccError("C132", "there are no prompts", at=str(path))
+    return found
+
+
+def show_bench(r: dict[str, Any]) -> None:
+    """Print the figures as tables."""
+
+    def number(v: Any, form: str) -> str:
+        return "-" if v is None else format(v, form)
+
+    ar = r["autoregressive"]["bytes_per_second"]
+    rows = [["autoregressive, greedy", number(ar, ".1f"), "1.00", "1.00", ""]]
+    for name in ("greedy", "sampled"):
+        if name not in r:
+            continue
+        rate = r[name]["bytes_per_second"]
+        ratio = rate / ar if rate and ar else None
+        same = f"{r['greedy']['identical']}/{r['prompts']} identical" if name == "greedy" else ""
+        rows.append([f"speculative, {name}", number(rate, ".1f"), number(ratio, ".2f"),
+                     number(r[name]["bytes_per_round"], ".2f"), same])  # fmt: skip
+    what = f"{r['prompts']} prompts, {r['tokens_per_prompt']} tokens each, n={r['n']}"
+    table(f"{r['bundle']}: {what}",
+          ["decoding", "bytes/s", "speed-up", "bytes/round", "output"], rows)  # fmt: skip
+    parts = [[q, *(f"{t[k]:.3f}" for k in ("p50_ms", "p10_ms", "p90_ms"))]
+             for q, t in r["graphs"].items()]  # fmt: skip
+    table("graphs alone, batch 1", ["graph", "p50 ms", "p10", "p90"], parts)
+    print(f"break-even: {number(r['break_even_bytes_per_round'], '.2f')} bytes per round")
+    stats = r["greedy"]["stats"]
+    hist, rounds = stats["acceptance_length_histogram"], max(1, stats["rounds"])
+    bars = [[str(k), f"{100 * v / rounds:5.1f} %", "#" * round(40 * v / rounds)]
+            for k, v in enumerate(hist)]  # fmt: skip
+    table("accepted drafts per round, greedy", ["drafts", "rounds", ""], bars)
+    print(f"host time per round: {stats['host_ms_per_round'] * 1e3:.0f} us")
+    for d in r["greedy"]["differences"]:
+        kind = "near-tie" if d["near_tie"] else "DIFFERENT TEXT"
+        print(f"prompt {d['prompt']}, token {d['token']}: {kind}, logit gap {d['logit_gap']:.2e}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    app.command()(run)
+    app.command()(bench)
