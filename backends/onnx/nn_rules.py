@@ -23,7 +23,7 @@ def with_rows(g: Graph, x: Op, result: Op) -> ir.Value:
     batch = tensor(result).batch
     if not batch:
         return g("Unsqueeze", g.values[x], g.ints(0))  # type: ignore[no-any-return]
-    return g.expanded(x, batch, tensor(x).shape) if not tensor(x).batch else g.values[x]
+    return g.expanded(x, batch, tensor(x).shape)
 
 
 def settled(g: Graph, y: ir.Value, result: Op) -> ir.Value:

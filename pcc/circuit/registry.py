@@ -7,4 +7,8 @@ def load_ops() -> None:
     """Declare every op."""
     import pcc.circuit.ops
     import pcc.circuit.queries
-    import pcc.tensor.ops  # noqa: F401
+    import pcc.tensor.eva
+    import pcc.tensor.ngram
+    import pcc.tensor.nn
+    import pcc.tensor.ops
+    import pcc.tensor.sampling  # noqa: F401
