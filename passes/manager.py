@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -72,7 +73,8 @@ class Record:
 class Manager:
     """Runs a pipeline; verifies and validates after every pass that changed something.
 
-    A failed validation writes a reproducer folder below `reproducers` and raises E303.
+    A failed validation writes a reproducer folder below `reproducers` (or in a temporary folder)
+    and raises E303.
     """
 
     validate: bool = True
@@ -149,9 +151,9 @@ class Manager:
         from pcc.circuit.text import save
         from pcc.passes.registry import describe
 
-        if self.reproducers is None:
-            return "set a folder for reproducers to keep the module that fails"
-        folder = self.reproducers / f"repro-{p.name}"
+        # Without a folder the case still must not be lost: a wrong pass is a bug to be reported.
+        parent = self.reproducers or Path(tempfile.mkdtemp(prefix="pcc-repro-"))
+        folder = parent / f"repro-{p.name}"
         folder.mkdir(parents=True, exist_ok=True)
         save(before, folder / "repro.pcir")
         np.savez(folder / "inputs.npz", **getattr(bad, "inputs", {}))
