@@ -6,20 +6,23 @@ import importlib.metadata
 import platform
 from dataclasses import dataclass
 
+CORE = "reinstall pcc: pip install --force-reinstall pcc"
+RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 PARTS = (
-    ("numpy", True, "pip install pcc"),
-    ("onnx", True, "pip install pcc"),
-    ("onnx-ir", True, "pip install pcc"),
-    ("safetensors", True, "pip install pcc"),
-    ("onnxruntime", True, "pip install 'pcc[cpu]' (or 'pcc[gpu]', never both)"),
+    ("numpy", True, CORE),
+    ("onnx", True, CORE),
+    ("onnx-ir", True, CORE),
+    ("safetensors", True, CORE),
+    ("networkx", True, CORE),
+    ("sympy", True, CORE),
+    ("pyyaml", True, CORE),
     ("torch", False, "pip install 'pcc[torch]': only to read .pt checkpoints"),
-    ("tensorrt", False, "not used yet"),
 )
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One part of the environment."""
+    """One part of the environment; `state` is ok, missing, not installed or a conflict."""
 
     name: str
     version: str
@@ -28,7 +31,8 @@ class Finding:
     remedy: str
 
 
-def _version(name: str) -> str:
+def installed(name: str) -> str:
+    """Return the version of an installed distribution, or nothing."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -39,26 +43,24 @@ def examine() -> list[Finding]:
     """Return what is there and what is missing."""
     out = [Finding("python", platform.python_version(), True, "ok", "")]
     for name, required, remedy in PARTS:
-        version = _version(name)
-        if name == "onnxruntime":
-            gpu = _version("onnxruntime-gpu")
-            if version and gpu:
-                out.append(
-                    Finding(
-                        name,
-                        version,
-                        required,
-                        "both onnxruntime and onnxruntime-gpu",
-                        "uninstall both, then install one: they share a folder",
-                    )
-                )
-                continue
-            version = version or gpu
-        state = "ok" if version else ("missing" if required else "not installed")
+        version = installed(name)
+        state = "ok" if version else "missing" if required else "not installed"
         out.append(Finding(name, version, required, state, "" if version else remedy))
-    if any(f.name == "onnxruntime" and f.version for f in out):
-        import onnxruntime
+    return [*out, *_runtime()]
 
-        providers = ", ".join(onnxruntime.get_available_providers())
-        out.append(Finding("providers", providers, False, "ok", ""))
-    return out
+
+def _runtime() -> list[Finding]:
+    cpu, gpu = map(installed, RUNTIMES)
+    if cpu and gpu:
+        remedy = "uninstall both, then install one, never both: they share a folder"
+        return [Finding("onnxruntime", cpu, True, "two of them", remedy)]
+    if not cpu and not gpu:
+        remedy = "pip install 'pcc[cpu]', or 'pcc[gpu]' for NVIDIA, never both"
+        return [Finding("onnxruntime", "", True, "missing", remedy)]
+    import onnxruntime
+
+    providers = ", ".join(onnxruntime.get_available_providers())
+    return [
+        Finding("onnxruntime", cpu or gpu, True, "ok", ""),
+        Finding("providers", providers, False, "ok", ""),
+    ]
