@@ -35,7 +35,7 @@ def pair(*, trained: bool = True) -> Op:
 
 
 def asked(root: Op, query: str, *cards: int) -> Module:
-    ins = query_inputs(query, len(cards), 0, "i64")
+    ins = query_inputs(query, len(cards), 0, "i64" if all(cards) else "f32")
     outs = tuple(
         (o, Query(root, tuple(ins.values()), query, o, max(cards)))
         for o, _, _ in QUERIES[query].outputs
@@ -86,9 +86,9 @@ def test_the_upward_pass_is_the_circuit(query: str) -> None:
 
 def test_to_tensor_declines_what_has_no_answer() -> None:
     gauss = c.Gaussian((0,), const(1, 2), const(1, 2, seed=1))
-    m = asked(c.Sum(gauss, const(1, 1, 2)), "conditionals", 2)
+    root = c.Sum(c.Hadamard((gauss, leaf(1, v=2))), const(1, 1, 2))
     with pytest.raises(PccError, match="E132"):
-        applied(ToTensor(), applied(ExpandQuery(), m)[0])
+        applied(ToTensor(), applied(ExpandQuery(), asked(root, "conditionals", 0, 2))[0])
 
 
 def test_contraction_order() -> None:
@@ -127,6 +127,9 @@ def test_logarithms_have_the_same_meaning(query: str, trained: bool) -> None:
 
 def same_log(u: sympy.Expr, v: sympy.Expr) -> bool:
     """Compare two expressions at two rational points of all their symbols, to 30 digits."""
+    never = (sympy.zoo, sympy.nan, -sympy.oo)  # log 0: a value that the variable does not have
+    if u.has(*never) or v.has(*never):
+        return bool(u.has(*never) and v.has(*never))
     free = sorted(u.free_symbols | v.free_symbols, key=str)
     for shift in (3, 7):
         at = {s: sympy.Rational(i + shift, 2 * shift + 3 * i) for i, s in enumerate(free)}

@@ -13,7 +13,7 @@ import sympy
 from pcc.circuit import ops as c
 from pcc.circuit import text
 from pcc.interp.run import categorical
-from pcc.ir.core import Op, postorder, tensor
+from pcc.ir.core import Op, postorder
 from pcc.ir.module import Module
 from pcc.ir.semiring import Symbolic, split_equation
 from pcc.passes.manager import Notes, Pass
@@ -99,7 +99,7 @@ def values(m: Module, env: dict[str, Values]) -> list[Values]:
 
 def _each(f: Callable[[Any], Any]) -> Callable[..., Values]:
     def over(n: Op, x: Values) -> Values:
-        return np.vectorize(f, otypes=[object])(x)
+        return np.asarray(np.vectorize(f, otypes=[object])(x))
 
     return over
 
@@ -110,11 +110,11 @@ def _softmax(n: Op, x: Values) -> Values:
 
 
 def _log(x: Values) -> Values:
-    return np.vectorize(sympy.log, otypes=[object])(x)
+    return np.asarray(np.vectorize(sympy.log, otypes=[object])(x))
 
 
 def _exp(x: Values) -> Values:
-    return np.vectorize(sympy.exp, otypes=[object])(x)
+    return np.asarray(np.vectorize(sympy.exp, otypes=[object])(x))
 
 
 def _contract(n: Op, x: Values, w: Values) -> Values:
@@ -124,12 +124,10 @@ def _contract(n: Op, x: Values, w: Values) -> Values:
     return _log(np.asarray(np.einsum(eq, _exp(x), w)))
 
 
-def _shift(n: Op, x: Values) -> Values:
-    """Stand in for a maximum: a symbol, since the shift of a log-sum-exp may be anything."""
-    out = np.empty((*x.shape[:-1],) if n.axis == len(tensor(n.x).shape) - 1 else (), object)  # type: ignore[attr-defined]
-    for i in np.ndindex(*out.shape):
-        out[i] = sympy.Symbol(f"top{'_'.join(map(str, i))}", positive=True)
-    return out
+def _first(n: Op, x: Values) -> Values:
+    """Return the element that stands first for the largest: maxima only occur as shifts."""
+    assert isinstance(n, t.ReduceMax)
+    return np.take(x, 0, axis=n.at)
 
 
 MEANING: dict[str, Callable[..., Values]] = {
@@ -139,7 +137,7 @@ MEANING: dict[str, Callable[..., Values]] = {
     "t.div": lambda n, a, b: np.asarray(a / b),
     "t.softmax": _softmax,
     "t.log_softmax": lambda n, x: _log(_softmax(n, x)),
-    "t.reduce_max": _shift,
+    "t.reduce_max": _first,
     "t.reduce_lse": lambda n, x: _log(np.asarray(_exp(x).sum(axis=n.at))),
     "t.log_contract": _contract,
     "t.cumsum": lambda n, x, *_: t.Cumsum.eval(n, Symbolic(), x),
