@@ -53,7 +53,7 @@ def packed(keys: Ints, base: int, digits: int) -> Ints:
     padded = np.zeros((count, width), np.int64)
     padded[:, :longest] = keys + 1
     power = np.array([base**i for i in range(digits)], np.int64)
-    return (padded.reshape(count, -1, digits) * power).sum(axis=-1)
+    return np.asarray((padded.reshape(count, -1, digits) * power).sum(axis=-1))
 
 
 @lru_cache(maxsize=4)

@@ -86,18 +86,17 @@ class EvaByte(Decoder):
         """Apply one layer to `x f32[N,D]`; its new rings and summaries go into `caches`."""
         assert isinstance(layer, EvaLayer)
         q, k, v = self.project(layer, nn.RmsNorm(x, layer.norm, self.shape.eps), where)
-        at, names = where.start, [f"{kind}.{index}" for kind in ("key", "value")]
-        rings = [eva.RingWrite(past[n], new, at) for n, new in zip(names, (k, v), strict=True)]
-        pools = self.pools(layer, *rings, at, tensor(x).shape[0])
+        at, count = where.start, tensor(x).shape[0]
+        keys = eva.RingWrite(past[f"key.{index}"], k, at)
+        values = eva.RingWrite(past[f"value.{index}"], v, at)
         first = t.FloorDiv(at, self.chunk)
-        older = [
-            nn.CacheWrite(past[f"summary_{n}"], new, first)
-            for n, new in zip(names, pools, strict=True)
-        ]
-        for name, ring, summary in zip(names, rings, older, strict=True):
-            caches[name], caches[f"summary_{name}"] = ring, summary
+        pool_k, pool_v = self.pools(layer, keys, values, at, count)
+        older_k = nn.CacheWrite(past[f"summary_key.{index}"], pool_k, first)
+        older_v = nn.CacheWrite(past[f"summary_value.{index}"], pool_v, first)
+        caches[f"key.{index}"], caches[f"value.{index}"] = keys, values
+        caches[f"summary_key.{index}"], caches[f"summary_value.{index}"] = older_k, older_v
         scale = 1.0 / math.sqrt(self.shape.head_width)
-        y = eva.EvaAttention(q, *rings, *older, at, scale, self.window, self.chunk)
+        y = eva.EvaAttention(q, keys, values, older_k, older_v, at, scale, self.window, self.chunk)
         x = t.Add(x, dense(merge_heads(y), layer.out, layer.out_bias))
         return t.Add(x, self.mlp(layer, nn.RmsNorm(x, layer.mlp_norm, self.shape.eps)))
 

@@ -7,8 +7,12 @@ from pathlib import Path
 
 from pcc.errors import PccError
 from pcc.models.base import Model
+from pcc.models.byte_llama import read_byte_llama
 from pcc.models.config import Config, read_config
 from pcc.models.decoder import read_decoder
+from pcc.models.evabyte import read_evabyte
+from pcc.models.gpt import is_gpt, read_gpt
+from pcc.models.lora import Lora, with_draft
 from pcc.models.tensors import Tensors
 
 Reader = Callable[[Config, Tensors, int], Model]
@@ -18,23 +22,39 @@ def _decoder(config: Config, tensors: Tensors, max_rows: int) -> Model:
     return read_decoder(config, tensors, max_rows=max_rows)
 
 
+def _evabyte(config: Config, tensors: Tensors, max_rows: int) -> Model:
+    return read_evabyte(config, tensors, max_rows=max_rows)
+
+
+def _byte_llama(config: Config, tensors: Tensors, max_rows: int) -> Model:
+    return read_byte_llama(config, tensors, max_rows=max_rows)
+
+
 READERS: dict[str, Reader] = {
     "llama": _decoder,
     "mistral": _decoder,
     "qwen2": _decoder,
     "qwen3": _decoder,
+    "evabyte": _evabyte,
+    "tpu_llama": _byte_llama,
 }
 
 
-def load_model(folder: Path | str, *, max_rows: int) -> Model:
+def load_model(
+    folder: Path | str, *, max_rows: int, lora: Path | str | Lora | None = None
+) -> Model:
     """Return the verifier of a folder, for buffers of at most `max_rows` rows.
 
-    `max_rows` = the longest sequence + the widest pass. Errors: M101 to M110, F104, F106.
+    `max_rows` = the longest sequence + the widest pass. `lora`: a checkpoint folder (or what was
+    read from one) whose adapters, if it has any, make the draft's last layers.
+    Errors: M101 to M115, F104, F106; those of the checkpoint.
     """
     root = Path(folder)
-    config = read_config(root)
     if max_rows < 1:
         raise PccError("M111", f"{max_rows} rows hold no sequence", at=str(root))
+    if is_gpt(root):
+        return with_draft(read_gpt(root, max_rows=max_rows), lora)
+    config = read_config(root)
     reader = READERS.get(config.kind)
     if reader is None:
         hint = f"supported model types: {', '.join(READERS)}"
@@ -42,4 +62,4 @@ def load_model(folder: Path | str, *, max_rows: int) -> Model:
     tensors = Tensors(root)
     model = reader(config, tensors, max_rows)
     tensors.close()
-    return model
+    return with_draft(model, lora)
