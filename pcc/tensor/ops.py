@@ -8,6 +8,7 @@ arithmetic, so that they can also be checked in a finite field; the others are `
 from __future__ import annotations
 
 import math
+import string
 from typing import ClassVar
 
 import numpy as np
@@ -43,7 +44,18 @@ class TensorOp(Op):
         self.require(0 <= axis < rank, "E111", f"axis {axis} of a rank-{rank} value")
         return axis - rank
 
+    def takes(self, x: Op, *dtypes: str) -> Tensor:
+        """Return the type of an operand, whose dtype must be one of these."""
+        t = tensor(x)
+        self.require(t.dtype in dtypes, "E112", f"the operand is {t}, expected {dtypes}")
+        return t
 
+    def filled(self, x: Op, axis: int) -> None:
+        """Refuse an axis without elements: it has no largest element, no product to start from."""
+        self.require(tensor(x).shape[axis] > 0, "E110", f"{tensor(x)} has an empty axis")
+
+
+NUMBERS = ("f32", "i64")
 LOWEST = -3.4e38  # stands in for -inf where a difference would make a NaN
 
 
@@ -191,9 +203,10 @@ class Binary(TensorOp):
     a: Op
     b: Op
     result: ClassVar[str] = ""
+    accepts: ClassVar[tuple[str, ...]] = NUMBERS
 
     def infer(self) -> Type:
-        ta, tb = tensor(self.a), tensor(self.b)
+        ta, tb = self.takes(self.a, *self.accepts), tensor(self.b)
         self.require(ta.dtype == tb.dtype, "E112", f"operands are {ta} and {tb}")
         return self.like(self.broadcast(self.a, self.b), self.result or ta.dtype)
 
@@ -246,6 +259,7 @@ class Equal(Binary, name="t.equal"):
     """a == b."""
 
     result = "bool"
+    accepts = DTYPES
     opaque = True
 
     def eval(self, s: Semiring, *args: Values) -> Values:
@@ -255,12 +269,16 @@ class Equal(Binary, name="t.equal"):
 class And(Binary, name="t.and"):
     """a and b."""
 
+    accepts = ("bool",)
+
     def eval(self, s: Semiring, *args: Values) -> Values:
         return np.asarray(args[0] & args[1])
 
 
 class Or(Binary, name="t.or"):
     """a or b."""
+
+    accepts = ("bool",)
 
     def eval(self, s: Semiring, *args: Values) -> Values:
         return np.asarray(args[0] | args[1])
@@ -270,15 +288,27 @@ class Unary(TensorOp):
     """An element-wise op, or a normalisation over the last axis."""
 
     x: Op
+    accepts: ClassVar[tuple[str, ...]] = ("f32",)
     opaque = True
 
     def infer(self) -> Type:
-        return tensor(self.x)
+        return self.takes(self.x, *self.accepts)
+
+
+class Normalisation(Unary):
+    """A `Unary` over the last axis, which a value per row must have."""
+
+    def infer(self) -> Type:
+        t = self.takes(self.x, "f32")
+        self.require(len(t.shape) > 0, "E110", "a scalar has no axis")
+        self.filled(self.x, -1)
+        return t
 
 
 class Not(Unary, name="t.not"):
     """not x."""
 
+    accepts = ("bool",)
     opaque = False
 
     def eval(self, s: Semiring, *args: Values) -> Values:
@@ -300,7 +330,7 @@ class Log(Unary, name="t.log"):
             return np.asarray(np.log(args[0]))
 
 
-class Softmax(Unary, name="t.softmax"):
+class Softmax(Normalisation, name="t.softmax"):
     """y_i = exp(x_i) / sum_j exp(x_j) over the last axis; a row of -inf gives equal shares."""
 
     def eval(self, s: Semiring, *args: Values) -> Values:
@@ -309,7 +339,7 @@ class Softmax(Unary, name="t.softmax"):
         return np.asarray(e / e.sum(axis=-1, keepdims=True))
 
 
-class LogSoftmax(Unary, name="t.log_softmax"):
+class LogSoftmax(Normalisation, name="t.log_softmax"):
     """y_i = x_i - log sum_j exp(x_j) over the last axis; some x_i must be above -inf."""
 
     def eval(self, s: Semiring, *args: Values) -> Values:
@@ -358,10 +388,12 @@ class Reduction(TensorOp):
 
     x: Op
     axis: int
+    accepts: ClassVar[tuple[str, ...]] = NUMBERS
 
     def infer(self) -> Type:
-        t = tensor(self.x)
+        t = self.takes(self.x, *self.accepts)
         a = self.axis_of(self.x, self.axis) + len(t.shape)
+        self.filled(self.x, a)
         return self.like((*t.shape[:a], *t.shape[a + 1 :]), t.dtype)
 
     @property
@@ -375,7 +407,7 @@ class ReduceSum(Reduction, name="t.reduce_sum"):
 
     def eval(self, s: Semiring, *args: Values) -> Values:
         a = args[0].ndim + self.at
-        letters = "abcdefgh"[: args[0].ndim]
+        letters = string.ascii_letters[: args[0].ndim]
         return s.einsum(f"{letters}->{letters[:a]}{letters[a + 1 :]}", args[0])
 
 
@@ -402,6 +434,7 @@ class ReduceMax(Reduction, name="t.reduce_max"):
 class ReduceLse(Reduction, name="t.reduce_lse"):
     """log sum exp over an axis, shifted by the maximum; all -inf gives -inf."""
 
+    accepts = ("f32",)
     opaque = True
 
     def eval(self, s: Semiring, *args: Values) -> Values:
@@ -421,7 +454,7 @@ class Cumsum(TensorOp, name="t.cumsum"):
 
     def infer(self) -> Type:
         self.axis_of(self.x, self.axis)
-        return tensor(self.x)
+        return self.takes(self.x, *NUMBERS)
 
     def eval(self, s: Semiring, *args: Values) -> Values:
         a = self.axis_of(self.x, self.axis)
@@ -439,8 +472,8 @@ class CumProd(TensorOp, name="t.cumprod"):
     axis: int
 
     def infer(self) -> Type:
-        self.axis_of(self.x, self.axis)
-        return tensor(self.x)
+        self.filled(self.x, self.axis_of(self.x, self.axis))
+        return self.takes(self.x, *NUMBERS)
 
     def eval(self, s: Semiring, *args: Values) -> Values:
         moved = np.moveaxis(args[0], self.axis_of(self.x, self.axis), 0)
@@ -451,7 +484,9 @@ class CumProd(TensorOp, name="t.cumprod"):
 
 
 def _equation(op: TensorOp, eq: str, *xs: Op) -> tuple[int, ...]:
+    op.require(eq.count("->") == 1, "E113", f"{eq!r} is not of the form 'ab,bc->ac'")
     terms, out = split_equation(eq)
+    op.require(all(c.isalpha() and c.isascii() for c in "".join(terms)), "E113", f"{eq!r}")
     sizes: dict[str, int] = {}
     op.require(len(terms) == len(xs), "E113", f"{eq!r} has {len(terms)} operands")
     for t, x in zip(terms, xs, strict=True):
@@ -461,7 +496,8 @@ def _equation(op: TensorOp, eq: str, *xs: Op) -> tuple[int, ...]:
             op.require(
                 sizes.setdefault(c, n) == n, "E113", f"{eq!r}: axis {c!r} is {sizes[c]}, {n}"
             )
-    op.require(all(c in sizes for c in out), "E113", f"{eq!r} has an unbound result axis")
+    known = all(c in sizes for c in out) and len(out) == len(set(out))
+    op.require(known, "E113", f"{eq!r} has an unbound or repeated result axis")
     return tuple(sizes[c] for c in out)
 
 
@@ -473,7 +509,9 @@ class Contract(TensorOp, name="t.contract"):
     eq: str
 
     def infer(self) -> Type:
-        return self.like(_equation(self, self.eq, self.a, self.b))
+        t, other = self.takes(self.a, *NUMBERS), tensor(self.b)
+        self.require(t.dtype == other.dtype, "E112", f"operands are {t} and {other}")
+        return self.like(_equation(self, self.eq, self.a, self.b), t.dtype)
 
     def eval(self, s: Semiring, *args: Values) -> Values:
         return s.einsum(rows(self.eq), *args)
@@ -488,6 +526,8 @@ class LogContract(TensorOp, name="t.log_contract"):
     opaque = True
 
     def infer(self) -> Type:
+        for x in (self.x, self.w):
+            self.takes(x, "f32")
         return self.like(_equation(self, self.eq, self.x, self.w))
 
     def eval(self, s: Semiring, *args: Values) -> Values:
@@ -506,6 +546,8 @@ class MaxContract(TensorOp, name="t.max_contract"):
     opaque = True
 
     def infer(self) -> Type:
+        for x in (self.x, self.w):
+            self.takes(x, "f32")
         return self.like(_equation(self, self.eq, self.x, self.w))
 
     def eval(self, s: Semiring, *args: Values) -> Values:
@@ -525,6 +567,11 @@ class Column(Unary, name="t.column"):
     """
 
     card: int
+    accepts = ("i64",)
+
+    def infer(self) -> Type:
+        self.require(self.card > 0, "E110", f"card is {self.card}, not positive")
+        return super().infer()
 
     def eval(self, s: Semiring, *args: Values) -> Values:
         return np.clip(args[0], -1, self.card) + 1
@@ -534,6 +581,11 @@ class FloorDiv(Unary, name="t.floor_div"):
     """x // by for x >= 0, i64."""
 
     by: int
+    accepts = ("i64",)
+
+    def infer(self) -> Type:
+        self.require(self.by > 0, "E110", f"cannot divide by {self.by}")
+        return super().infer()
 
     def eval(self, s: Semiring, *args: Values) -> Values:
         return np.asarray(args[0] // self.by)
@@ -543,6 +595,11 @@ class Remainder(Unary, name="t.remainder"):
     """x mod by for x >= 0, i64."""
 
     by: int
+    accepts = ("i64",)
+
+    def infer(self) -> Type:
+        self.require(self.by > 0, "E110", f"cannot divide by {self.by}")
+        return super().infer()
 
     def eval(self, s: Semiring, *args: Values) -> Values:
         return np.asarray(args[0] % self.by)
@@ -597,6 +654,7 @@ class ArgMax(TensorOp, name="t.argmax"):
     def infer(self) -> Type:
         t = tensor(self.x)
         self.require(len(t.shape) > 0, "E110", "a scalar has no axis")
+        self.filled(self.x, -1)
         return self.like(t.shape[:-1], "i64")
 
     def eval(self, s: Semiring, *args: Values) -> Values:
@@ -615,7 +673,7 @@ class InverseCdf(TensorOp, name="t.inverse_cdf"):
     opaque = True
 
     def infer(self) -> Type:
-        m, u = tensor(self.mass), tensor(self.u)
+        m, u = self.takes(self.mass, "f32"), self.takes(self.u, "f32")
         ok = len(m.shape) == 2 and u.shape == m.shape[:1]
         self.require(ok, "E110", f"mass {m}, uniforms {u}")
         return self.like(m.shape[:1], "i64")

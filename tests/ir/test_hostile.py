@@ -78,7 +78,7 @@ WRONG: dict[str, tuple[str, str, int]] = {
     ),
     "units for a tensor": (HEAD + LEAF + "%y = t.exp %x : units<1x1>[{0}]\n", "E101", 4),
     "a tensor for units": (HEAD + LEAF + "%y = c.sum %t, %t : units<1x1>[{0}]\n", "E101", 4),
-    "no equation": (HEAD + X + '%y = t.contract %x, %x {eq="aa"} : f32[1]\n', "E006", 3),
+    "no equation": (HEAD + X + '%y = t.contract %x, %x {eq="aa"} : f32[1]\n', "E113", 3),
     "control characters": (HEAD + "\x00\x1b[2J\n", "E001", 2),
     "letters of another alphabet": (HEAD + "%\u0660 = t.exp %x : f32[1]\n", "E001", 2),
 }
