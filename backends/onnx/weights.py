@@ -15,8 +15,13 @@ from pcc.backends.onnx.graph import INLINE
 PAGE, LINE = 4096, 64  # alignment of large tensors (memory-mapped) and of the others
 
 
-def save_models(models: Mapping[str, ir.Model], folder: Path, weights: str = "weights.bin") -> None:
-    """Write `folder/NAME.onnx` for every model over `folder/weights`, equal tensors once."""
+def save_models(
+    models: Mapping[str, ir.Model], folder: Path, weights: str = "weights.bin"
+) -> dict[object, tuple[int, int]]:
+    """Write `folder/NAME.onnx` for every model over `folder/weights`, equal tensors once.
+
+    Returns where each array lies in the weight file, (offset, bytes) by `key_of`.
+    """
     placed: dict[object, tuple[int, int]] = {}
     seen: dict[int, tuple[object, object]] = {}  # arrays that graphs share are hashed once
     with (folder / weights).open("wb") as out:
@@ -28,7 +33,7 @@ def save_models(models: Mapping[str, ir.Model], folder: Path, weights: str = "we
                 if array.nbytes < INLINE:
                     continue
                 if id(array) not in seen:
-                    seen[id(array)] = (array, _key(array))  # held, so that its id stays its own
+                    seen[id(array)] = (array, key_of(array))  # held, so that its id stays its own
                 key = seen[id(array)][1]
                 if key not in placed:
                     step = PAGE if array.nbytes >= 1 << 20 else LINE
@@ -47,8 +52,9 @@ def save_models(models: Mapping[str, ir.Model], folder: Path, weights: str = "we
                 )
     for name, model in models.items():
         (folder / f"{name}.onnx").write_bytes(ir.to_proto(model).SerializeToString())
+    return placed
 
 
-def _key(array: np.ndarray[Any, Any]) -> object:
-    """Return what tells an array from others: dtype, shape and a digest, not a second copy."""
-    return str(array.dtype), tuple(array.shape), hashlib.sha256(array.data).digest()
+def key_of(array: np.ndarray[Any, Any]) -> object:
+    """Return a digest of the bytes: one place serves arrays that differ in shape only."""
+    return array.nbytes, hashlib.sha256(array.data).digest()

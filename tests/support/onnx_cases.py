@@ -244,6 +244,15 @@ EQUATIONS = {  # every form that passes build, at sizes that differ
     "fi,fi->f": (((3, 4), (3, 4)),),
     "fi,fj->fij": (((2, 3), (2, 4)),),
     "foh,fhi->foi": (((2, 3, 4), (2, 4, 5)),),
+    "foi,fiv->fov": (((2, 3, 4), (2, 4, 5)),),
+    "foi,fi->fo": (((2, 3, 4), (2, 4)),),
+    "fkh,fkh->fk": (((2, 3, 4), (2, 3, 4)), ((1, 1, 2), (1, 1, 2))),
+    "d,fvd->fv": (((5,), (2, 3, 5)),),
+    "nd,dk->nk": (((2, 5), (5, 3)),),
+    "hd,hsd->hs": (((2, 3), (2, 4, 3)),),
+    "hs,hsd->hd": (((2, 4), (2, 4, 3)),),
+    "h,dh->d": (((3,), (4, 3)),),
+    "k,abck->abc": (((3,), (2, 1, 4, 3)),),
 }
 
 
@@ -255,7 +264,8 @@ def _contractions() -> Iterator[Case]:
                 tuple(zip(("mass", "mass"), shape, strict=True)),
                 lambda a, b, eq=eq: t.Contract(a, b, eq),
             )
-    logs = ("fi,fio->fo", "fi,foi->fo", "fk,fkv->fv", "fi,foij->foj", "fj,foj->fo", "fo,foi->fi")
+    logs = ("fi,fio->fo", "fi,foi->fo", "fk,fkv->fv", "fi,foij->foj", "fj,foj->fo", "fo,foi->fi",
+            "fkh,fkh->fk")  # fmt: skip
     for eq in logs:
         for shape in EQUATIONS[eq]:
             for op, kind in ((t.LogContract, "mass"), (t.MaxContract, "log")):

@@ -1,0 +1,211 @@
+"""What the backend writes for whole queries: valid models, one weight file, any batch size."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from graphs import Compiled, agree, check, session_of
+from oracle import compile_query
+from strategies import contexts, evidence, random_circuit
+
+import pcc
+from pcc.backends.onnx.lower import lower
+from pcc.backends.onnx.weights import INLINE, save_models
+from pcc.circuit.circuit import Circuit
+from pcc.circuit.queries import QUERIES
+from pcc.frontends import templates
+from pcc.interp.reference import gap
+
+Values = np.ndarray[Any, Any]
+DRAWN = ("sample", "mode", "draft")
+CARDS = (3, 4, 2, 4, 3)
+
+
+def circuits() -> Iterator[tuple[str, Circuit]]:
+    """Trained circuits of every template and some random ones, with and without a context."""
+    yield "ff", templates.ff(5, 4, seed=1)
+    yield "cp", templates.cp(5, 4, 3, seed=1)
+    yield "hmm", templates.hmm(5, 4, 3, seed=1)
+    yield "btree", templates.btree(5, 4, 3, seed=1)
+    yield "cp-context", templates.cp(5, 4, 3, seed=1, context=3)
+    yield "hmm-context", templates.hmm(5, 4, 3, seed=1, context=3)
+    yield "btree-context", templates.btree(5, 4, 3, seed=1, context=3)
+    yield "random-3", random_circuit(3)
+    yield "random-8", random_circuit(8)
+
+
+CIRCUITS = dict(circuits())
+EVERY = pytest.mark.parametrize("name", CIRCUITS)
+
+
+def inputs(circuit: Circuit, query: str, rows: int, slots: int) -> dict[str, Values]:
+    """Rows with impossible values among them, one context row for each."""
+    rng = np.random.default_rng(rows)
+    x, observed = evidence(circuit, rows, seed=rows)
+    x = x.copy()
+    x[::3, 0] = 99  # outside: probability zero
+    return {
+        "x": x,
+        "observed": observed,
+        "target": rng.random(x.shape) < 0.5,
+        "carry": x[:, 0],
+        "u": rng.choice(np.array([0.0, 2.0**-24, 0.3, 0.7, 1 - 2.0**-24], "f4"), (rows, slots)),
+        **contexts(circuit, rows, seed=rows),
+    }
+
+
+def slots_of(compiled: Compiled) -> int:
+    return next((int(i.shape[1]) for i in compiled.session.get_inputs() if i.name == "u"), 0)
+
+
+@pytest.mark.parametrize("opset", [24, 17])
+@pytest.mark.parametrize("query", QUERIES)
+@EVERY
+def test_every_query_of_every_circuit(name: str, query: str, opset: int) -> None:
+    """Valid models; one session for any batch size; no NaN, -inf where the evaluator has it."""
+    circuit = CIRCUITS[name]
+    if query == "draft" and circuit.n < 2:
+        pytest.skip("a draft needs two variables")
+    compiled = compile_query(circuit, query, opset=opset)
+    for rows in (1, 3, 64):
+        feed = inputs(circuit, query, rows, slots_of(compiled))
+        want, got = compiled.meaning(feed), compiled(feed)
+        for key, value in got.items():
+            assert len(value) == rows
+            assert not np.isnan(value.astype(float)).any()
+            if query not in DRAWN:
+                agree(want[key], value, tolerance=2e-5, what=f"{key} rows={rows}")
+
+
+@pytest.mark.parametrize("name", ["hmm", "btree", "cp-context"])
+def test_a_large_batch_is_its_rows(name: str) -> None:
+    """A row alone equals the row among thousands."""
+    circuit = CIRCUITS[name]
+    for query, key in (("prefix", "log_cond"), ("sample", "x")):
+        compiled = compile_query(circuit, query)
+        feed = inputs(circuit, query, 5000, slots_of(compiled))
+        whole = compiled(feed)[key]
+        for row in (0, 1, 2500, 4999):
+            alone = compiled({k: v[row : row + 1] for k, v in feed.items()})[key]
+            agree(alone[0].astype(float), whole[row].astype(float), tolerance=1e-6)
+        parts = [
+            compiled({k: v[a : a + 1250] for k, v in feed.items()})[key]
+            for a in range(0, 5000, 1250)
+        ]
+        agree(np.concatenate(parts).astype(float), whole.astype(float), tolerance=1e-6)
+
+
+@EVERY
+def test_the_compiled_joint_sums_to_one_or_to_the_evaluator(name: str) -> None:
+    circuit = CIRCUITS[name]
+    states = np.array(list(itertools.product(*(range(k) for k in circuit.cards))))
+    compiled = compile_query(circuit, "loglik")
+    feed = {"x": states, **contexts(circuit, 1)}
+    want, got = compiled.meaning(feed)["log_prob"], compiled(feed)["log_prob"]
+    np.testing.assert_allclose(np.exp(got.astype(float)).sum(), np.exp(want).sum(), rtol=2e-6)
+    if not name.startswith("random"):
+        np.testing.assert_allclose(np.exp(got.astype(float)).sum(), 1.0, rtol=2e-6)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bundle") / "m.pcc"
+    pcc.compile(templates.hmm(6, 40, 8, seed=2), out=path)
+    return path
+
+
+def protos(bundle: Path) -> dict[str, onnx.ModelProto]:
+    files = sorted((bundle / "graphs").glob("*.onnx"))
+    return {p.stem: onnx.load(str(p), load_external_data=False) for p in files}
+
+
+def test_the_graphs_of_a_bundle_are_valid(bundle: Path) -> None:
+    found = protos(bundle)
+    assert set(found) == set(QUERIES)
+    for name in found:
+        check(onnx.load(str(bundle / "graphs" / f"{name}.onnx")))
+        onnx.checker.check_model(str(bundle / "graphs" / f"{name}.onnx"), full_check=True)
+
+
+def test_one_weight_file_holds_equal_tensors_once(bundle: Path) -> None:
+    places: dict[tuple[int, int], int] = {}
+    for proto in protos(bundle).values():
+        for w in proto.graph.initializer:
+            if w.data_location != onnx.TensorProto.EXTERNAL:
+                assert len(w.raw_data) < INLINE
+                continue
+            where = {e.key: e.value for e in w.external_data}
+            assert where["location"] == "weights.bin"
+            spot = (int(where["offset"]), int(where["length"]))
+            assert spot[0] % 64 == 0
+            places[spot] = places.get(spot, 0) + 1
+    data = (bundle / "graphs" / "weights.bin").read_bytes()
+    blocks = [data[a : a + size] for a, size in places]
+    assert len(set(blocks)) == len(blocks)  # no two places hold the same bytes
+    assert max(places.values()) > 1  # some are read by several graphs
+    ends = sorted((a, a + size) for a, size in places)
+    assert all(b <= c for (_, b), (c, _) in itertools.pairwise(ends))
+    assert [p.name for p in (bundle / "graphs").iterdir() if p.suffix != ".onnx"] == ["weights.bin"]
+
+
+def test_equal_arrays_of_two_graphs_are_written_once(tmp_path: Path) -> None:
+    circuit = CIRCUITS["btree"]
+    modules = [compile_query(circuit, q).module for q in ("loglik", "loglik")]
+    models = {f"g{i}": lower(m) for i, m in enumerate(modules)}
+    save_models(models, tmp_path)
+    once = (tmp_path / "weights.bin").stat().st_size if (tmp_path / "weights.bin").exists() else 0
+    save_models({"alone": lower(modules[0])}, tmp_path, weights="alone.bin")
+    assert once == (tmp_path / "alone.bin").stat().st_size
+
+
+def test_every_node_says_where_it_comes_from(bundle: Path) -> None:
+    for proto in protos(bundle).values():
+        names = [n.name for n in proto.graph.node]
+        assert len(set(names)) == len(names)
+        for node in proto.graph.node:
+            props = {p.key: p.value for p in node.metadata_props}
+            assert props.keys() >= {"pcc.op", "pcc.layer"}, node.name
+            assert props["pcc.op"].startswith("t.") or props["pcc.op"] == "output"
+            assert props["pcc.layer"], node.name
+        model = {p.key: p.value for p in proto.metadata_props}
+        assert model["pcc.query"] in QUERIES
+        assert model["pcc.circuit"]
+        assert proto.producer_name == "pcc"
+
+
+def test_inputs_and_outputs_have_the_documented_names(bundle: Path) -> None:
+    for query, proto in protos(bundle).items():
+        taken = [i.name for i in proto.graph.input]
+        assert taken == list(QUERIES[query].inputs)
+        outs = [o.name for o in proto.graph.output]
+        assert outs == [f"{o}_out" if o in taken else o for o, _, _ in QUERIES[query].outputs]
+        for value in (*proto.graph.input, *proto.graph.output):
+            assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
+
+
+def test_a_bundle_verifies(bundle: Path) -> None:
+    report = pcc.verify(bundle)
+    assert report.ok, [c for c in report.checks if not c.ok]
+    assert {c.query for c in report.checks} == set(QUERIES)
+
+
+def test_a_changed_weight_is_noticed_by_the_samples() -> None:
+    """The stored samples would show a graph that computes something else."""
+    circuit = CIRCUITS["hmm"]
+    compiled = compile_query(circuit, "loglik")
+    feed = inputs(circuit, "loglik", 3, 0)
+    feed["x"] = np.clip(feed["x"], 0, 1)
+    model = ir.from_proto(compiled.proto)
+    for value in model.graph.initializers.values():
+        a = value.const_value.numpy()  # type: ignore[union-attr]
+        if a.dtype == np.float32 and a.ndim > 1:
+            value.const_value = ir.tensor((a * np.float32(1.01)).astype(np.float32))
+    wrong = session_of(ir.to_proto(model)).run(None, {"x": feed["x"]})[0]
+    assert gap(compiled.meaning(feed)["log_prob"], wrong) > 1e-3
