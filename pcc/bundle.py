@@ -216,7 +216,8 @@ class _Reader:
         self.need(type(v) is dict, "inputs or outputs are malformed")
         self.need(v.get("dtype") in DTYPES, f"dtype is not one of {', '.join(DTYPES)}")
         first, *rest = self.get(v, "shape", list) or [None]
-        plain = all(type(d) is int and d >= 0 for d in rest) and len(rest) < 17
+        sizes = [1 if d == "rows" else d for d in rest]  # the rows of a state buffer are open
+        plain = all(type(d) is int and d >= 0 for d in sizes) and len(rest) < 17
         self.need(first in ("B", "Bc") and plain, "shape is malformed")
-        self.need(math.prod(rest) <= MAX_EXTENT, "shape is too large")
+        self.need(math.prod(sizes) <= MAX_EXTENT, "shape is too large")
         return str(self.get(v, "name", str))

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-import pcc
-from pcc.bundle import RUNTIME_OF_OPSET, staged, write_manifest
-from pcc.circuit import ops as c
+from pcc import knobs
+from pcc.bundle import staged
 from pcc.circuit import text
 from pcc.circuit.circuit import Circuit
 from pcc.circuit.queries import QUERIES, Query, query_inputs
 from pcc.errors import PccError
-from pcc.ir.core import Op, postorder, tensor
+from pcc.generation import Request, build, own_heads
+from pcc.ir.core import Op, postorder
 from pcc.ir.module import Module
-from pcc.ir.text import resources
+from pcc.package import write
+from pcc.passes.draw import Slot
 from pcc.passes.manager import Manager, Pass, Record
 from pcc.passes.pipelines import circuit_pipeline, tensor_pipeline
 from pcc.passes.to_tensor import slots_of
@@ -43,6 +40,16 @@ class Artifact:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Emission:
+    """A tensor module to emit as a graph: its inputs in order, uniforms, and open axes."""
+
+    module: Module
+    inputs: tuple[Input, ...]
+    slots: tuple[Slot, ...] = ()
+    symbols: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+
+
 @dataclass
 class Job:
     """One compilation."""
@@ -53,7 +60,8 @@ class Job:
     say: Progress
     of: list[str] = field(default_factory=list)  # what each record of the manager is about
     stages: list[tuple[str, Module]] = field(default_factory=list)
-    modules: dict[str, Module] = field(default_factory=dict)
+    emissions: dict[str, Emission] = field(default_factory=dict)
+    generation: dict[str, Any] | None = None  # what the manifest says of the verifier
     unsupported: dict[str, str] = field(default_factory=dict)
 
     def run(self, name: str, module: Module, pipeline: Sequence[Pass]) -> Module:
@@ -69,8 +77,10 @@ class Job:
         return stages[name].roots[0]
 
 
-def load_source(source: str | Path | Circuit, **options: Any) -> Circuit:
+def load_source(source: str | Path | Circuit | None, **options: Any) -> Circuit:
     """Return the circuit of a `.pcir` file, an MTPC checkpoint folder, or itself."""
+    if source is None:
+        raise PccError("E140", "there is no source", hint="only a verifier may come without one")
     if not isinstance(source, Circuit) and Path(source).is_dir():
         from pcc.frontends.mtpc import load_mtpc
 
@@ -94,7 +104,7 @@ def load_source(source: str | Path | Circuit, **options: Any) -> Circuit:
 
 
 def compile(
-    source: str | Path | Circuit,
+    source: str | Path | Circuit | None,
     verifier: str | Path | None = None,
     queries: Sequence[str] | None = None,
     target: str = "onnx",
@@ -108,6 +118,9 @@ def compile(
     validate: bool = True,
     force: bool = False,
     progress: Progress | None = None,
+    chunk: int = knobs.PREFILL_CHUNK,
+    proposal: str = "full",
+    draft_mode: str = "max-product",
     **frontend: Any,
 ) -> Artifact:
     """Compile a circuit to a bundle of ONNX graphs, one per query, over one weight file.
@@ -116,11 +129,21 @@ def compile(
     manifest with the reason. `window` drafts fewer variables: the later ones are summed out.
     `parameters="logits"` takes the circuit's logits as inputs instead of a context. `out=None`
     writes to a temporary folder. Raises `PccError`; nothing is left behind on failure.
+
+    With `verifier`, a model folder, the bundle also generates: `step`, `step_greedy`, `prefill`,
+    `prefill_greedy`, `verify` and `decode` graphs for sequences of up to `max_seq` tokens, prompts
+    read `chunk` tokens at a time. `source=None` drafts with the verifier's own prediction heads.
+    `proposal` is "full" or "latent-first", `draft_mode` (greedy) "max-product" or "latent-first".
     """
     start = time.perf_counter()
-    _supported(verifier, target, precision, parameters, queries)
+    _supported(target, precision, parameters, queries)
+    how = {"chunk": chunk, "proposal": proposal, "draft_mode": draft_mode}
+    request = _request(source, verifier, max_seq, parameters, how)
     with _place(out, force) as folder, staged(folder, force=force) as work:
-        circuit = load_source(source, **frontend)
+        if source is None and request is not None:
+            circuit = own_heads(request)
+        else:
+            circuit = load_source(source, **frontend)
         if window is not None:
             from pcc.passes.restrict import restrict
 
@@ -134,18 +157,17 @@ def compile(
         _circuit(job)
         for q in queries or QUERIES:
             _query(job, q, required=bool(queries))
-        if not job.modules:
+        if request is not None:
+            _generation(job, request)
+        if not job.emissions:
             why = next(iter(job.unsupported.values()))
             raise PccError("E146", f"no query can be compiled: {why}")
-        manifest = _write(job, work, parameters)
+        manifest = write(job, work, parameters)
     return Artifact(folder, manifest, tuple(job.manager.records), time.perf_counter() - start)
 
 
-def _supported(
-    verifier: object, target: str, precision: str, parameters: str, queries: Sequence[str] | None
-) -> None:
+def _supported(target: str, precision: str, parameters: str, queries: Sequence[str] | None) -> None:
     for name, value, only in (
-        ("verifier", verifier, (None,)),
         ("target", target, ("onnx",)),
         ("precision", precision, ("fp32",)),
         ("parameters", parameters, ("context", "logits")),
@@ -156,6 +178,19 @@ def _supported(
     for q in queries or ():
         if q not in QUERIES:
             raise PccError("E142", f"unknown query {q!r}", hint=f"one of {', '.join(QUERIES)}")
+
+
+def _request(
+    source: object, verifier: str | Path | None, max_seq: int, parameters: str, how: dict[str, Any]
+) -> Request | None:
+    """Return what is asked of the verifier; LoRA adapters are those of the source checkpoint."""
+    if verifier is None:
+        return None
+    if parameters != "context":
+        raise PccError("E147", "with a verifier, the circuit's parameters come from its context")
+    is_folder = isinstance(source, str | Path) and Path(source).is_dir()
+    lora = Path(str(source)) if is_folder else None
+    return Request(Path(verifier), max_seq, lora=lora, **how)
 
 
 @contextmanager
@@ -203,130 +238,28 @@ def query_module(circuit: Circuit, root: Op, query: str) -> tuple[Module, tuple[
     return Module(query, circuit.cards, outs), (*args, *params)
 
 
+def _generation(job: Job, request: Request) -> None:
+    before = len(job.manager.records)
+    made = build(request, job.circuit, job.manager, job.say)
+    job.of += ["generation"] * (len(job.manager.records) - before)
+    for name, g in made.graphs.items():
+        job.emissions[name] = Emission(g.module, g.inputs, g.slots, g.symbols)
+    job.generation = {
+        "vocabulary": made.vocabulary,
+        "verifier": made.verifier,
+        "generation": made.manifest,
+    }
+
+
 def _query(job: Job, query: str, *, required: bool) -> None:
     job.say(f"query '{query}'")
     root = job.root(query)
     try:
-        module, _ = query_module(job.circuit, root, query)
-        job.modules[query] = job.run(query, module, tensor_pipeline())
+        module, inputs = query_module(job.circuit, root, query)
+        made = job.run(query, module, tensor_pipeline())
+        job.emissions[query] = Emission(made, inputs, tuple(slots_of(root, query)))
     except PccError as e:
         if required or e.code not in ("E132", "E133", "E134"):
             raise
         job.of += [query] * (len(job.manager.records) - len(job.of))
         job.unsupported[query] = e.what
-
-
-def _write(job: Job, folder: Path, parameters: str) -> dict[str, Any]:
-    from pcc.backends.onnx.lower import lower, onnx_name
-    from pcc.backends.onnx.weights import save_models
-    from pcc.samples import write_samples
-
-    models: dict[str, Any] = {}
-    specs: dict[str, Any] = {}
-    for q, module in job.modules.items():
-        root = job.root(q)
-        _, inputs = query_module(job.circuit, root, q)
-        job.say(f"graph '{q}'")
-        doc = {"pcc.query": q, "pcc.circuit": job.circuit.name}
-        models[q] = lower(module, opset=job.opset, inputs=inputs, doc=doc)
-        names = {i.key for i in inputs}
-        specs[q] = {
-            "graph": f"graphs/{q}.onnx",
-            "inputs": [_io(i.key, i) for i in inputs],
-            "outputs": [{**_io(o, v), "onnx": onnx_name(o, names)} for o, v in module.outputs],
-            "nodes": len(models[q].graph),
-        }
-        if slots := slots_of(root, q):
-            listed = [{"role": s.role, "layer": s.layer, "index": s.index} for s in slots]
-            specs[q]["random"] = {"slots": listed}
-        if q == "mode":
-            specs[q]["exact"] = _deterministic(root)
-    graphs, irs = folder / "graphs", folder / "ir"
-    graphs.mkdir()
-    irs.mkdir()
-    save_models(models, graphs)
-    stages = [*job.stages, *((f"tensor-{q}", m) for q, m in job.modules.items())]
-    for i, (name, module) in enumerate(stages):
-        (irs / f"{i:02d}-{name}.pcir").write_text(text.show(module))
-    arrays: dict[str, Any] = {}
-    for _, module in stages:
-        arrays.update(resources(module))
-    if arrays:
-        from safetensors.numpy import save
-
-        (irs / "arrays.safetensors").write_bytes(save(arrays))
-    job.say("samples")
-    measured = write_samples(job.circuit, job.modules, specs, folder)
-    return write_manifest(folder, _manifest(job, specs, measured, parameters))
-
-
-def _manifest(
-    job: Job, specs: dict[str, Any], measured: dict[str, float], parameters: str
-) -> dict[str, Any]:
-    circuit, module = job.circuit, job.stages[0][1]
-    return {
-        "producer": f"pcc {pcc.__version__}",
-        "opset": job.opset,
-        "circuit": {
-            "name": circuit.name, "kind": circuit.kind, "n": circuit.n, "r": circuit.rank,
-            "V": max(circuit.cards, default=0), "cards": list(circuit.cards),
-            "structure_hash": structure_hash(module),
-            "content_hash": hashlib.sha256(text.show(module).encode()).hexdigest(),
-            "parameters": parameters if circuit.inputs() else "trained",
-        },
-        "vocabulary": {"byte_offset": None, "bos": None, "eos": [], "pad": None, "special": []},
-        "verifier": None,
-        "kv": None,
-        "queries": specs,
-        "unsupported": job.unsupported,
-        "precision": {"default": "fp32"},
-        # null: measured, but not finite (a draw that rounding moved to another value)
-        "numerics": {"max_abs_error": {q: e if math.isfinite(e) else None
-                                       for q, e in measured.items()},
-                     "runtime": _runtime() if measured else None},
-        "variants": [{"provider": "any", "format": "onnx", "gpu": None,
-                      "onnxruntime": f">={RUNTIME_OF_OPSET[job.opset]}"}],
-        "passes": [
-            {"name": r.name, "of": of, "changed": r.changed,
-             "nodes_before": r.before, "nodes_after": r.after,
-             "ms": round(r.ms, 3), "check_ms": round(r.check_ms, 3), "error": r.error}
-            for of, r in zip(job.of, job.manager.records, strict=True)
-        ],
-    }  # fmt: skip
-
-
-def _runtime() -> str:
-    from pcc.runtime.ort import import_ort
-
-    return f"onnxruntime {import_ort().__version__}"
-
-
-def structure_hash(module: Module) -> str:
-    """SHA-256 of the circuit without its numbers: equal for two trainings of one structure."""
-    digest, at = hashlib.sha256(repr(module.cards).encode()), dict[Op, int]()
-    for n in module.nodes():
-        parts: list[object] = [n.name, str(n.type), [at[a] for a in n.args]]
-        for f, k in zip(n.fields, n.kinds, strict=True):
-            if k not in ("Op", "tuple[Op, ...]", "Array"):
-                parts.append((f, getattr(n, f)))
-        digest.update(repr(parts).encode())
-        at[n] = len(at)
-    digest.update(repr([at[r] for r in module.roots]).encode())
-    return digest.hexdigest()
-
-
-def _io(name: str, n: Op) -> dict[str, Any]:
-    kind = tensor(n)
-    batch = {"b": ["B"], "c": ["Bc"], "": []}[kind.batch]
-    return {"name": name, "dtype": kind.dtype, "shape": [*batch, *kind.shape]}
-
-
-def _deterministic(root: Op) -> bool:
-    """Whether max-product is the true maximum: proved only where no sum has a choice."""
-    sums = [n for n in postorder(root) if isinstance(n, c.Sum | c.Mix | c.Tucker | c.Cpt | c.Cp)]
-    return not any(_choices(n) > 1 for n in sums)
-
-
-def _choices(n: Op) -> int:
-    weights = n.ws if isinstance(n, c.Cp) else (n.w,)  # type: ignore[attr-defined]
-    return max(int(np.prod(tensor(w).shape[2:])) for w in weights)

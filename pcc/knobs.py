@@ -32,3 +32,9 @@ MAX_ARRAY_BYTES = 4 << 30  # of all arrays in one .npz file, unpacked
 # Verifiers.
 EVA_SPAN = 256  # widest pass over EvaByte's ring once it wraps: 12 % more rows than its window
 MAX_NGRAM = 64  # ids of a subword in byte-Llama's dictionary
+
+# Generation.
+PREFILL_CHUNK = 64  # prompt tokens of one pass: wide enough for matrix products, small to pad
+FIRST_BUCKET = 512  # rows of the smallest state buffers; each next size doubles
+MAX_SEQ = 1 << 20
+MAX_CONFIG_BYTES = 16 << 20  # of a JSON file beside a model

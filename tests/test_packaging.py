@@ -40,7 +40,9 @@ MAY_IMPORT = {
     "runtime": CORE | {"bundle"},
     "check": LOADED | {"runtime"},
     "environment": LOADED | {"runtime"},
-    "driver": BUILT | {"__init__"},
+    "generation": BUILT,
+    "package": BUILT | {"driver", "__init__"},  # driver: the type of a job
+    "driver": BUILT | {"generation", "package"},
     "train": BUILT | {"driver"},
     "cli": BUILT | {"driver", "train", "__init__"},
 }

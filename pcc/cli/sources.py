@@ -10,16 +10,29 @@ import typer
 import pcc
 from pcc.cli.bundles import describe
 from pcc.cli.output import Json, emit, progress
+from pcc.knobs import PREFILL_CHUNK
 
 
 def compile_command(
-    source: Annotated[Path, typer.Argument(help="Checkpoint folder or .pcir file.")],
+    source: Annotated[
+        Path | None,
+        typer.Argument(help="Checkpoint folder or .pcir file; none: the verifier's own heads."),
+    ] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="Bundle to write.")] = Path("m.pcc"),
     query: Annotated[list[str] | None, typer.Option(help="Only this query (repeatable).")] = None,
     target: Annotated[str, typer.Option(help="onnx")] = "onnx",
     precision: Annotated[str, typer.Option(help="fp32")] = "fp32",
     opset: Annotated[int, typer.Option(help="24, or 17 for older runtimes.")] = 24,
     parameters: Annotated[str, typer.Option(help="context or logits")] = "context",
+    verifier: Annotated[
+        Path | None, typer.Option(help="Model folder (config.json, safetensors) that verifies.")
+    ] = None,
+    max_seq: Annotated[int, typer.Option(help="Longest sequence, in tokens.")] = 2048,
+    chunk: Annotated[int, typer.Option(help="Prompt tokens read in one pass.")] = PREFILL_CHUNK,
+    proposal: Annotated[str, typer.Option(help="full or latent-first")] = "full",
+    draft_mode: Annotated[
+        str, typer.Option(help="Greedy drafts: max-product or latent-first.")
+    ] = "max-product",
     window: Annotated[int | None, typer.Option(help="Draft fewer variables.")] = None,
     step: Annotated[int | None, typer.Option(help="Checkpoint step (default: newest).")] = None,
     hmm_bias: Annotated[
@@ -37,9 +50,10 @@ def compile_command(
     if hmm_bias:
         extra["hmm_bias"] = _biases(hmm_bias)
     artifact = pcc.compile(
-        source, queries=query or None, out=out, target=target, precision=precision, opset=opset,
-        parameters=parameters, window=window, force=force, validate=validate,
-        progress=progress, **extra,
+        source, verifier=verifier, max_seq=max_seq, chunk=chunk, proposal=proposal,
+        draft_mode=draft_mode, queries=query or None, out=out, target=target,
+        precision=precision, opset=opset, parameters=parameters, window=window, force=force,
+        validate=validate, progress=progress, **extra,
     )  # fmt: skip
     if as_json:
         emit({"path": str(artifact.path), "seconds": artifact.seconds, **artifact.manifest})

@@ -36,6 +36,7 @@ class Engine:
         check_opset(self.manifest["opset"])
         self.cards = np.array([c or 0 for c in self.manifest["circuit"]["cards"]], np.int64)
         self._sessions: dict[str, Any] = {}
+        self._generation: dict[str, Any] | None = None
 
     def session_of(self, query: str) -> Any:
         """Return the ONNX Runtime session of a query."""
@@ -53,14 +54,17 @@ class Engine:
 
     def generation(self) -> dict[str, Any]:
         """Return what the manifest says about generation; bundles without a verifier have none."""
-        found = self.manifest.get("generation")
-        if not isinstance(found, dict):
+        if self.manifest.get("generation") is None:
             raise PccError(
                 "R110",
                 "the bundle has no verifier, so it cannot generate",
                 hint="compile it with --verifier MODEL_DIR",
             )
-        return found
+        if self._generation is None:
+            from pcc.runtime.contract import check_generation
+
+            self._generation = check_generation(self.manifest, str(self.path))
+        return self._generation
 
     def session(self, **options: Any) -> Session:
         """Open a generation session: seed, temperature, top_p, top_k, greedy, stream.

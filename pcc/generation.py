@@ -1,0 +1,175 @@
+"""The generation part of a bundle: verifier and head in one graph per round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pcc import knobs
+from pcc.bundle import sha256
+from pcc.circuit.circuit import Circuit
+from pcc.errors import PccError
+from pcc.models.base import Model, StateSpec
+from pcc.models.load import load_model
+from pcc.models.proposal import ff_from_heads
+from pcc.models.step import StepGraph, StepOptions, Steps
+from pcc.passes.manager import Manager
+from pcc.tensor.ops import Const
+
+EXTRAS = ("margin", "log_probs")  # outputs that every engine has
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a compilation with a verifier adds: the graphs and what the runtime must know."""
+
+    model: Model
+    graphs: dict[str, StepGraph]
+    manifest: dict[str, Any]
+    vocabulary: dict[str, Any]
+    verifier: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A verifier folder and the choices of `compile`."""
+
+    folder: Path
+    max_seq: int
+    chunk: int = knobs.PREFILL_CHUNK
+    proposal: str = "full"
+    draft_mode: str = "max-product"
+    lora: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_seq", 2), ("chunk", 1)):
+            v = getattr(self, name)
+            if isinstance(v, bool) or not isinstance(v, int) or not least <= v <= knobs.MAX_SEQ:
+                what = f"{name}={v!r} is not in {least} .. {knobs.MAX_SEQ}"
+                raise PccError("M150", what)
+
+    def read(self, n: int) -> Model:
+        """Read the verifier for windows of `n` tokens."""
+        rows = self.max_seq + max(n, self.chunk)
+        return load_model(self.folder, max_rows=rows, lora=self.lora)
+
+
+def own_heads(request: Request) -> Circuit:
+    """Return the fully factorised circuit of a verifier's own prediction heads (slot 1: head 0)."""
+    heads = getattr(request.read(1), "heads", None)
+    if not isinstance(heads, Const) or heads.value.shape[0] < 2:
+        raise PccError(
+            "M153",
+            "the verifier has no prediction heads of its own to draft with",
+            at=str(request.folder),
+            hint="give a checkpoint of a head",
+        )
+    return ff_from_heads(heads.value.value, "own-heads")
+
+
+def build(
+    request: Request, circuit: Circuit, manager: Manager, say: Callable[[str], None]
+) -> Generation:
+    """Build every graph of generation. Raises M1xx where head and verifier do not match."""
+    if circuit.n < 2:
+        raise PccError("M151", "drafting needs a window of two or more tokens")
+    say("reading the verifier")
+    model = request.read(circuit.n)
+    options = StepOptions(request.proposal, request.draft_mode, extras=EXTRAS)
+    rows = request.max_seq + max(circuit.n, request.chunk)
+    work = Steps(model, circuit, rows, options, manager)
+    graphs: dict[str, StepGraph] = {}
+    for name, make in (
+        ("step", work.step),
+        ("step_greedy", work.step_greedy),
+        ("prefill", lambda: work.prefill(request.chunk)),
+        ("prefill_greedy", lambda: work.prefill_greedy(request.chunk)),
+        ("verify", lambda: work.verify(circuit.n)),
+        ("decode", lambda: work.verify(1, "decode")),
+    ):
+        say(f"graph '{name}'")
+        graphs[name] = make()
+    verifier = {
+        "kind": type(model).__name__,
+        "config_hash": _config_hash(request.folder),
+        "draft_layers": len(getattr(model, "draft", None) or ()),
+    }
+    return Generation(
+        model, graphs, _manifest(request, circuit, model, graphs), _ids(model), verifier
+    )
+
+
+def _manifest(
+    request: Request, circuit: Circuit, model: Model, graphs: dict[str, StepGraph]
+) -> dict[str, Any]:
+    most = request.max_seq + max(circuit.n, request.chunk)
+    sizes, rows = [], knobs.FIRST_BUCKET
+    while rows < most:
+        sizes.append(rows)
+        rows *= 2
+    states = model.states(most)
+    return {
+        "n": circuit.n,
+        "vocab": model.vocab,
+        "width": model.width,
+        "max_seq": request.max_seq,
+        "chunk": request.chunk,
+        "proposal": request.proposal,
+        "draft_mode": request.draft_mode,
+        "states": [_state(s, most) for s in states],
+        "buckets": [
+            {"rows": r, "states": {s.name: list(s.shape) for s in model.states(r)}}
+            for r in (*sizes, most)
+        ],
+        "random": {q: [[s.role, i] for i, s in _numbered(g)] for q, g in graphs.items() if g.slots},
+        "chat_template": _chat_template(request.folder),
+    }
+
+
+def _state(s: StateSpec, rows: int) -> dict[str, Any]:
+    # A cache with fewer rows than positions (a ring, summaries) cannot be rolled back by length.
+    ring = s.rows_axis is not None and s.shape[s.rows_axis] < rows
+    return {
+        "name": s.name, "dtype": s.dtype, "shape": list(s.shape), "rows_axis": s.rows_axis,
+        "ring": ring,
+    }  # fmt: skip
+
+
+def _numbered(g: StepGraph) -> list[tuple[int, Any]]:
+    """Number the uniforms of each role: the `slot` of their Philox counters."""
+    seen: dict[str, int] = {}
+    out = []
+    for s in g.slots:
+        out.append((seen.get(s.role, 0), s))
+        seen[s.role] = seen.get(s.role, 0) + 1
+    return out
+
+
+def _ids(model: Model) -> dict[str, Any]:
+    v = model.vocabulary
+    return {
+        "byte_offset": v.byte_offset, "bos": v.bos, "eos": list(v.eos), "pad": v.pad,
+        "special": list(v.special),
+    }  # fmt: skip
+
+
+def _chat_template(folder: Path) -> str | None:
+    """Return the Jinja text of `tokenizer_config.json`, if there is one; it is not run here."""
+    import json
+
+    path = folder / "tokenizer_config.json"
+    if not path.is_file() or path.stat().st_size > knobs.MAX_CONFIG_BYTES:
+        return None
+    try:
+        template = json.loads(path.read_text("utf-8")).get("chat_template")
+    except (ValueError, AttributeError, RecursionError):
+        raise PccError("M152", "the tokenizer's configuration is not JSON", at=str(path)) from None
+    return template if isinstance(template, str) else None
+
+
+def _config_hash(folder: Path) -> str:
+    """Return the SHA-256 of the verifier's configuration file."""
+    found = [p for p in (folder / "config.json", folder / "config.yaml") if p.is_file()]
+    return sha256(found[0]) if found else ""

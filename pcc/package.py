@@ -1,0 +1,164 @@
+"""Writing a bundle: graphs over one weight file, IR stages, samples, manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import pcc
+from pcc.bundle import RUNTIME_OF_OPSET, write_manifest
+from pcc.circuit import ops as c
+from pcc.circuit import text
+from pcc.circuit.queries import QUERIES
+from pcc.circuit.text import write as write_file
+from pcc.ir.core import Op, Values, postorder, tensor
+from pcc.ir.module import Module
+from pcc.ir.text import resources
+
+if TYPE_CHECKING:
+    from pcc.driver import Emission, Job
+
+NO_VERIFIER: dict[str, Any] = {
+    "vocabulary": {"byte_offset": None, "bos": None, "eos": [], "pad": None, "special": []},
+    "verifier": None,
+    "generation": None,
+}
+
+
+def write(job: Job, folder: Path, parameters: str) -> dict[str, Any]:
+    """Write everything that a compilation made into an empty folder; return the manifest."""
+    from pcc.backends.onnx.lower import lower, onnx_name
+    from pcc.backends.onnx.weights import save_models
+    from pcc.samples import write_samples
+
+    models: dict[str, Any] = {}
+    specs: dict[str, Any] = {}
+    for q, e in job.emissions.items():
+        job.say(f"graph '{q}'")
+        doc = {"pcc.query": q, "pcc.circuit": job.circuit.name}
+        models[q] = lower(
+            e.module, opset=job.opset, inputs=e.inputs, doc=doc, symbols=dict(e.symbols)
+        )
+        names = {i.key for i in e.inputs}
+        specs[q] = {
+            "graph": f"graphs/{q}.onnx",
+            "inputs": [_io(i.key, i, e) for i in e.inputs],
+            "outputs": [{**_io(o, v, e), "onnx": onnx_name(o, names)} for o, v in e.module.outputs],
+            "nodes": len(models[q].graph),
+        }
+        if e.slots:
+            listed = [{"role": s.role, "layer": s.layer, "index": s.index} for s in e.slots]
+            specs[q]["random"] = {"slots": listed}
+        if q == "mode":
+            specs[q]["exact"] = _deterministic(job.root(q))
+    graphs = folder / "graphs"
+    graphs.mkdir()
+    placed = save_models(models, graphs)
+    _write_stages(job, folder / "ir", placed)
+    job.say("samples")
+    stateless = {q: e.module for q, e in job.emissions.items() if q in QUERIES}
+    measured = write_samples(job.circuit, stateless, specs, folder)
+    return write_manifest(folder, _manifest(job, specs, measured, parameters))
+
+
+def _write_stages(job: Job, folder: Path, placed: Mapping[object, tuple[int, int]]) -> None:
+    """Write the IR; arrays that the graphs' weight file holds are named there, not copied."""
+    from pcc.backends.onnx.weights import key_of
+
+    folder.mkdir()
+    stages = [*job.stages, *((f"tensor-{q}", e.module) for q, e in job.emissions.items())]
+    arrays: dict[str, Values] = {}
+    for i, (name, module) in enumerate(stages):
+        write_file(folder / f"{i:02d}-{name}.pcir", text.show(module).encode("utf-8"))
+        arrays.update(resources(module))
+    shared, own = {}, {}
+    for ref, value in arrays.items():
+        spot = placed.get(key_of(value))
+        if spot is None:
+            own[ref] = value
+        else:
+            shared[ref] = {"offset": spot[0], "dtype": value.dtype.str, "shape": value.shape}
+    if own:
+        from safetensors.numpy import save_file
+
+        save_file(own, folder / "arrays.safetensors")
+    if shared:
+        write_file(folder / "weights.json", json.dumps(shared).encode())
+
+
+def _manifest(
+    job: Job, specs: dict[str, Any], measured: dict[str, float], parameters: str
+) -> dict[str, Any]:
+    circuit, module = job.circuit, job.stages[0][1]
+    return {
+        "producer": f"pcc {pcc.__version__}",
+        "opset": job.opset,
+        "circuit": {
+            "name": circuit.name, "kind": circuit.kind, "n": circuit.n, "r": circuit.rank,
+            "V": max(circuit.cards, default=0), "cards": list(circuit.cards),
+            "structure_hash": structure_hash(module),
+            "content_hash": hashlib.sha256(text.show(module).encode()).hexdigest(),
+            "parameters": parameters if circuit.inputs() else "trained",
+        },
+        **(job.generation or NO_VERIFIER),
+        "queries": specs,
+        "unsupported": job.unsupported,
+        "precision": {"default": "fp32"},
+        # null: measured, but not finite (a draw that rounding moved to another value)
+        "numerics": {"max_abs_error": {q: e if math.isfinite(e) else None
+                                       for q, e in measured.items()},
+                     "runtime": _runtime() if measured else None},
+        "variants": [{"provider": "any", "format": "onnx", "gpu": None,
+                      "onnxruntime": f">={RUNTIME_OF_OPSET[job.opset]}"}],
+        "passes": [
+            {"name": r.name, "of": of, "changed": r.changed,
+             "nodes_before": r.before, "nodes_after": r.after,
+             "ms": round(r.ms, 3), "check_ms": round(r.check_ms, 3), "error": r.error}
+            for of, r in zip(job.of, job.manager.records, strict=True)
+        ],
+    }  # fmt: skip
+
+
+def _runtime() -> str:
+    from pcc.runtime.ort import import_ort
+
+    return f"onnxruntime {import_ort().__version__}"
+
+
+def structure_hash(module: Module) -> str:
+    """SHA-256 of the circuit without its numbers: equal for two trainings of one structure."""
+    digest, at = hashlib.sha256(repr(module.cards).encode()), dict[Op, int]()
+    for n in module.nodes():
+        parts: list[object] = [n.name, str(n.type), [at[a] for a in n.args]]
+        for f, k in zip(n.fields, n.kinds, strict=True):
+            if k not in ("Op", "tuple[Op, ...]", "Array"):
+                parts.append((f, getattr(n, f)))
+        digest.update(repr(parts).encode())
+        at[n] = len(at)
+    digest.update(repr([at[r] for r in module.roots]).encode())
+    return digest.hexdigest()
+
+
+def _io(name: str, n: Op, e: Emission) -> dict[str, Any]:
+    kind = tensor(n)
+    batch = {"b": ["B"], "c": ["Bc"], "": []}[kind.batch]
+    open_axes = e.symbols.get(name, {})
+    sizes = [open_axes.get(i, d) for i, d in enumerate(kind.shape)]
+    return {"name": name, "dtype": kind.dtype, "shape": [*batch, *sizes]}
+
+
+def _deterministic(root: Op) -> bool:
+    """Whether max-product is the true maximum: proved only where no sum has a choice."""
+    sums = [n for n in postorder(root) if isinstance(n, c.Sum | c.Mix | c.Tucker | c.Cpt | c.Cp)]
+    return not any(_choices(n) > 1 for n in sums)
+
+
+def _choices(n: Op) -> int:
+    weights = n.ws if isinstance(n, c.Cp) else (n.w,)  # type: ignore[attr-defined]
+    return max(int(np.prod(tensor(w).shape[2:])) for w in weights)
