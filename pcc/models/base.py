@@ -22,12 +22,16 @@ BYTES = 256
 
 @dataclass(frozen=True)
 class StateSpec:
-    """One state tensor; `rows_axis` is the per-row axis that holds the rows of a buffer, if any."""
+    """One state tensor; `rows_axis` is the per-row axis that holds the rows of a buffer, if any.
+
+    Axes of one `rows_name` have one size in every buffer: a graph that leaves it open names it so.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     rows_axis: int | None = None
+    rows_name: str = "rows"
 
 
 @dataclass(frozen=True)

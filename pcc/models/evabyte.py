@@ -57,12 +57,13 @@ class EvaByte(Decoder):
         heads, width = self.shape.heads, self.shape.head_width
         ring = (heads, min(rows, self.window + self.span), width)
         older = (heads, -(-rows // self.chunk) + 1, width)
-        kinds = {"key": ring, "value": ring, "summary_key": older, "summary_value": older}
+        kinds = {"": (ring, "ring_rows"), "summary_": (older, "summary_rows")}
         count = len(self.layers) + len(self.draft)
         return tuple(
-            StateSpec(f"{kind}.{i}", "f32", shape, 1)
+            StateSpec(f"{kind}{part}.{i}", "f32", shape, 1, rows_name)
             for i in range(count)
-            for kind, shape in kinds.items()
+            for kind, (shape, rows_name) in kinds.items()
+            for part in ("key", "value")
         )
 
     def forward(self, ids: Op, start: Op, past: Mapping[str, Op]) -> Pass:

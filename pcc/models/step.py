@@ -326,7 +326,7 @@ def _symbols(states: tuple[StateSpec, ...]) -> dict[str, dict[int, str]]:
     for s in states:
         if s.rows_axis is not None:
             for side in ("past", "present"):
-                out[f"{side}.{s.name}"] = {s.rows_axis: "rows"}
+                out[f"{side}.{s.name}"] = {s.rows_axis: s.rows_name}
     return out
 
 

@@ -107,7 +107,7 @@ class Runner:
         if self.opset is None:
             return None
         open_axes = {
-            f"{way}.{s.name}": {s.rows_axis: "rows"}
+            f"{way}.{s.name}": {s.rows_axis: s.rows_name}
             for s in self.model.states(self.rows)
             for way in ("past", "present")
             if s.rows_axis is not None
