@@ -247,6 +247,7 @@ def _generation(job: Job, request: Request) -> None:
     job.generation = {
         "vocabulary": made.vocabulary,
         "verifier": made.verifier,
+        "kv": made.manifest["states"],
         "generation": made.manifest,
     }
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 NO_VERIFIER: dict[str, Any] = {
     "vocabulary": {"byte_offset": None, "bos": None, "eos": [], "pad": None, "special": []},
     "verifier": None,
+    "kv": None,
     "generation": None,
 }
 

@@ -34,6 +34,8 @@ class Row:
     first_id: int = 0  # where this call began
     first_byte: int = 0
     shown: int = 0  # bytes streamed in this call
+    next_id: int = 0  # ids and bytes from here on were not searched for an end yet
+    next_byte: int = 0
 
     def decide(self, tokens: Sequence[int], log_probs: Sequence[float]) -> None:
         """Append what a round has decided."""
@@ -48,7 +50,8 @@ class Row:
     def begin(self) -> None:
         """Start a call: pending tokens come first."""
         self.first_id, self.first_byte = self.done_ids, self.done_bytes
-        self.shown = self.done_bytes
+        self.shown = self.next_byte = self.done_bytes
+        self.next_id = self.done_ids
 
     def bytes_before(self, index: int) -> int:
         """Return how many bytes the first `index` ids make."""
@@ -70,11 +73,11 @@ class Row:
             found.append((ids, rank, reason, stop, stop if shown is None else shown))
 
         ends = self.vocabulary.eos if not goal.stop_ids else ()
-        for i in range(self.first_id, len(self.ids)):
+        for i in range(self.next_id, len(self.ids)):
             if self.ids[i] in goal.stop_ids or self.ids[i] in ends:
                 note(1, "end", i + 1)
                 break
-        hit = find_stop(bytes(self.text), goal.stops, self.first_byte) if goal.stops else None
+        hit = find_stop(self.text, goal.stops, self.next_byte) if goal.stops else None
         if hit is not None and hit[1] > self.first_byte:
             shown = hit[1] if goal.keep_stop else max(hit[0], self.first_byte)
             note(0, "stop", self.owner[hit[1] - 1] + 1, shown)
@@ -89,6 +92,7 @@ class Row:
         if len(self.prompt) + len(self.ids) >= capacity:
             note(3, "full", max(self.first_id, capacity - len(self.prompt)))
         if not found:
+            self.next_id, self.next_byte = len(self.ids), len(self.text)
             return None
         ids, _, reason, stop, shown = min(found)
         return reason, ids, stop, shown

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 
 class Statistics:
     """Counts and times of prefill and rounds. Times are seconds inside; milliseconds outside."""
@@ -13,7 +11,7 @@ class Statistics:
     def __init__(self, n: int, batch: int) -> None:
         self.n, self.batch = n, batch
         self.rounds = self.passes = self.prompt_tokens = self.prefill_passes = 0
-        self.accepted_per_round = np.zeros(n, np.int64)  # index: accepted drafts, 0 .. n-1
+        self.accepted_per_round = [0] * n  # index: accepted drafts, 0 .. n-1
         self.emitted = 0
         self.prefill_seconds = self.step_seconds = self.total_seconds = 0.0
 
@@ -27,15 +25,19 @@ class Statistics:
         """Count one call of the step graph: `count [B]` tokens emitted by each active row."""
         self.passes += 1
         self.step_seconds += seconds
-        for c in count[active]:
-            self.rounds += 1
-            self.accepted_per_round[int(c) - 1] += 1
-            self.emitted += int(c)
+        for c, on in zip(count.tolist(), active.tolist(), strict=True):
+            if on:
+                self.rounds += 1
+                self.accepted_per_round[c - 1] += 1
+                self.emitted += c
 
     def plus(self, other: Statistics) -> Statistics:
         """Add the counts and times of another generation to these."""
         for name, value in vars(other).items():
-            if name not in ("n", "batch"):
+            if name == "accepted_per_round":
+                pairs = zip(self.accepted_per_round, value, strict=True)
+                self.accepted_per_round = [a + b for a, b in pairs]
+            elif name not in ("n", "batch"):
                 setattr(self, name, getattr(self, name) + value)
         return self
 
@@ -46,8 +48,8 @@ class Statistics:
         a bonus if none was. `effective_k` is the mean number of drafts accepted in a round.
         """
         hist, n = self.accepted_per_round, self.n
-        accepted = int((hist * np.arange(n)).sum())
-        bonus = int(hist[n - 1])
+        accepted = sum(k * v for k, v in enumerate(hist))
+        bonus = hist[n - 1]
         evaluated = accepted + self.rounds - bonus
         return {
             "rounds": self.rounds,
@@ -58,7 +60,7 @@ class Statistics:
             "bonus_tokens": bonus,
             "target_forward_passes": self.passes + self.prefill_passes,
             "acceptance_rate": accepted / evaluated if evaluated else 0.0,
-            "acceptance_length_histogram": [int(v) for v in hist],
+            "acceptance_length_histogram": list(hist),
             "effective_k": accepted / self.rounds if self.rounds else 0.0,
             "tokens_per_round": self.emitted / self.rounds if self.rounds else 0.0,
             "tokens_emitted": self.emitted,

@@ -69,7 +69,9 @@ def whole_characters(data: bytes) -> int:
     return len(data)
 
 
-def find_stop(data: bytes, stops: Sequence[bytes], start: int) -> tuple[int, int] | None:
+def find_stop(
+    data: bytes | bytearray, stops: Sequence[bytes], start: int
+) -> tuple[int, int] | None:
     """Return (begin, end) of the earliest stop string that ends after `start`, or None."""
     best: tuple[int, int] | None = None
     for s in stops:
