@@ -102,7 +102,10 @@ class Evidence:
             x = t.Where(self._mask(n, folds), x, mk.full((len(folds), 1), 0.0))
         z = t.Div(t.Sub(x, mu), sigma)
         half = mk.full((1, 1), -0.5)
-        norm = t.Add(t.Log(sigma), mk.full((1, 1), 0.5 * float(np.log(2 * np.pi))))
+        unit = 0.5 * float(np.log(2 * np.pi))
+        main = float(np.float32(unit))  # in two parts: constants are float32, validation is not
+        norm = t.Add(t.Log(sigma), mk.full((1, 1), main))
+        norm = t.Add(norm, mk.full((1, 1), unit - main))
         return t.Exp(t.Sub(t.Mul(half, t.Mul(z, z)), norm))
 
 
