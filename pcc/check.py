@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from pcc.bundle import inside
-from pcc.circuit import text
 from pcc.circuit.circuit import Circuit
 from pcc.errors import PccError
-from pcc.runtime.arrays import read_npz
 from pcc.interp.reference import check, reference
 from pcc.ir.core import Values
 from pcc.ir.verify import verify as verify_module
+from pcc.runtime.arrays import read_npz
 from pcc.runtime.engine import Engine, load
 from pcc.samples import error, sample_inputs
+from pcc.stored import Stages
 
 TOLERANCE = 5e-5
 
@@ -75,8 +75,7 @@ def verify(path: str | Path, *, seed: int = 1, rows: int = 2, provider: str = "c
 
 def stored_circuit(engine: Engine) -> Circuit:
     """Return the circuit that a bundle was compiled from."""
-    arrays = engine.path / "ir" / "arrays.safetensors"
-    module = text.load(inside(engine.path, "ir/00-circuit.pcir"), arrays)
+    module = Stages(engine.path, engine.manifest["files"]).module("circuit")
     if len(module.outputs) != 1:
         raise PccError("E121", "the bundle's circuit has several outputs", at=str(engine.path))
     verify_module(module, stage="circuit")

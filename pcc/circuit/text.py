@@ -56,8 +56,8 @@ def write(path: Path, data: bytes) -> None:
         raise
 
 
-def load(path: Path | str, arrays: Path | None = None) -> Module:
-    """Read a `.pcir` file and the arrays beside it."""
+def load(path: Path | str, arrays: form.Resources | None = None) -> Module:
+    """Read a `.pcir` file and the arrays beside it, or those that `arrays` finds by hash."""
     path = Path(path)
     try:
         if path.exists() and not path.is_file():
@@ -75,10 +75,10 @@ def load(path: Path | str, arrays: Path | None = None) -> Module:
         what = f"byte {data[e.start]:#04x} is not UTF-8 text"
         hint = "a .pcir file is text; is this another kind of file?"
         raise PccError("E001", what, at=f"{path}:{line}", hint=hint) from None
-    return parse(text, str(path), _arrays(arrays or path.with_suffix(".safetensors")))
+    return parse(text, str(path), arrays or arrays_of(path.with_suffix(".safetensors")))
 
 
-def _arrays(path: Path) -> form.Resources:
+def arrays_of(path: Path) -> form.Resources:
     """Return a reader of the arrays in a file: only what the text names is loaded."""
     if not path.is_file():
         return {}
