@@ -26,7 +26,7 @@ from pcc.ir.types import Tensor
 from pcc.passes.manager import Exact
 from pcc.tensor.ops import Const, Contract, Input
 
-ROWS, FEW_ROWS = 5, 2
+ROWS, FEW_ROWS = 24, 2
 LARGE = 20_000  # input elements per row above which fewer rows are compared
 LARGE_SCALE = 30.0  # of contexts and logits in the extreme case
 SHARED = "shared."  # inputs that stand for affine maps which both sides hold

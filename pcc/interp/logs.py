@@ -187,6 +187,6 @@ def run_logs(
     leaves: Mapping[Op, Values] | None = None,
 ) -> list[Values]:
     """Evaluate `roots`: tensors as they are, circuit units as logarithms."""
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         work = LogRun(inputs, leaves or {})
         return [work.root(r) for r in roots]

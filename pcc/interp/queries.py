@@ -36,8 +36,12 @@ def evaluate(m: Module, env: Mapping[str, Values], models: Models | None = None)
 
     `models` keeps what was evaluated of each circuit on these inputs, for other modules.
     """
+    with np.errstate(invalid="ignore", over="ignore"):  # what a wrong pass made may be infinite
+        return _evaluate(m, env, {} if models is None else models)
+
+
+def _evaluate(m: Module, env: Mapping[str, Values], models: Models) -> list[Values]:
     leaves: dict[Op, Values] = {}
-    models = {} if models is None else models
     for q in m.nodes():
         if isinstance(q, QueryOp):
             if q.root not in models:
@@ -226,17 +230,40 @@ def _normalise(rows: Values) -> Values:
 
 def deviations(before: Module, answers: list[Values], env: dict[str, Values]) -> dict[str, float]:
     """Return how far the lowered outputs of a module of `q.query` ops are from their meaning."""
+    with np.errstate(invalid="ignore", over="ignore"):  # a wrong answer may be infinite
+        return _deviations(before, answers, env)
+
+
+def _deviations(before: Module, answers: list[Values], env: dict[str, Values]) -> dict[str, float]:
     q = before.roots[0]
     assert isinstance(q, Query)
     names = [name for name, _ in before.outputs]
     outputs = {k: np.asarray(v) for k, v in zip(names, answers, strict=True)}
-    if q.query == "draft":
-        return _draft(q, Evaluations(q.root, env), env, outputs)
-    if q.query in ("sample", "mode"):
+    if q.query in ("sample", "draft"):
+        from pcc.interp.draws import drawn, unfused
+
+        m = Evaluations(unfused(q.root), env)
+        if q.query == "draft":
+            found = _draft(q, m, env, outputs)
+            x, seen = _carried(q, env), np.arange(q.variables) == 0
+            want = drawn(m, x, seen, env["u"], range(1, q.variables))[:, 1:]
+        else:
+            found = check(Circuit(q.root, before.cards), q.query, env, outputs)
+            want = drawn(m, env["x"], env["observed"], env["u"], range(q.variables))
+        found["values drawn from u"] = 0.0 if np.array_equal(want, outputs["x"]) else math.inf
+        return found
+    if q.query == "mode":
         return check(Circuit(q.root, before.cards), q.query, env, outputs)
     given = {k: env[k] for k in QUERIES[q.query].inputs}
     want = meaning(q, Evaluations(q.root, env), given)
     return {k: gap(want, v) for k, v in outputs.items()}
+
+
+def _carried(q: Query, env: Mapping[str, Values]) -> Values:
+    """Return rows that hold the carry, then zeros."""
+    x = np.zeros((len(env["carry"]), q.variables), np.int64)
+    x[:, 0] = env["carry"]
+    return x
 
 
 def _draft(
