@@ -82,6 +82,7 @@ class Runner:
     ) -> None:
         self.model, self.rows, self.opset, self.fused = model, rows, opset, fused
         self.made: dict[int, Any] = {}
+        self.graphs: dict[int, ir.Model] = {}
 
     def __call__(
         self, ids: Values, length: Values, state: dict[str, Values], done: Values | None = None
@@ -90,7 +91,7 @@ class Runner:
         count = ids.shape[1]
         if count not in self.made:
             module, inputs = module_of(self.model, count, self.rows)
-            self.made[count] = (module, self._session(module, inputs))
+            self.made[count] = (module, self._session(count, module, inputs))
         module, session = self.made[count]
         feed = {"ids": ids, "length": length, "done": np.full_like(length, count)}
         if done is not None:
@@ -103,7 +104,7 @@ class Runner:
             values = session.run(names, feed)
         return dict(zip(names, values, strict=True))
 
-    def _session(self, module: Module, inputs: list[t.Input]) -> Any:
+    def _session(self, count: int, module: Module, inputs: list[t.Input]) -> Any:
         if self.opset is None:
             return None
         open_axes = {
@@ -115,9 +116,10 @@ class Runner:
         made = lower(
             module, opset=self.opset, inputs=inputs, symbols=open_axes, fused_attention=self.fused
         )
+        self.graphs[count] = made
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
-        options.log_severity_level = 3
+        options.log_severity_level = 2
         data = ir.to_proto(made).SerializeToString()
         return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
