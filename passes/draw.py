@@ -64,6 +64,7 @@ class Draw:
         order = [n for n in postorder(self.root) if isinstance(n, c.CircuitOp)]
         for n in reversed(order):
             self.choice[n] = self._merge(n)
+            self.layer = mk.layer_name(n)
             self._push(n)
 
     def _merge(self, n: Op) -> Op:
@@ -79,7 +80,7 @@ class Draw:
 
     def _give(self, x: Op, folds: list[int] | None, sel: Op, *, sure: bool) -> None:
         rows = folds if folds is not None else list(range(units(x).folds))
-        self.parts.setdefault(x, []).append((rows, sel))
+        self.parts.setdefault(x, []).append((rows, mk.place(sel, self.layer)))
         self.sure[x] = self.sure.get(x, True) and sure
 
     def safe(self, n: Op) -> Op:
@@ -170,7 +171,7 @@ def values(root: Op, draw: Draw, of: Callable[[c.InputOp, Op], Op], dtype: str) 
     seen = sorted(v for x in nodes for v in x.vars)
     sure = seen == list(range(n)) and all(draw.sure[x] for x in nodes)
     for node in nodes:
-        value = of(node, draw.safe(node))
+        value = mk.place(of(node, draw.safe(node)), mk.layer_name(node))
         if not sure:
             off = t.Less(draw.choice[node], _zeros(draw.choice[node]))
             zero = t.Sub(one, one)

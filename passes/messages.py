@@ -48,7 +48,8 @@ class Up:
         for n in postorder(root):
             if isinstance(n, c.CircuitOp) and n not in self.value:
                 # Nothing observed below: the totals, which are ones for normalised circuits.
-                self.value[n] = self.free.known(n) if self.unseen(n) else self.step(n)
+                value = self.free.known(n) if self.unseen(n) else self.step(n)
+                self.value[n] = mk.place(value, mk.layer_name(n))
         return self.value[root]
 
     def unseen(self, n: Op) -> bool:
@@ -227,13 +228,14 @@ class Down:
             if n not in self.parts:
                 continue  # not above a variable that was asked for
             self.value[n] = mk.assemble(units(n).folds, self.parts[n])
+            self.layer = mk.layer_name(n)
             self._push(n, self.value[n])
 
     def _give(self, x: Op, folds: object, d: Op) -> None:
         if self.only is not None and x not in self.only:
             return
         rows = list(folds) if folds is not None else list(range(units(x).folds))  # type: ignore[call-overload]
-        self.parts.setdefault(x, []).append((rows, d))
+        self.parts.setdefault(x, []).append((rows, mk.place(d, self.layer)))
 
     def _push(self, n: Op, d: Op) -> None:
         match n:
@@ -342,7 +344,7 @@ def rows(root: Op, down: Down, entry: Callable[[c.InputOp, Op], Op], width: int)
     parts: list[mk.Piece] = []
     for node in postorder(root):
         if isinstance(node, c.InputOp) and node in down.value:
-            value = entry(node, down.value[node])
+            value = mk.place(entry(node, down.value[node]), mk.layer_name(node))
             short = width - tensor(value).shape[1]
             if short:
                 value = mk.concat([value, mk.full((len(node.vars), short), 0.0)], 1)

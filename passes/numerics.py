@@ -70,7 +70,7 @@ class _Represent:
             try:
                 want = next(step) if answer is None else step.send(answer)
             except StopIteration as stop:
-                answer = self.memo[key] = stop.value
+                answer = self.memo[key] = mk.place(stop.value, key[1].loc)
                 stack.pop()
                 continue
             answer = self.memo.get(want)

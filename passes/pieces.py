@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from pcc.ir.array import Array
-from pcc.ir.core import Op, tensor
+from pcc.ir.core import Op, tensor, units
+from pcc.ir.types import show_scope
 from pcc.tensor import ops as t
 from pcc.tensor.sampling import Truncate
 
@@ -106,3 +107,22 @@ def normalised(p: Op) -> bool:
     if isinstance(p, t.Concat):
         return p.axis != len(tensor(p).shape) - 1 and all(map(normalised, p.xs))
     return isinstance(p, t.Softmax | Truncate)
+
+
+def layer_name(n: Op) -> str:
+    """Return what a circuit layer is called in a graph: its op and the variables below it."""
+    mask = 0
+    for scope in units(n).scopes:
+        mask |= scope
+    return f"{n.name} {show_scope(mask)}"
+
+
+def place(value: Op, layer: str) -> Op:
+    """Say of `value`, and of what it is made of, that they belong to `layer`, if nothing does."""
+    stack = [value]
+    while stack:
+        n = stack.pop()
+        if not n.loc and layer and not isinstance(n, t.Input | t.Const):
+            n.__dict__["loc"] = layer  # where a node comes from is no part of what it is
+            stack.extend(n.args)
+    return value

@@ -12,16 +12,20 @@ import onnx
 import onnx_ir as ir
 import pytest
 from graphs import Compiled, agree, check, session_of
-from oracle import compile_query
+from oracle import compile_query, optimised
 from strategies import contexts, evidence, random_circuit
 
 import pcc
 from pcc.backends.onnx.lower import lower
 from pcc.backends.onnx.weights import INLINE, save_models
 from pcc.circuit.circuit import Circuit
+from pcc.circuit.ops import CircuitOp, Cpt, Sum
 from pcc.circuit.queries import QUERIES
 from pcc.frontends import templates
 from pcc.interp.reference import gap
+from pcc.ir.core import postorder
+from pcc.passes.messages import expand_fused
+from pcc.passes.pieces import layer_name
 
 Values = np.ndarray[Any, Any]
 DRAWN = ("sample", "mode", "draft")
@@ -117,7 +121,7 @@ def test_the_compiled_joint_sums_to_one_or_to_the_evaluator(name: str) -> None:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bundle") / "m.pcc"
-    pcc.compile(templates.hmm(6, 40, 8, seed=2), out=path)
+    pcc.compile(templates.hmm(6, 8, 40, seed=2), out=path)
     return path
 
 
@@ -178,6 +182,25 @@ def test_every_node_says_where_it_comes_from(bundle: Path) -> None:
         assert model["pcc.query"] in QUERIES
         assert model["pcc.circuit"]
         assert proto.producer_name == "pcc"
+
+
+@pytest.mark.parametrize("query", QUERIES)
+@pytest.mark.parametrize("name", ["hmm", "btree", "hmm-context", "btree-context"])
+def test_nodes_name_their_circuit_layers(name: str, query: str) -> None:
+    """Nearly every node names a circuit layer, and every layer with weights is named."""
+    root = optimised(CIRCUITS[name], maximise=query == "mode")
+    layers = {layer_name(n) for n in postorder(root) if isinstance(n, CircuitOp)}
+    layers |= {layer_name(n) for n in postorder(expand_fused(root)) if isinstance(n, CircuitOp)}
+    proto = compile_query(CIRCUITS[name], query).proto
+    found = [{p.key: p.value for p in n.metadata_props} for n in proto.graph.node]
+    inner = [p for p in found if p["pcc.op"] not in ("t.input", "output")]
+    named = [p["pcc.layer"] for p in inner if p["pcc.layer"].startswith("c.")]
+    assert set(named) <= layers
+    # The rest is the query's own arithmetic, after the circuit.
+    assert len(named) >= 0.6 * len(inner), (len(named), len(inner))
+    scopes = {p.split(" ")[1] for p in named}
+    weighted = (n for n in postorder(root) if isinstance(n, Sum | Cpt))
+    assert {layer_name(n).split(" ")[1] for n in weighted} <= scopes
 
 
 def test_inputs_and_outputs_have_the_documented_names(bundle: Path) -> None:
