@@ -216,7 +216,9 @@ class _Reader:
         self.need(type(v) is dict, "inputs or outputs are malformed")
         self.need(v.get("dtype") in DTYPES, f"dtype is not one of {', '.join(DTYPES)}")
         first, *rest = self.get(v, "shape", list) or [None]
-        sizes = [1 if d == "rows" else d for d in rest]  # the rows of a state buffer are open
+        # The rows of a state buffer are open: an axis with a name instead of a size.
+        state = str(v.get("name")).startswith(("past.", "present."))
+        sizes = [1 if state and type(d) is str and d.isidentifier() else d for d in rest]
         plain = all(type(d) is int and d >= 0 for d in sizes) and len(rest) < 17
         self.need(first in ("B", "Bc") and plain, "shape is malformed")
         self.need(math.prod(sizes) <= MAX_EXTENT, "shape is too large")

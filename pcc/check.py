@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 
 from pcc.bundle import inside
 from pcc.circuit.circuit import Circuit
+from pcc.circuit.queries import QUERIES
 from pcc.errors import PccError
 from pcc.interp.reference import check, reference
 from pcc.ir.core import Values
@@ -46,17 +47,27 @@ class Report:
         return all(c.ok for c in self.checks)
 
 
-def verify(path: str | Path, *, seed: int = 1, rows: int = 2, provider: str = "cpu") -> Report:
+def verify(
+    path: str | Path,
+    *,
+    seed: int = 1,
+    rows: int = 2,
+    provider: str = "cpu",
+    progress: Callable[[str], None] | None = None,
+) -> Report:
     """Run every query of a bundle on stored and fresh inputs and compare with the reference.
 
     Stored samples were computed in float64 when the bundle was made. Fresh inputs are judged by
     naive evaluation of the circuit as it was before any pass (`ir/00-circuit.pcir`): one masked
-    evaluation per question. Sums to one are checked by summing every variable out.
+    evaluation per question. Sums to one are checked by summing every variable out. Graphs of
+    generation are compared as `pcc.check_generation` says.
     """
     engine = load(path, provider)
     circuit = stored_circuit(engine)
     checks: list[Check] = []
     for query, spec in engine.queries.items():
+        if query not in QUERIES:
+            continue
         checks.append(_stored(engine, query))
         inputs = sample_inputs(circuit, spec, seed, rows)
         outputs = engine.run(query, **inputs)
@@ -70,6 +81,11 @@ def verify(path: str | Path, *, seed: int = 1, rows: int = 2, provider: str = "c
         want = reference(circuit, "marginal", inputs)["log_prob"]
         err = error(np.asarray(want, np.float64), total)
         checks.append(Check("marginal", "everything summed out", err, err <= TOLERANCE))
+    if engine.manifest.get("generation") is not None:
+        from pcc.check_generation import check_generation
+
+        found = check_generation(engine, seed, progress or (lambda _: None))
+        checks += [Check(q, what, err, err <= limit) for q, what, err, limit in found]
     return Report(Path(path), tuple(checks))
 
 

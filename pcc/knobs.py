@@ -27,9 +27,11 @@ ROWS = 4096  # rows per evaluation of the reference
 CELLS = 1 << 25  # float64 values that one node may hold in the reference (256 MiB)
 
 # Frontends.
+MAX_TRIALS = 1000  # of a binomial: its coefficients stay within float64
 MAX_ARRAY_BYTES = 4 << 30  # of all arrays in one .npz file, unpacked
 
 # Verifiers.
+MAX_MODEL_SIZE = 1 << 24  # of one dimension in a configuration: larger is a broken file
 EVA_SPAN = 256  # widest pass over EvaByte's ring once it wraps: 12 % more rows than its window
 MAX_NGRAM = 64  # ids of a subword in byte-Llama's dictionary
 
@@ -38,3 +40,8 @@ PREFILL_CHUNK = 64  # prompt tokens of one pass: wide enough for matrix products
 FIRST_BUCKET = 512  # rows of the smallest state buffers; each next size doubles
 MAX_SEQ = 1 << 20
 MAX_CONFIG_BYTES = 16 << 20  # of a JSON file beside a model
+
+# Checks of generation.
+CHECK_TOKENS = 64  # greedy tokens compared with autoregressive decoding
+CHECK_PARAMETERS = 1 << 27  # numbers of a verifier that the float64 evaluator takes (1 GiB)
+CHECK_TOLERANCE = 5e-5  # of a graph's output, relative to its largest value beyond 1

@@ -38,7 +38,8 @@ MAY_IMPORT = {
     "samples": CORE | {"runtime"},
     "runtime": CORE | {"bundle"},
     "stored": CORE | {"bundle"},
-    "check": LOADED | {"runtime", "stored"},
+    "check_generation": LOADED | {"runtime", "stored"},
+    "check": LOADED | {"runtime", "stored", "check_generation"},
     "environment": LOADED | {"runtime"},
     "generation": BUILT,
     "package": BUILT | {"driver", "__init__"},  # driver: the type of a job

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import pcc
-from pcc.cli.output import Json, emit, say, table
+from pcc.cli.output import Json, emit, progress, say, table
 from pcc.errors import PccError
 
 Bundle = Annotated[Path, typer.Argument(help="Bundle, a folder NAME.pcc.")]
@@ -75,7 +75,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Compare every query with the float64 reference; exit 1 if one differs."""
-    report = pcc.verify(bundle, seed=seed, provider=provider)
+    report = pcc.verify(bundle, seed=seed, provider=provider, progress=progress)
     if as_json:
         emit({"ok": report.ok, "checks": [vars(c) for c in report.checks]})
     else:

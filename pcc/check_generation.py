@@ -1,0 +1,127 @@
+"""Generation checked: graphs against the float64 evaluator, text against autoregressive decoding.
+
+The float64 evaluator runs the same tensor modules that the graphs were lowered from, on the states
+of a real generation. Greedy text is compared with plain one-token decoding; where the two differ,
+the logit gap at the first difference tells a near-tie (an n-wide and a one-wide pass round
+differently) from a fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from pcc import knobs
+from pcc.errors import PccError
+from pcc.interp.run import run
+from pcc.ir.core import Values, tensor
+from pcc.ir.module import Module
+from pcc.ir.semiring import Semiring
+from pcc.runtime.buffers import DTYPES
+from pcc.runtime.engine import Engine
+from pcc.runtime.measure import compare_greedy
+from pcc.runtime.vocabulary import Vocabulary
+from pcc.stored import Stages
+from pcc.tensor.ops import Const
+
+PROMPT = 24  # tokens of the prompt that checks start from
+Findings = list[tuple[str, str, float, float]]  # query, what, error, tolerance
+
+
+def check_generation(engine: Engine, seed: int, say: Callable[[str], None]) -> Findings:
+    """Return what was compared: (graph, what, error, tolerance). Large models are refused."""
+    stages = Stages(engine.path, engine.manifest["files"])
+    spec = engine.generation()
+    rng = np.random.default_rng([seed, 31])
+    prompt = _prompt(engine, rng)
+    found: Findings = []
+    for query in ("verify", "prefill_greedy", "step_greedy", "prefill", "step"):
+        say(f"'{query}' in float64")
+        module = stages.module(f"tensor-{query}")
+        _affordable(module)
+        found += _graph(engine, query, module, prompt, rng)
+    say("greedy text against autoregressive decoding")
+    count = min(knobs.CHECK_TOKENS, int(spec["max_seq"]) - len(prompt) - 1)
+    if count > 1:
+        compared, _ = compare_greedy(engine, [prompt], count, lambda _: None)
+        faults = [d for d in compared.differences if not d["near_tie"]]
+        ties = f", {compared.near_ties} near-ties" if compared.near_ties else ""
+        what = f"greedy text of {count} tokens is the autoregressive one{ties}"
+        found.append(("step_greedy", what, float(bool(faults)), 0.0))
+    return found
+
+
+def _prompt(engine: Engine, rng: np.random.Generator) -> list[int]:
+    spec = engine.generation()
+    size = max(1, min(PROMPT, int(spec["max_seq"]) // 2))
+    v = Vocabulary.of(engine.manifest, int(spec["vocab"]))
+    usable = [t for t in range(v.size) if v.byte(t) is not None] or list(range(v.size))
+    ids = [int(t) for t in rng.choice(usable, size)]
+    return ids if v.bos is None else [v.bos, *ids[1:]]
+
+
+def _affordable(module: Module) -> None:
+    total = sum(n.value.value.size for n in module.nodes() if isinstance(n, Const))
+    if total > knobs.CHECK_PARAMETERS:
+        raise PccError(
+            "V110",
+            f"the verifier has {total} numbers, too many for the float64 evaluator",
+            hint=f"up to {knobs.CHECK_PARAMETERS} are checked; `pcc bench` compares greedy texts",
+        )
+
+
+def _graph(
+    engine: Engine, query: str, module: Module, prompt: list[int], rng: np.random.Generator
+) -> Findings:
+    """Run a graph and its module on the same inputs: states after a prompt, plausible others."""
+    inputs = _inputs(engine, query, prompt, rng)
+    spec = engine.queries[query]
+    session = engine.session_of(query)
+    names = [o["onnx"] for o in spec["outputs"]]
+    got = dict(zip([o["name"] for o in spec["outputs"]], session.run(names, inputs), strict=True))
+    wide = {k: v.astype(np.float64) if v.dtype.kind == "f" else v for k, v in inputs.items()}
+    want = run(module.roots, wide, Semiring())
+    out: Findings = []
+    for (name, op), value in zip(module.outputs, want, strict=True):
+        value = np.broadcast_to(value, got[name].shape)
+        if tensor(op).dtype != "f32":
+            out.append((query, name, float(not np.array_equal(value, got[name])), 0.0))
+            continue
+        top = max(1.0, float(np.abs(value[np.isfinite(value)]).max(initial=0.0)))
+        with np.errstate(invalid="ignore"):
+            error = np.where(value == got[name], 0.0, np.abs(value - got[name])).max(initial=0.0)
+        out.append((query, name, float(error) / top, knobs.CHECK_TOLERANCE))
+    return out
+
+
+def _inputs(
+    engine: Engine, query: str, prompt: list[int], rng: np.random.Generator
+) -> dict[str, Values]:
+    """Return the inputs of a graph in the middle of a generation."""
+    session = engine.session(greedy="greedy" in query, seed=int(rng.integers(1 << 32)))
+    session.generate_ids(prompt, 2)
+    rounds = session.rounds
+    assert rounds is not None
+    rounds.reserve(rounds.buckets[-1]["rows"])  # the sizes that the module was written for
+    call, spec = rounds.call(rounds.step_name), rounds.spec
+    out: dict[str, Any] = {}
+    for i in engine.queries[query]["inputs"]:
+        name, kind = i["name"], DTYPES[i["dtype"]]
+        shape = [1, *(d for d in i["shape"][1:])]
+        if name.startswith("past."):
+            out[name] = rounds.states.past[name[5:]].array
+        elif name == "length":
+            out[name] = rounds.length.copy()
+        elif name in ("window", "draft_q"):
+            out[name] = call[name].copy()
+        elif name == "input_ids":
+            out[name] = rng.integers(0, int(spec["vocab"]), shape)
+        elif name == "valid":
+            out[name] = np.array([min(3, int(spec["chunk"]))])
+        elif name == "u":
+            out[name] = (rng.integers(0, 1 << 24, shape) / (1 << 24)).astype(kind)
+        else:
+            out[name] = np.full(shape, {"top_k": 0}.get(name, 1), kind)
+    return out
