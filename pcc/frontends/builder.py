@@ -13,6 +13,7 @@ from pcc.circuit.circuit import Circuit
 from pcc.errors import PccError
 from pcc.ir.array import Array
 from pcc.ir.core import Op, Values, units
+from pcc.knobs import MAX_TRIALS
 from pcc.tensor import ops as t
 
 
@@ -40,16 +41,14 @@ class Builder:
 
     def bernoulli(self, var: int, p: Any) -> Op:
         """P(x_var = 1) = p[k]."""
-        q = np.atleast_1d(self._weights("p", p))
-        if (q > 1).any():
-            raise PccError("B103", "a probability is above 1")
+        q = self._chances(p)
         return self.categorical(var, np.stack([1 - q, q], axis=-1))
 
     def binomial(self, var: int, trials: int, p: Any) -> Op:
         """P(x_var = v) = C(trials, v) p^v (1-p)^(trials-v), as a table of trials + 1 values."""
-        q = np.atleast_1d(self._weights("p", p))
-        if (q > 1).any() or trials < 1:
-            raise PccError("B103", "a probability is above 1, or there are no trials")
+        q = self._chances(p)
+        if not 1 <= trials <= MAX_TRIALS:
+            raise PccError("B103", f"{trials} trials: there are between 1 and {MAX_TRIALS}")
         v = np.arange(trials + 1)
         count = np.array([math.comb(trials, int(k)) for k in v], float)
         return self.categorical(var, count * q[:, None] ** v * (1 - q[:, None]) ** (trials - v))
@@ -57,13 +56,22 @@ class Builder:
     def gaussian(self, var: int, mu: Any, sigma: Any) -> Op:
         """N(x_var; mu[k], sigma[k])."""
         self._card(var, finite=False)
-        m, s = np.broadcast_arrays(np.atleast_1d(mu), np.atleast_1d(sigma))
+        means, deviations = (np.atleast_1d(_numbers(*x)) for x in (("mu", mu), ("sigma", sigma)))
+        try:
+            m, s = np.broadcast_arrays(means, deviations)
+        except ValueError:
+            what = f"mu has shape {means.shape}, sigma {deviations.shape}"
+            raise PccError("B102", what, hint="give one of each per unit") from None
+        if m.ndim != 1:
+            raise PccError("B102", f"mu and sigma have shape {m.shape}, expected one axis")
         if not np.isfinite(m).all() or not (np.isfinite(s).all() and (s > 0).all()):
             raise PccError("B103", "mu must be finite, sigma positive")
         return c.Gaussian((var,), self._const(m[None]), self._const(s[None]))
 
     def product(self, *xs: Op) -> Op:
         """Unit-wise product of functions of disjoint variables."""
+        if not xs:
+            raise PccError("B102", "a product needs operands")
         return c.Hadamard(xs) if len(xs) > 1 else xs[0]
 
     def kronecker(self, a: Op, b: Op) -> Op:
@@ -78,10 +86,10 @@ class Builder:
             if w.ndim != 2 or w.shape[1] != units(x).k:
                 raise PccError("B102", f"weights have shape {w.shape} for {units(x).k} units")
             return c.Sum(x, self._const(w[None]))
+        if not isinstance(x, Sequence) or not x or not all(isinstance(v, Op) for v in x):
+            raise PccError("B102", "a sum needs a layer, or a list of one or more layers")
         xs = tuple(x)
-        if not xs:
-            raise PccError("B102", "a sum needs operands")
-        w = np.broadcast_to(w, (units(xs[0]).k, w.shape[-1])) if w.ndim == 1 else w
+        w = np.tile(w, (units(xs[0]).k, 1)) if w.ndim == 1 else w
         if w.shape != (units(xs[0]).k, len(xs)):
             raise PccError("B102", f"weights have shape {w.shape} for {len(xs)} operands")
         return c.Mix(xs, self._const(w[None]))
@@ -89,6 +97,14 @@ class Builder:
     def circuit(self, root: Op, name: str = "circuit") -> Circuit:
         """Return the finished circuit; its root has one unit over every variable."""
         return Circuit(root, self.cards, name)
+
+    def _chances(self, p: Any) -> Values:
+        """Return one probability per unit."""
+        q = np.atleast_1d(self._weights("p", p))
+        if q.ndim != 1 or (q > 1).any():
+            what = "a probability is above 1" if q.ndim == 1 else f"p has shape {q.shape}"
+            raise PccError("B103", what, hint="give one probability between 0 and 1 per unit")
+        return q
 
     def _card(self, var: int, *, finite: bool) -> int:
         if not 0 <= var < len(self.cards):
@@ -99,13 +115,21 @@ class Builder:
         return card
 
     def _weights(self, name: str, value: Any) -> Values:
-        try:
-            w = np.asarray(value, np.float64)
-        except (TypeError, ValueError):
-            raise PccError("B102", f"'{name}' is not an array of numbers") from None
+        w = _numbers(name, value)
         if not np.isfinite(w).all() or (w < 0).any():
             raise PccError("B103", f"'{name}' holds a negative number, NaN or infinity")
         return w
 
     def _const(self, value: Values) -> Op:
-        return t.Const(Array.of(np.asarray(value, np.float32)))
+        with np.errstate(over="ignore"):
+            single = np.asarray(value, np.float32)
+        if not np.isfinite(single).all():
+            raise PccError("B103", "a number does not fit into 32 bits")
+        return t.Const(Array.of(single))
+
+
+def _numbers(name: str, value: Any) -> Values:
+    try:
+        return np.asarray(value, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise PccError("B102", f"'{name}' is not an array of numbers") from None
