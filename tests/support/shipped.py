@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import struct
 import sys
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +75,26 @@ class Command:
         return Outcome(code or 0, out, err)
 
 
+class Arena:
+    """A folder, and commands that must fail in it without a trace."""
+
+    def __init__(self, folder: Path, command: Command) -> None:
+        self.folder, self.command = folder, command
+
+    def tree(self) -> list[str]:
+        return sorted(str(p.relative_to(self.folder)) for p in self.folder.rglob("*"))
+
+    def refuses(self, code: str, *args: object, exit_code: int = 2) -> str:
+        before = self.tree()
+        done = self.command(*args)
+        assert (done.code, done.out) == (exit_code, ""), done
+        assert done.err.count("\n") == 1, done.err
+        assert f"error[{code}]: " in done.err, done.err
+        assert len(done.err) < 1000
+        assert self.tree() == before
+        return done.err
+
+
 def rewrite_manifest(bundle: Path, **changes: Any) -> None:
     """Replace entries of a manifest, `a__b` for the entry b of a; None removes it."""
     path = bundle / "manifest.json"
@@ -86,3 +109,17 @@ def rewrite_manifest(bundle: Path, **changes: Any) -> None:
         else:
             place[last] = value
     path.write_text(json.dumps(manifest))
+
+
+def archive(**members: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as z:
+        for name, data in members.items():
+            z.writestr(f"{name}.npy", data)
+    return buffer.getvalue()
+
+
+def npy(shape: str, data: bytes = b"", dtype: str = "<i8") -> bytes:
+    text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}}}".encode()
+    text += b" " * (-(len(text) + 11) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + data
