@@ -131,7 +131,7 @@ class Engine:
                 with np.errstate(over="ignore", invalid="ignore"):
                     clean = np.isfinite(np.add.reduce(a, axis=None))
                 if not clean:  # NaN, an infinity or an overflow of this sum: look closer
-                    _refuse(name, ~np.isfinite(a) & ~(np.isneginf(a) & ("logits" in name)), a)
+                    _refuse(name, _unusable(name, a), a)
 
     def _impossible(self, feed: Mapping[str, Values]) -> Values:
         """Return where x is NaN, or observed (or a target) and not a value of its variable."""
@@ -144,6 +144,14 @@ class Engine:
             return bad & seen
         bad = np.where(finite, bad | (x != np.floor(x)), ~np.isfinite(x))
         return np.asarray((bad & seen) | np.isnan(x))
+
+
+def _unusable(name: str, a: Values) -> Values:
+    """Return where a parameter is NaN or infinite; logits may be -inf, but not all of a row."""
+    if "logits" not in name:
+        return ~np.isfinite(a)
+    nothing = np.isneginf(a).all(axis=-1, keepdims=True)
+    return np.isnan(a) | np.isposinf(a) | nothing
 
 
 def _refuse(name: str, bad: Values, value: Values) -> None:

@@ -219,6 +219,37 @@ def test_a_bundle_verifies(bundle: Path) -> None:
     assert {c.query for c in report.checks} == set(QUERIES)
 
 
+def test_logits_may_be_minus_infinity_but_not_a_whole_row(tmp_path: Path) -> None:
+    """Truncated logits give zero probabilities; a row that leaves nothing is refused."""
+    circuit = templates.hmm(3, 2, 4, seed=1, context=3)
+    queries = ["loglik", "conditionals", "sample"]
+    pcc.compile(circuit, out=tmp_path / "m.pcc", queries=queries, parameters="logits")
+    engine, rng = pcc.load(tmp_path / "m.pcc", threads=1), np.random.default_rng(4)
+    logits = {
+        i["name"]: rng.normal(size=(8, *i["shape"][1:])).astype(np.float32)
+        for i in engine.queries["loglik"]["inputs"]
+        if "logits" in i["name"]
+    }
+    slots = len(engine.queries["sample"]["random"]["slots"])
+    for a in logits.values():
+        a[:, ..., 1] = -np.inf
+    x = np.tile(np.array([[0, 2, 3]]), (8, 1))
+    x[::2, 1] = 1  # cut away
+    joint = engine.run("loglik", x=x, **logits)["log_prob"]
+    assert np.isneginf(joint[::2]).all()
+    assert np.isfinite(joint[1::2]).all()
+    rows = engine.run("conditionals", x=x[1::2], **{k: v[1::2] for k, v in logits.items()})
+    assert not np.isnan(rows["log_cond"]).any()
+    assert np.isneginf(rows["log_cond"][..., 1]).all()
+    u = rng.random((8, slots), dtype=np.float32)
+    assert (engine.run("sample", u=u, **logits)["x"] != 1).all()
+    for name in logits:
+        gone = {k: v.copy() for k, v in logits.items()}
+        gone[name][(2, *[0] * (gone[name].ndim - 2))] = -np.inf
+        with pytest.raises(pcc.PccError, match="R105"):
+            engine.run("loglik", x=x, **gone)
+
+
 def test_a_changed_weight_is_noticed_by_the_samples() -> None:
     """The stored samples would show a graph that computes something else."""
     circuit = CIRCUITS["hmm"]
