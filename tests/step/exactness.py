@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from enumeration import Case, Language, Probe, variation
-from laws import law
 from toy import Toy
+from toy_law import law
 
 from pcc.circuit.circuit import Circuit
 from pcc.frontends import templates
