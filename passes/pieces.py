@@ -65,23 +65,24 @@ def assemble(size: int, pieces: Sequence[Piece], default: float = 0.0) -> Op:
             rows[d].append(at)
             at += 1
     parts = [p for _, p in pieces]
+    filler = (1, *tensor(parts[0]).shape[1:])
     if any(not r for r in rows):
-        shape = (1, *tensor(parts[0]).shape[1:])
-        if tensor(parts[0]).dtype == "i64":
-            parts.append(const(np.full(shape, int(default), np.int64)))
-        else:
-            parts.append(full(shape, default))
+        parts.append(_row(filler, default, tensor(parts[0]).dtype))
     joined, missing = concat(parts), at
     depth = max(map(len, rows))
     out: Op | None = None
     for level in range(max(depth, 1)):
         index = [r[level] if level < len(r) else missing for r in rows]
         if level and missing in index and len(parts) == len(pieces):
-            joined = concat([*parts, full((1, *tensor(parts[0]).shape[1:]), 0.0)])
+            joined = concat([*parts, _row(filler, 0.0, tensor(parts[0]).dtype)])
         part = take(joined, index)
         out = part if out is None else t.Add(out, part)
     assert out is not None
     return out
+
+
+def _row(shape: tuple[int, ...], value: float, dtype: str) -> Op:
+    return const(np.full(shape, value, np.int64 if dtype == "i64" else np.float32))
 
 
 def product(xs: Sequence[Op | None]) -> Op | None:

@@ -44,7 +44,7 @@ ORDER: tuple[tuple[str, str, str], ...] = (
     ("fold-layers", "fuse-tucker", "a stacked product layer is fused once, for all folds"),
     ("fold-layers", "fuse-cpt", "a stacked product layer is fused once, for all folds"),
     ("fuse-tucker", "fold-constants", "fused weights are built symbolically"),
-    ("expand-query", "to-tensor", "primitives only"),
+    ("expand-query", "to-tensor", "compound queries have no lowering of their own"),
     ("to-tensor", "contraction-order", "contractions exist only as tensors"),
     ("contraction-order", "numerics", "orders are chosen on linear expressions"),
     ("lazy-experts", "numerics", "a look-up in a whole table would keep that table computed"),
