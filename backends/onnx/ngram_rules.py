@@ -24,6 +24,7 @@ from pcc.tensor.ngram import LongestSuffix
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 PRIME = 2**31 - 1
+HALF = 2**31
 LENGTH = 1 << 32  # a hit is coded as length * LENGTH + value, so that the longest is the largest
 SEEDS = 64  # a random choice fails in about half of the cases
 
@@ -34,15 +35,15 @@ class Table:
 
     base: int
     digits: int  # ids in one word
-    factors: Ints  # [2,W]
+    factors: Ints  # [2,2W], for the low and high halves of the words
     shift: Ints
     words: Ints
     values: Ints
 
     def hashes(self, words: Ints) -> tuple[Ints, Ints]:
-        """Return h1 and h2 of packed words [..,W]."""
-        r = words % PRIME
-        h = [(r * f % PRIME).sum(axis=-1) for f in self.factors]
+        """Return h1 and h2 of packed words [..,W]; halves, since words reach beyond the prime."""
+        halves = np.concatenate([words % HALF, words // HALF], axis=-1)
+        h = [(halves * f % PRIME).sum(axis=-1) for f in self.factors]
         return h[0], h[1]
 
 
@@ -63,7 +64,7 @@ def table_of(keys: Array, values: Array) -> Table:
     digits = int(62 / math.log2(base))
     words = packed(keys.value, base, digits)
     for seed in range(SEEDS):
-        factors = np.random.default_rng(seed).integers(1, PRIME, (2, words.shape[1]))
+        factors = np.random.default_rng(seed).integers(1, PRIME, (2, 2 * words.shape[1]))
         found = _place(words, values.value, base, digits, factors)
         if found is not None:
             return found
@@ -78,24 +79,30 @@ def _place(words: Ints, values: Ints, base: int, digits: int, factors: Ints) -> 
     table = np.full((size, words.shape[1]), -1, np.int64)
     out = Table(base, digits, factors, shift, table, np.zeros(size, np.int64))
     h1, h2 = out.hashes(words)
-    order = np.argsort(h1 % buckets, kind="stable")
-    groups = np.split(order, np.unique((h1 % buckets)[order], return_index=True)[1][1:])
-    for group in sorted(groups, key=len, reverse=True):
-        spots = h2[group] % size
-        move = _free(table[:, 0] < 0, spots)
+    bucket, spot = h1 % buckets, h2 % size
+    if len(np.unique(bucket * size + spot)) < count:
+        return None  # two keys of a bucket would move together
+    order = np.argsort(bucket, kind="stable")
+    groups = np.split(order, np.unique(bucket[order], return_index=True)[1][1:])
+    empty = np.ones(size, np.bool_)
+    for group in sorted((x for x in groups if len(x) > 1), key=len, reverse=True):
+        move = _free(empty, spot[group])
         if move is None:
             return None
-        slots = (spots + move) % size
-        shift[h1[group[0]] % buckets] = move
+        slots = (spot[group] + move) % size
+        empty[slots], shift[bucket[group[0]]] = False, move
         table[slots], out.values[slots] = words[group], values[group]
+    # A key alone in its bucket goes to any empty slot.
+    single = np.array([group[0] for group in groups if len(group) == 1], np.int64)
+    slots = np.flatnonzero(empty)[: len(single)]
+    shift[bucket[single]] = (slots - spot[single]) % size
+    table[slots], out.values[slots] = words[single], values[single]
     return out
 
 
 def _free(empty: np.ndarray[Any, np.dtype[np.bool_]], spots: Ints) -> int | None:
     """Return the least shift that puts all of `spots` on empty places."""
-    if len(set(spots.tolist())) < len(spots):
-        return None
-    size, step = len(empty), 256
+    size, step = len(empty), 64
     for first in range(0, size, step):
         moves = np.arange(first, min(first + step, size))
         good = empty[(spots[:, None] + moves) % size].all(axis=0)
@@ -145,10 +152,10 @@ def _suffix_words(g: Graph, table: Table, recent: ir.Value, longest: int) -> ir.
 
 
 def _slot(g: Graph, table: Table, words: ir.Value) -> ir.Value:
-    prime = g.const(np.int64(PRIME))
-    rest = g("Mod", words, prime)
+    prime, half = g.const(np.int64(PRIME)), g.const(np.int64(HALF))
+    halves = g("Concat", g("Mod", words, half), g("Div", words, half), axis=-1)
     h1, h2 = (
-        g.reduce("ReduceSum", g("Mod", g("Mul", rest, g.const(f)), prime), [-1])
+        g.reduce("ReduceSum", g("Mod", g("Mul", halves, g.const(f)), prime), [-1])
         for f in table.factors
     )
     bucket = g("Mod", h1, g.const(np.int64(len(table.shift))))
