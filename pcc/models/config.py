@@ -11,10 +11,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from pcc.errors import PccError
+from pcc.knobs import MAX_MODEL_SIZE
 from pcc.models.base import BYTES, Values, Vocabulary, bytes_at
 from pcc.models.tensors import read_json
-
-MAX_SIZE = 1 << 24  # of one dimension: larger is a broken file, not a model
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,8 @@ class Config:
         """Return an integer from 0."""
         value = self.data.get(key)
         value = default if value is None else value
-        if type(value) is not int or not 0 <= value <= MAX_SIZE:
-            self.refuse(key, f"{value!r} is not an integer within 0..{MAX_SIZE}")
+        if type(value) is not int or not 0 <= value <= MAX_MODEL_SIZE:
+            self.refuse(key, f"{value!r} is not an integer within 0..{MAX_MODEL_SIZE}")
         return value
 
     def size(self, key: str, default: int | None = None) -> int:
@@ -59,9 +58,10 @@ class Config:
 
     def number(self, key: str, default: float) -> float:
         """Return a finite number from 0."""
-        return self._number(key, self.data.get(key), default)
+        return self.checked(key, self.data.get(key), default)
 
-    def _number(self, key: str, value: Any, default: float | None = None) -> float:
+    def checked(self, key: str, value: Any, default: float | None = None) -> float:
+        """Return `value` if it is a finite number from 0."""
         value = default if value is None else value
         plain = isinstance(value, int | float) and not isinstance(value, bool)
         if not plain or not math.isfinite(value) or value < 0:
@@ -123,7 +123,7 @@ class Config:
     def _added(self, size: int) -> set[int]:
         added = self.tokenizer.get("added_tokens_decoder")
         keys = added if isinstance(added, dict) else {}
-        return {int(k) for k in keys if isinstance(k, str) and k.isdecimal() and int(k) < size}
+        return {int(k) for k in keys if len(k) < 12 and k.isdecimal() and int(k) < size}
 
 
 def read_config(folder: Path) -> Config:
@@ -164,13 +164,14 @@ def frequencies(config: Config, turned: int) -> Values:
     if not isinstance(scaling, Mapping):
         config.refuse("rope_scaling", "is not a mapping")
     theta = config.optional("rope_theta")
-    theta = config._number("rope_theta", scaling.get("rope_theta") if theta is None else theta, 1e4)
+    theta = scaling.get("rope_theta") if theta is None else theta
+    theta = positive(config, "rope_theta", theta, 1e4)
     base = theta ** -(np.arange(0, turned, 2) / turned)
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return np.asarray(base)
     if kind == "linear":
-        return np.asarray(base / config._number("rope_scaling.factor", scaling.get("factor")))
+        return np.asarray(base / positive(config, "rope_scaling.factor", scaling.get("factor")))
     if kind == "llama3":
         return _llama3(config, scaling, base)
     hint = "supported: default, linear, llama3. Frequencies that change with the length would "
@@ -178,16 +179,25 @@ def frequencies(config: Config, turned: int) -> Values:
     config.refuse("rope_scaling", f"{kind!r} is not supported", hint, "M110")
 
 
+def positive(config: Config, key: str, value: Any, default: float | None = None) -> float:
+    """Return a number that may divide."""
+    out = config.checked(key, value, default)
+    if not 1e-30 < out < 1e30:
+        config.refuse(key, f"{value!r} is not within 1e-30..1e30")
+    return out
+
+
 def _llama3(config: Config, scaling: Mapping[str, Any], base: Values) -> Values:
     """Slow frequencies divided by the factor, fast ones kept, a linear blend in between."""
 
     def number(key: str) -> float:
-        return config._number(f"rope_scaling.{key}", scaling.get(key))
+        return config.checked(f"rope_scaling.{key}", scaling.get(key))
 
-    factor, low, high = number("factor"), number("low_freq_factor"), number("high_freq_factor")
+    factor = positive(config, "rope_scaling.factor", scaling.get("factor"))
+    low, high = number("low_freq_factor"), number("high_freq_factor")
     context = number("original_max_position_embeddings")
-    if factor == 0 or high <= low:
-        config.refuse("rope_scaling", "needs factor > 0 and high_freq_factor > low_freq_factor")
+    if high <= low:
+        config.refuse("rope_scaling", "needs high_freq_factor > low_freq_factor")
     turns = context * base / (2 * math.pi)  # over the original context
     blend = np.clip((turns - low) / (high - low), 0.0, 1.0)
     return np.asarray((1 - blend) * base / factor + blend * base)

@@ -200,16 +200,15 @@ Take = Callable[..., Values]  # name, *shape -> array
 def read_decoder(config: Config, tensors: Tensors, *, max_rows: int) -> Decoder:
     """Build a decoder of any of the supported kinds."""
     s = shape_of(config)
-    cos, sin = tables(config, s.head_width, max_rows)
     table = tensors.take("model.embed_tokens.weight", s.vocab, s.width)
     head = read_head(s, tensors, table)
     layers = tuple(read_layer(s, i, tensors.take) for i in range(s.layers))
     tensors.skip(*(k for k in tuple(tensors.left) if k.endswith("rotary_emb.inv_freq")))
     norm = constant(tensors.take("model.norm.weight", s.width))
-    return Decoder(
-        s, config.vocabulary(s.vocab), constant(table), layers, norm, head, constant(cos),
-        constant(sin),
-    )  # fmt: skip
+    # Only now: the weights have shown that the head width is what config.json says.
+    cos, sin = (constant(angles) for angles in tables(config, s.head_width, max_rows))
+    vocabulary = config.vocabulary(s.vocab)
+    return Decoder(s, vocabulary, constant(table), layers, norm, head, cos, sin)
 
 
 def read_head(s: Shape, tensors: Tensors, table: Values) -> Op:

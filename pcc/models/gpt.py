@@ -18,6 +18,7 @@ import numpy as np
 from pcc.errors import PccError
 from pcc.frontends.state import State, lookup, read_config, read_state
 from pcc.ir.core import Op, tensor
+from pcc.knobs import MAX_MODEL_SIZE
 from pcc.models.base import (
     Pass,
     StateSpec,
@@ -40,7 +41,6 @@ EPS = 2.0**-23
 THETA = 10000.0
 BODY = "lm._lm.encoder.transformer"
 HEAD = "lm._lm.head.lm_head.weight"
-MAX_SIZE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,8 @@ def read_gpt(folder: Path, *, max_rows: int) -> Gpt:
 
 def _size(config: Mapping[str, Any], key: str, folder: Path) -> int:
     value = lookup(config, key)
-    if type(value) is not int or not 0 < value <= MAX_SIZE:
-        what = f"{key}: {value!r} is not an integer within 1..{MAX_SIZE}"
+    if type(value) is not int or not 0 < value <= MAX_MODEL_SIZE:
+        what = f"{key}: {value!r} is not an integer within 1..{MAX_MODEL_SIZE}"
         raise PccError("M108", what, at=str(folder / "config.yaml"))
     return value
 

@@ -14,14 +14,14 @@ import numpy as np
 
 from pcc.errors import PccError
 from pcc.frontends.state import one_line, read_header, read_tensor
+from pcc.knobs import MAX_CONFIG_BYTES
 
 Values = np.ndarray[Any, Any]
-MAX_JSON_BYTES = 64 << 20
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 COPY = "copy the model folder again"
 
 
-def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
+def read_json(path: Path, limit: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
     """Return a JSON mapping of bounded size. Errors: M101 (missing), M102 (not such a file)."""
     try:
         size = path.stat().st_size
@@ -107,7 +107,8 @@ class Tensors:
             hint = "quantised weights are not read: convert them to bf16, fp16 or fp32"
             raise PccError("M105", what, at=str(path), hint=hint)
         self.left.discard(name)
-        value = np.asarray(read_tensor(path, base, *entry), np.float32)
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+            value = np.asarray(read_tensor(path, base, *entry), np.float32)
         if not np.isfinite(value).all():
             what = f"{name!r} holds NaN or infinity"
             raise PccError("M107", what, at=str(path), hint="get the weights from their publisher")

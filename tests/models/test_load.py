@@ -92,7 +92,8 @@ def test_special_ids(tmp_path: Path) -> None:
 def test_a_vocabulary_of_words_has_no_bytes(tmp_path: Path) -> None:
     config = CONFIG | {"vocab_size": 700}
     folder = write_folder(tmp_path, config, decoder_state(config, 0))
-    (folder / "tokenizer_config.json").write_text('{"added_tokens_decoder": {"698": {}, "x": 1}}')
+    added = {"698": {}, "x": 1, "9" * 5000: 0}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
     vocabulary = load_model(folder, max_rows=4).vocabulary
     assert (vocabulary.byte_offset, vocabulary.special) == (None, (698,))
 
@@ -129,8 +130,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "scaling of no kind": ({"rope_scaling": [2]}, "M108"),
     "scaling without factor": ({"rope_scaling": {"rope_type": "linear"}}, "M108"),
     "scaling by zero": ({"rope_scaling": SCALED | {"factor": 0}}, "M108"),
+    "linear scaling by zero": ({"rope_scaling": {"type": "linear", "factor": 0.0}}, "M108"),
+    "theta zero": ({"rope_theta": 0}, "M108"),
+    "absurd head width": ({"head_dim": 1 << 24}, "M105"),
     "empty band": ({"rope_scaling": SCALED | {"high_freq_factor": 1.0}}, "M108"),
-    "odd head": ({"head_dim": 3}, "M108"),
+    "one coordinate turned": ({"partial_rotary_factor": 0.3}, "M108"),
     "id as text": ({"eos_token_id": "</s>"}, "M108"),
     "bytes beyond the ids": ({"byte_offset": 60}, "M108"),
     "window as text": ({"model_type": "mistral", "sliding_window": "4k"}, "M108"),
@@ -179,9 +183,11 @@ def damaged(folder: Path, name: str) -> None:
             state[key].view(-1)[3] = torch.nan
         case "infinity":
             state[key].view(-1)[3] = torch.inf
+        case "beyond float32":
+            state[key] = torch.full(state[key].shape, 1e300, dtype=torch.float64)
         case "integers":
             state[key] = torch.zeros(state[key].shape, dtype=torch.int8)
-    if name in ("missing tensor", "extra tensor", "NaN", "infinity", "integers"):
+    if name in ("missing tensor", "extra tensor", "NaN", "infinity", "beyond float32", "integers"):
         save_file(state, folder / "model-00001-of-00002.safetensors")
     match name:
         case "tensor in two shards":
@@ -215,6 +221,7 @@ DAMAGES = {
     "extra tensor": "M106",
     "NaN": "M107",
     "infinity": "M107",
+    "beyond float32": "M107",
     "integers": "M105",
     "tensor in two shards": "M106",
     "truncated shard": "F104",
