@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from enumeration import Case, Language, Probe, variation
 from toy import Toy
-from toy_law import law
+from toy_law import Law, law
 
 from pcc.circuit.circuit import Circuit
 from pcc.frontends import templates
+from pcc.models.base import Model
 from pcc.models.step import StepOptions, Steps
 from pcc.passes.manager import Manager
 
@@ -33,13 +34,24 @@ def head(kind: str, n: int, r: int, vocab: int, seed: int = 3) -> Circuit:
     return getattr(templates, kind)(n, r, vocab, context=5, seed=seed)
 
 
-def worst(toy: Toy, circuit: Circuit, m: int, options: StepOptions, cases: list[Case]) -> float:
-    """Return the largest total variation over the cases."""
-    steps = Steps(toy, circuit, 64, options, Manager(validate=False))
+def worst(
+    model: Model,
+    circuit: Circuit,
+    m: int,
+    options: StepOptions,
+    cases: list[Case],
+    rows: int = 64,
+    next_law: Law | None = None,
+) -> float:
+    """Return the largest total variation over the cases from `next_law` (a toy's own)."""
+    if next_law is None:
+        assert isinstance(model, Toy)
+        next_law = model.law
+    steps = Steps(model, circuit, rows, options, Manager(validate=False))
     language = Language(Probe(steps.prefill(3)), Probe(steps.step()), m)
     laws = language.law(cases)
     assert language.rounds == m - 1  # a round emits one token at least: the slowest path was met
-    wants = [law(toy, c.prompt, m, c.settings) for c in cases]
+    wants = [law(next_law, c.prompt, m, c.settings) for c in cases]
     return max(variation(a, b) for a, b in zip(laws, wants, strict=True))
 
 

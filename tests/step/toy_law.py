@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
-from toy import Toy
 
 
 def adjusted(p: np.ndarray, temperature: float, top_k: int, top_p: float) -> np.ndarray:
@@ -25,14 +26,17 @@ def adjusted(p: np.ndarray, temperature: float, top_k: int, top_p: float) -> np.
     return out / out.sum()
 
 
-def law(toy: Toy, prompt: list[int], m: int, settings: dict[str, float]) -> dict:
+Law = Callable[[list[int]], np.ndarray]  # tokens so far -> next-token law in float64
+
+
+def law(next_law: Law, prompt: list[int], m: int, settings: dict[str, float]) -> dict:
     """Return the probability of every continuation of m tokens."""
     how = (settings["temperature"], int(settings["top_k"]), settings["top_p"])
     out: dict[tuple[int, ...], float] = {(): 1.0}
     for _ in range(m):
         longer = {}
         for tokens, weight in out.items():
-            p = adjusted(toy.law(prompt + list(tokens)), *how)
+            p = adjusted(next_law(prompt + list(tokens)), *how)
             longer.update({(*tokens, x): weight * p[x] for x in range(len(p))})
         out = longer
     return out
