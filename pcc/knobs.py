@@ -23,6 +23,7 @@ SHOWN_OPERANDS = 4  # operand lines printed above a finding
 
 # Evaluators.
 MAX_STATES = 1 << 16  # joint states that enumeration lists
+MAX_VALUE = 1 << 30  # elements of one value that the interpreter computes (8 GiB)
 ROWS = 4096  # rows per evaluation of the reference
 CELLS = 1 << 25  # float64 values that one node may hold in the reference (256 MiB)
 

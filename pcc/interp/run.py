@@ -17,6 +17,8 @@ from pcc.interp.opaque import stand_in
 from pcc.ir.core import Op, Values
 from pcc.ir.module import Module
 from pcc.ir.semiring import LogReal, MaxPlus, Semiring
+from pcc.ir.types import Units
+from pcc.knobs import MAX_VALUE
 from pcc.tensor.ops import Input, TensorOp
 
 
@@ -36,7 +38,9 @@ def run(
     for r in roots:
         last[r] = len(order)
     value: dict[Op, Values] = {}
+    rows = rows_of(inputs)
     for i, n in enumerate(order):
+        _fits(n, rows)
         value[n] = _value(n, value, inputs, s, leaves)
         for a in set(n.args):
             # Free what no later node reads: deep circuits would hold many rows.
@@ -60,6 +64,18 @@ def _needed(roots: tuple[Op, ...], s: Semiring, leaves: Mapping[Op, Values]) -> 
             if n not in leaves and not (s.exact and n.opaque):
                 stack.extend((a, False) for a in reversed(n.args) if a not in seen)
     return order
+
+
+def _fits(n: Op, rows: int) -> None:
+    """Refuse a value too large to be computed; a constant or an input is there already."""
+    t = n.type
+    if isinstance(t, Units):
+        size = t.folds * t.k * rows
+    else:
+        size = math.prod(t.shape) * (rows if t.batch else 1)
+    if size > MAX_VALUE and n.args:
+        what = f"'{n.name}' : {t} has {size} values in {rows} rows (limit {MAX_VALUE})"
+        raise PccError("E405", what, at=n.loc, hint="evaluate fewer rows, or a smaller circuit")
 
 
 def _value(

@@ -324,3 +324,13 @@ def test_leaves() -> None:
 def test_every_op_of_the_level_is_covered() -> None:
     here = {name for name, op in OPS.items() if op.__module__ == t.__name__}
     assert set(CASES) | {"t.const", "t.input"} == here
+
+
+def test_a_value_beyond_memory_is_refused() -> None:
+    one = t.Const(Array.of(np.ones(1, np.float32)))
+    row = t.Input("x", "f32", "b", (1,))
+    wide = t.Exp(t.Expand(row, row, (1 << 40,)))
+    for huge in (t.Exp(t.Expand(one, one, (1 << 40,))), wide):
+        with pytest.raises(PccError, match="E405") as e:
+            run((huge,), {"x": np.ones((2, 1))}, Semiring())
+        assert e.value.hint
