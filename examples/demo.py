@@ -38,7 +38,7 @@ Floats = npt.NDArray[np.floating[Any]]
 class Held:
     """Held-out files: every window of n bytes `x [N, n]`, and `context [N, D]` before it."""
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, every: int = 1) -> None:
         with np.load(TINY / "heldout.npz", allow_pickle=False) as data:
             names, lengths = data["names"].tolist(), data["lengths"].tolist()
             self.counts, stream = data["unigram_counts"], data["data"].tobytes()
@@ -47,7 +47,7 @@ class Held:
         rows: list[bytes] = []
         for name, length in zip(names, lengths, strict=True):
             text, stream = stream[:length], stream[length:]
-            for i in range(length - n + 1):
+            for i in range(0, length - n + 1, every):
                 self.file.append(name)
                 self.before.append(text[max(0, i - WINDOW) : i])
                 rows.append(text[i : i + n])
@@ -154,14 +154,16 @@ def main() -> int:
     """Run the demonstration; 1 if a check found a difference."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, help="keep the bundles in this new folder")
-    out = parser.parse_args().out
+    parser.add_argument("--every", type=int, default=1, help="draft at every k-th byte only")
+    args = parser.parse_args()
+    out = args.out
     with tempfile.TemporaryDirectory(prefix="pcc-demo-") as scratch:
         folder = out or Path(scratch)
         if out:
             out.mkdir(parents=True)
         made = {name: compiled(name, folder) for name in HEADS}
         engines = {name: engine for name, (engine, _) in made.items()}
-        held = Held(8)
+        held = Held(8, args.every)
         drafts(engines, held)
         progress("every held-out window")
         rows = {"unigram": unigram(held)} | {k: measure(e, held) for k, e in engines.items()}
