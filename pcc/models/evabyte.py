@@ -161,7 +161,8 @@ def _layer(shape: Shape, index: int, take: object) -> EvaLayer:
 
 def _rounded(config: Config, table: Values) -> Values:
     """Round a rotary table to the folder's dtype: the published model keeps it in that."""
-    kind = config.choice("torch_dtype", ("float32", "bfloat16", "float16"), "float32")
+    key = "torch_dtype" if config.optional("dtype") is None else "dtype"  # the newer name
+    kind = config.choice(key, ("float32", "bfloat16", "float16"), "float32")
     if kind == "float16":
         return table.astype(np.float16).astype(np.float32)
     if kind == "float32":

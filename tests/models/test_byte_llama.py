@@ -15,6 +15,7 @@ from graphs import Compiled
 from model_runs import Runner, next_state, state_of
 
 from pcc.backends.onnx.ngram_rules import table_of
+from pcc.circuit.text import parse, resources, show
 from pcc.errors import PccError
 from pcc.ir.array import Array
 from pcc.ir.module import Module
@@ -191,6 +192,14 @@ def test_every_word_has_its_own_slot(count: int) -> None:
     slots = (h2 + found.shift[h1 % len(found.shift)]) % len(found.words)
     assert len(set(slots.tolist())) == len(keys)
     assert len(found.words) < 1.3 * len(keys)
+
+
+def test_the_op_in_the_text_form() -> None:
+    x = t.Input("x", "i64", "b", (20,))
+    op = LongestSuffix(x, *arrays(words(1, 40, 4, 9), 9), 0)
+    m = Module("m", (), (("y", op),))
+    again = parse(show(m), resources=resources(m))
+    assert again.roots[0] is op
 
 
 def test_the_op_refuses_what_does_not_fit() -> None:

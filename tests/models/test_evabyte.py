@@ -14,6 +14,7 @@ from byte_models import eva_rows, features, read_folder
 from graphs import Compiled, agree
 from model_runs import Runner, next_state, state_of
 
+from pcc.circuit.text import parse, resources, show
 from pcc.errors import PccError
 from pcc.ir.array import Array
 from pcc.ir.module import Module
@@ -233,6 +234,18 @@ def test_eva_attention_op_in_float64_and_onnx() -> None:
         compiled = Compiled(Module("eva", (), (("y", op),)), opset=opset)
         agree(told, compiled(feed)["y"], tolerance=1e-5)
         agree(told, compiled.meaning(feed)["y"], tolerance=1e-5)
+
+
+def test_ops_in_the_text_form() -> None:
+    x = inputs(q=(2, 4, 6), k=(2, 14, 6), v=(2, 14, 6), sk=(2, 7, 6), sv=(2, 7, 6), start=())
+    ring, start = eva.RingWrite(x["k"], x["q"], x["start"]), x["start"]
+    outputs = {
+        "y": eva.EvaAttention(x["q"], ring, x["v"], x["sk"], x["sv"], start, 6**-0.5, 8, 4),
+        "chunks": eva.RingChunks(ring, start, 4, 2),
+    }
+    m = Module("m", (), tuple(outputs.items()))
+    again = parse(show(m), resources=resources(m))
+    assert all(a is b for a, b in zip(again.roots, m.roots, strict=True))
 
 
 def test_ops_refuse_what_does_not_fit() -> None:
