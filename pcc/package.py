@@ -68,6 +68,11 @@ def write(job: Job, folder: Path, parameters: str) -> dict[str, Any]:
     return write_manifest(folder, _manifest(job, specs, measured, parameters))
 
 
+def turned(a: Values) -> Values:
+    """Return `[.., D]` as `[D, ..]` over two axes: how graphs hold the weights of a projection."""
+    return np.ascontiguousarray(a.reshape(-1, a.shape[-1] if a.ndim else 1).T)
+
+
 def _write_stages(job: Job, folder: Path, placed: Mapping[object, tuple[int, int]]) -> None:
     """Write the IR; arrays that the graphs' weight file holds are named there, not copied."""
     from pcc.backends.onnx.weights import key_of
@@ -80,11 +85,13 @@ def _write_stages(job: Job, folder: Path, placed: Mapping[object, tuple[int, int
         arrays.update(resources(module))
     shared, own = {}, {}
     for ref, value in arrays.items():
-        spot = placed.get(key_of(value))
-        if spot is None:
-            own[ref] = value
+        entry = {"dtype": value.dtype.str, "shape": value.shape}
+        if (spot := placed.get(key_of(value))) is not None:
+            shared[ref] = {**entry, "offset": spot[0]}
+        elif (spot := placed.get(key_of(turned(value)))) is not None:
+            shared[ref] = {**entry, "offset": spot[0], "turned": True}
         else:
-            shared[ref] = {"offset": spot[0], "dtype": value.dtype.str, "shape": value.shape}
+            own[ref] = value
     if own:
         from safetensors.numpy import save_file
 

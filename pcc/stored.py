@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,9 @@ class Stages:
             plain = dtype in DTYPES and all(type(d) is int and d >= 0 for d in (*shape, offset))
             if not plain:
                 raise ValueError("malformed entry")
+            if spot.get("turned"):  # a projection: [.., D] stored as [D, ..]
+                flat = (shape[-1], math.prod(shape[:-1]))
+                return np.memmap(path, dtype, "r", offset, flat).T.reshape(shape)
             return np.asarray(np.memmap(path, dtype, "r", offset, shape))
-        except (KeyError, TypeError, ValueError, OSError, OverflowError) as e:
+        except (LookupError, TypeError, ValueError, OSError, OverflowError) as e:
             raise PccError("B218", f"the index of arrays is damaged: {e}", at=str(path)) from None
