@@ -22,7 +22,7 @@ from pcc.errors import PccError
 from pcc.ir.core import Op, tensor
 from pcc.models.base import Pass, StateSpec, constant, dense, merge_heads, transposed
 from pcc.models.config import Config, tables
-from pcc.models.decoder import Decoder, Layer, Positions, Shape, read_layer, shape_of
+from pcc.models.decoder import Decoder, Layer, Positions, Shape, Take, read_layer, shape_of
 from pcc.models.tensors import Tensors, Values
 from pcc.tensor import eva, nn
 from pcc.tensor import ops as t
@@ -148,8 +148,7 @@ def read_evabyte(config: Config, tensors: Tensors, *, max_rows: int) -> EvaByte:
     )  # fmt: skip
 
 
-def _layer(shape: Shape, index: int, take: object) -> EvaLayer:
-    assert callable(take)
+def _layer(shape: Shape, index: int, take: Take) -> EvaLayer:
     base = read_layer(shape, index, take)
     heads, width = shape.heads, shape.head_width
     at = f"model.layers.{index}.self_attn.adaptive_"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pcc.ir.core import Op, Values, tensor
+from pcc.ir.core import Op, Values
 from pcc.ir.semiring import Semiring
 from pcc.ir.types import Type
 from pcc.tensor.nn import NetworkOp
@@ -133,8 +133,3 @@ class EvaAttention(NetworkOp, name="t.eva_attention"):
 def chunk_count(positions: int, chunk: int) -> int:
     """Return the most chunks that `positions` consecutive positions can touch."""
     return (positions + chunk - 2) // chunk + 1
-
-
-def heads(x: Op) -> int:
-    """Return the number of heads H of `x [H,N,hd]`."""
-    return tensor(x).shape[0]
