@@ -20,8 +20,9 @@ ROUNDS = 16
 class Canonicalize(Pass):
     """a * (b * c) => a * b * c; 1 x => x; x[0..F-1] => x; x[i][j] => x[i[j]]; concat(x) => x.
 
-    A nested product is flattened only if nothing else reads it, else its value would be computed
-    twice. Repeated until nothing changes.
+    Pays: equal functions become one node, and the patterns of later passes have one form to match.
+    Declines a nested product that something else reads: its value would be computed twice; weights
+    that are not exactly one. Repeated until nothing changes.
     """
 
     name: ClassVar[str] = "canonicalize"

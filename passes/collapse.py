@@ -14,7 +14,11 @@ from pcc.tensor import ops as t
 
 @dataclass(frozen=True)
 class SumCollapse(Pass):
-    """w2 (w1 x) => (w2 w1) x, if Ko Ki <= Ko Kh + Kh Ki and nothing else reads w1 x."""
+    """w2 (w1 x) => (w2 w1) x, if Ko Ki <= Ko Kh + Kh Ki and nothing else reads w1 x.
+
+    Pays: one contraction for two; the product of trained weights is computed at compile time.
+    Declines where the product weight costs more than both, or the inner sum has another reader.
+    """
 
     name: ClassVar[str] = "sum-collapse"
     exact: ClassVar[Exact] = Exact.POLYNOMIAL

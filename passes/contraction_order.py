@@ -16,7 +16,8 @@ class ContractionOrder(Pass):
     """sum_ij w[o,i,j] a[i] b[j]  =>  sum_j (sum_i w[o,i,j] a[i]) b[j], if Ko < Ka.
 
     Both orders cost about Ko Ka Kb multiply-adds; the first writes Ka Kb products per row, the
-    second Ko Kb. Skipped when the products have another reader.
+    second Ko Kb: it pays where there are fewer outputs than inputs. Declines otherwise, and where
+    the products have another reader.
     """
 
     name: ClassVar[str] = "contraction-order"

@@ -17,7 +17,8 @@ from pcc.tensor import ops as t
 class Dce(Pass):
     """take(take(x)) => take(x), take(concat(..)) => take(part), reshape(reshape(x)) => reshape(x).
 
-    With the circuit's own wiring rules. What they bypass is no longer reachable, hence gone.
+    With the circuit's own wiring rules. Pays: what they bypass is no longer reachable, hence gone.
+    Declines movements along different axes, and takes that cross the parts of a concatenation.
     """
 
     name: ClassVar[str] = "dce"

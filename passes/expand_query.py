@@ -19,7 +19,8 @@ from pcc.tensor import ops as t
 class ExpandQuery(Pass):
     """log p(x) => log value; p(a | b) => value(a, b) / value(b); rows => normalised rows.
 
-    `prefix`, `sample`, `mode` and `draft` stay: each is one pass of its own over the circuit.
+    Pays: two primitives are lowered, whatever the queries. Declines `prefix`, `sample`, `mode` and
+    `draft`: each is one pass of its own over the circuit.
     """
 
     name: ClassVar[str] = "expand-query"

@@ -19,7 +19,8 @@ from pcc.tensor import ops as t
 class FoldConstants(Pass):
     """f(constants) => the constant, computed in float64 and stored in float32.
 
-    Declined if the result has more than `limit` elements and is `grow` times its operands.
+    Pays: what is the same for every row is computed once. Declined for what depends on an input,
+    and if the result has more than `limit` elements and is `grow` times its operands.
     """
 
     name: ClassVar[str] = "fold-constants"

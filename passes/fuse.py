@@ -33,7 +33,10 @@ class _Fuse(Pass):
 
 @dataclass(frozen=True)
 class FuseTucker(_Fuse):
-    """c.sum(c.kronecker(a, b), w) => c.tucker(a, b, reshape(w))."""
+    """c.sum(c.kronecker(a, b), w) => c.tucker(a, b, reshape(w)).
+
+    Pays: Ka Kb products per fold need not be written. Declines if something else reads them.
+    """
 
     name: ClassVar[str] = "fuse-tucker"
 
@@ -50,7 +53,10 @@ class FuseTucker(_Fuse):
 
 @dataclass(frozen=True)
 class FuseCpt(_Fuse):
-    """c.sum(c.hadamard(xs), w) => c.cpt(xs, w)."""
+    """c.sum(c.hadamard(xs), w) => c.cpt(xs, w).
+
+    Pays: the product is an operand of one contraction. Declines if something else reads it.
+    """
 
     name: ClassVar[str] = "fuse-cpt"
 
@@ -66,7 +72,10 @@ class FuseCpt(_Fuse):
 
 @dataclass(frozen=True)
 class FuseCp(_Fuse):
-    """c.hadamard(c.sum(x_a, w_a) ...) => c.cp(xs, ws), if every factor is a sum read only here."""
+    """c.hadamard(c.sum(x_a, w_a) ...) => c.cp(xs, ws).
+
+    Pays: the factors' sums are one layer. Declines unless every factor is a sum read only here.
+    """
 
     name: ClassVar[str] = "fuse-cp"
 

@@ -17,8 +17,8 @@ from pcc.tensor import ops as t
 class FoldLeafSums(Pass):
     """sum_i w[o,i] p[i,x] => p'[o,x] with p' = w p: one table look-up, no sum at run time.
 
-    Only for trained weights and tables (for contextual ones p' would cost V sums per row), and if
-    the table grows at most `grow` times.
+    Pays: no sum at run time. Declines contextual weights and tables (p' would cost V sums per row)
+    and a table that would grow more than `grow` times.
     """
 
     name: ClassVar[str] = "fold-leaf-sums"

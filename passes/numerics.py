@@ -28,8 +28,10 @@ Step: TypeAlias = Generator[tuple[str, Op], Op, Op]  # asks for ("log" or "lin",
 class Numerics(Pass):
     """t.log(E) => L(E), or t.log(E) with E linear where `low` <= E's positive values <= `high`.
 
-    The limits leave float32 (1.2e-38 .. 3.4e38) eight decades of headroom below, so that terms that
-    underflow inside a kept sum are below its rounding error. `linear=False` always uses logs.
+    Pays: nothing underflows; where it cannot, no logarithm is taken before the end. Declines linear
+    values unless their range is proven. The limits leave float32 (1.2e-38 .. 3.4e38) eight decades
+    of headroom below, so that terms that underflow inside a kept sum are below its rounding error.
+    `linear=False` always uses logs.
     """
 
     name: ClassVar[str] = "numerics"

@@ -20,8 +20,9 @@ from pcc.tensor import ops as t
 class PruneZero(Pass):
     """w_h = 0: sum_h w_h x_h => the sum over the others. Only trained weights are looked at.
 
-    A term goes if its weight is zero in every fold and unit. A circuit that is zero everywhere is
-    an error: it describes no distribution.
+    Pays: whole subcircuits may become unreachable. Declines a weight that is positive in some fold
+    or unit, or that depends on the context. A circuit that is zero everywhere is an error: it
+    describes no distribution.
     """
 
     name: ClassVar[str] = "prune-zero"
@@ -53,6 +54,7 @@ class PruneZero(Pass):
 class PruneUnreachable(Pass):
     """Folds of an input layer that no gather selects are dropped, and the gathers renumbered.
 
+    Pays: tables, weights and sums of folds that nothing reads are neither stored nor computed.
     Declined where the layer is read whole. Nodes that nothing reaches do not exist: a module is
     what its outputs read.
     """

@@ -137,8 +137,8 @@ def _restack(module: Module, wanted: Callable[[Op], bool], notes: Notes) -> Modu
 class Layerize(Pass):
     """Scalar nodes (one fold, one unit) of one kind, fan-in and depth => one layer of many folds.
 
-    Sums over lists of nodes keep their weights; operands are gathered from the layers below.
-    Declined if the circuit would not get smaller.
+    Pays: a node graph runs as a few batched contractions. Operands are gathered from the layers
+    below. Declines nodes with several units or folds, and if the circuit would not get smaller.
     """
 
     name: ClassVar[str] = "layerize"
@@ -153,7 +153,8 @@ class Layerize(Pass):
 class FoldLayers(Pass):
     """Layers of one kind, unit counts and depth => one layer with all their folds.
 
-    Declined if the circuit would not get smaller (the gathers that readers need count).
+    Pays: one batched contraction for many small ones. Declined if the circuit would not get smaller
+    (the gathers that readers need count).
     """
 
     name: ClassVar[str] = "fold-layers"

@@ -6,7 +6,7 @@ arithmetic is safe.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
@@ -15,7 +15,7 @@ import numpy as np
 from pcc.circuit import ops as c
 from pcc.circuit.queries import Query, QueryOp, Rows, Value
 from pcc.errors import PccError
-from pcc.ir.core import Op, Values, postorder, tensor, units
+from pcc.ir.core import Op, postorder, tensor, units
 from pcc.ir.module import Module
 from pcc.passes import pieces as mk
 from pcc.passes.draw import Draw, Slot, plan_slots, values
@@ -32,6 +32,7 @@ from pcc.passes.messages import (
     single_folds,
 )
 from pcc.passes.unfold import unfold
+from pcc.passes.upward import known_from, rowwise, value
 from pcc.tensor import ops as t
 
 CUT_LIMIT = 60_000  # nodes x variables that prefixes of an unordered circuit may visit
@@ -39,7 +40,13 @@ CUT_LIMIT = 60_000  # nodes x variables that prefixes of an unordered circuit ma
 
 @dataclass(frozen=True)
 class ToTensor(Pass):
-    """Evaluate circuits by upward, downward and top-down passes (pcc.passes.messages, draw)."""
+    """c.* and q.* => t.*: upward, downward and top-down passes (pcc.passes.messages, draw).
+
+    up(v) = the units of v given the evidence, down(v) = d p / d v; p(X_i = v, evidence) is the sum
+    over i's input units of down times table. Pays: all variables are answered by two sweeps.
+    Declines (an error that names the query) where variables are continuous (E132) or prefixes of an
+    unordered circuit would visit more than `CUT_LIMIT` nodes (E133).
+    """
 
     name: ClassVar[str] = "to-tensor"
     exact: ClassVar[Exact] = Exact.ROUNDING
@@ -72,93 +79,6 @@ class ToTensor(Pass):
         return module.rewrite(rule)
 
 
-def known_from(observed: Op, n: int) -> tuple[list[bool | None], Op | None]:
-    """Split a mask into what is known at compile time and what is read at run time."""
-    if isinstance(observed, t.Const):
-        return [bool(v) for v in observed.value.value], None
-    return [None] * n, observed
-
-
-def value(q: Value, *, scale: bool) -> Op:
-    """p(x[observed]): one upward pass.
-
-    With trained tables, each is divided by its largest unit per value: p(x) = prod_i m_i(x_i) p'(x)
-    by homogeneity, which keeps p' in a narrow range, so that linear arithmetic can be proven safe.
-    """
-    known, mask = known_from(q.observed, q.variables)
-    tables = {n for n in postorder(q.root) if isinstance(n, c.Categorical)}
-    trained = all(tensor(n.p).batch == "" and isinstance(n.p, t.Const) for n in tables)
-    if not (scale and trained and tables and len(known) > 1 and any(k is not False for k in known)):
-        up = Up(Evidence(q.x, known, mask))
-        return _rowwise(mk.reshape(up(q.root), ()), q.x)
-    return _scaled(q, known, mask)
-
-
-def _scaled(q: Value, known: list[bool | None], mask: Op | None) -> Op:
-    tables = [n for n in postorder(q.root) if isinstance(n, c.Categorical)]
-    width = max(tensor(n.p).shape[2] for n in tables)
-    top = np.zeros((q.variables, width + 3))
-    for n in tables:
-        assert isinstance(n.p, t.Const)
-        p = n.p.value.value.astype(np.float64)
-        best = np.zeros((len(n.vars), width + 3))
-        best[:, 1 : 1 + p.shape[2]] = p.max(axis=1)
-        best[:, width + 2] = p.sum(axis=2).max(axis=1)
-        np.maximum.at(top, list(n.vars), best)
-    # Powers of two: dividing by them rounds nothing.
-    power = np.exp2(np.ceil(np.log2(np.where(top > 0, top, 1.0))))
-    ev = _ScaledEvidence(q.x, known, mask, width=width)
-    for n in tables:
-        ev.tables[n] = _scaled_table(n, width, 1.0 / power[list(n.vars)])
-    discrete = sorted({v for n in tables for v in n.vars})
-    body = Up(ev)(q.root)
-    scales = mk.const(power[discrete][:, None, :].astype(np.float32))
-    factor = t.ReduceProd(mk.reshape(t.Lookup(scales, ev.index(discrete)), (len(discrete),)), 0)
-    return t.Mul(factor, mk.reshape(body, ()))
-
-
-def _scaled_table(n: c.Categorical, width: int, factor: Values) -> Op:
-    """Table between columns of zeros, then the totals; each column times its factor."""
-    f, k, v = tensor(n.p).shape
-    zeros = mk.full((f, k, width + 1 - v), 0.0)
-    totals = mk.reshape(t.ReduceSum(n.p, 2), (f, k, 1))
-    first = mk.full((f, k, 1), 0.0)
-    padded = t.Concat((first, n.p, zeros, totals), 2)
-    return t.Mul(padded, mk.const(factor[:, None, :].astype(np.float32)))
-
-
-@dataclass
-class _ScaledEvidence(Evidence):
-    """Evidence over padded tables: columns 0 and V + 1 are impossible, V + 2 "summed out"."""
-
-    tables: dict[Op, Op] = field(default_factory=dict)
-    width: int = 0
-
-    def index(self, variables: list[int]) -> Op:
-        """Return the table columns to read, `[len(variables)]`."""
-        assert self.x is not None
-        x = self.x if tensor(self.x).dtype == "i64" else t.Cast(self.x, "i64")
-        column: Op = t.Column(x, self.width)
-        free = mk.const(np.full(len(self.known), self.width + 2))
-        if self.mask is not None:
-            column = t.Where(self.mask, column, free)
-        elif not all(self.known):
-            column = t.Where(mk.const(np.array(self.known, bool)), column, free)
-        return mk.take(column, variables)
-
-    def leaf(self, n: c.InputOp) -> Op:
-        if n not in self.tables:
-            return super().leaf(n)
-        return t.Lookup(self.tables[n], self.index(list(n.vars)))
-
-
-def _rowwise(x: Op, like: Op) -> Op:
-    """Give `x` the batch axis of a per-row input."""
-    if tensor(x).batch == "b":
-        return x
-    return t.Expand(x, like, tensor(x).shape)
-
-
 def all_rows(q: Rows, notes: Notes) -> Op:
     """Unnormalised p(X_i = v, evidence) for all i and v: one upward and one downward pass."""
     root = expand_fused(q.root)
@@ -172,12 +92,12 @@ def all_rows(q: Rows, notes: Notes) -> Op:
     if not q.prefix:
         # Each variable's own evidence stays out of its downward message.
         up = Up(Evidence(q.x, known, mask))
-        return _rowwise(rows(root, Down(root, up, prefix=False), entry, q.card), q.x)
+        return rowwise(rows(root, Down(root, up, prefix=False), entry, q.card), q.x)
     try:
         up = Up(Evidence(q.x, [True] * q.variables))
-        return _rowwise(rows(root, Down(root, up, prefix=True), entry, q.card), q.x)
+        return rowwise(rows(root, Down(root, up, prefix=True), entry, q.card), q.x)
     except NotOrderedError:
-        return _rowwise(_cut_rows(root, q, entry, notes), q.x)
+        return rowwise(_cut_rows(root, q, entry, notes), q.x)
 
 
 def _cut(root: Op, notes: Notes, query: str) -> Op:
@@ -222,7 +142,7 @@ def prefix(q: Query, notes: Notes) -> Op:
         seen = rows(root, down, lambda m, d: _dot(d, up(m)), 1)
         every = rows(root, down, lambda m, d: _dot(d, free(m)), 1)
         answer = t.Sub(t.Log(seen), t.Log(every))
-        return _rowwise(mk.reshape(answer, (n,)), x)
+        return rowwise(mk.reshape(answer, (n,)), x)
     except NotOrderedError:
         flat = _cut(root, notes, "prefix")
         logs: list[Op] = [mk.reshape(t.Log(free.known(flat)), (1,))]
@@ -230,7 +150,7 @@ def prefix(q: Query, notes: Notes) -> Op:
             up = Up(Evidence(x, [j <= i for j in range(n)]), free)
             logs.append(mk.reshape(t.Log(up(flat)), (1,)))
         steps = [t.Sub(b, a) for a, b in pairwise(logs)]
-        return _rowwise(mk.concat(steps), x)
+        return rowwise(mk.concat(steps), x)
 
 
 def _dot(d: Op, value: Op | None) -> Op:
@@ -311,7 +231,7 @@ def sample(q: Query, notes: Notes) -> dict[str, Op]:
     out = t.Where(observed, x, new)
     every = Up(Evidence(out, [True] * n))
     log = t.Log(mk.reshape(every(root), ()))
-    return {"x": _rowwise(out, x), "log_prob": _rowwise(log, x)}
+    return {"x": rowwise(out, x), "log_prob": rowwise(log, x)}
 
 
 def mode(q: Query, notes: Notes) -> dict[str, Op]:
@@ -342,7 +262,7 @@ def mode(q: Query, notes: Notes) -> dict[str, Op]:
 
     new = values(root, draw, leaf, tensor(x).dtype)
     out = t.Where(observed, x, new)
-    return {"x": _rowwise(out, x), "log_value": _rowwise(mk.reshape(best, ()), x)}
+    return {"x": rowwise(out, x), "log_value": rowwise(mk.reshape(best, ()), x)}
 
 
 def draft(q: Query, notes: Notes) -> dict[str, Op]:
@@ -366,7 +286,7 @@ def draft(q: Query, notes: Notes) -> dict[str, Op]:
     whole = mk.concat([safe, new])
     after = Evidence(whole, [None] + [True] * (n - 1), mask, trusted=True)
     qs = _conditional_rows(root, after, q.card, notes)
-    return {"x": _rowwise(new, carry), "q": _rowwise(mk.take(qs, range(1, n)), carry)}
+    return {"x": rowwise(new, carry), "q": rowwise(mk.take(qs, range(1, n)), carry)}
 
 
 def _conditional_rows(root: Op, ev: Evidence, card: int, notes: Notes) -> Op:

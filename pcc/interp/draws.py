@@ -41,8 +41,8 @@ class _Rows:
         self.m, self.u = m, u
         run = LogRun({}, {**m.weights, **m.units_of(x, use)})
         nodes = [n for n in postorder(m.root) if isinstance(n, c.CircuitOp)]
-        self.up = {n: _wide(run.solve((True, n)), len(x), 2) for n in nodes}
-        self.weight = {n: _wide(run.solve((True, n.w)), len(x), 3)
+        self.up: dict[Op, Values] = {n: _wide(run.solve((True, n)), len(x), 2) for n in nodes}
+        self.weight: dict[Op, Values] = {n: _wide(run.solve((True, n.w)), len(x), 3)
                        for n in nodes if isinstance(n, c.Sum | c.Mix)}  # fmt: skip
         self.slot: dict[Op, int] = {}
         count = 0
@@ -103,6 +103,8 @@ def _below(n: Op, f: int, k: int) -> list[tuple[Op, int, int]]:
                 if f < units(x).folds:
                     return [(x, f, k)]
                 f -= units(x).folds
+        case _:
+            pass
     raise PccError("E404", f"'{n.name}' has no top-down pass", at=n.loc)
 
 

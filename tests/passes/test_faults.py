@@ -29,7 +29,7 @@ CIRCUITS = {
 }
 
 
-LIMIT = 7  # faults per pass
+LIMIT = 5  # faults per pass
 ROWS = 300
 SHARE = 0.1
 
@@ -120,11 +120,11 @@ def survivors(circuit: Circuit, query: str | None, exact: Exact) -> tuple[int, l
 
 def test_polynomial_passes() -> None:
     total = 0
-    for seed in range(12):  # templates are in layers already: node graphs, so that passes fire
+    for seed in range(8):  # templates are in layers already: node graphs, so that passes fire
         found, missed = survivors(random_circuit(seed), None, Exact.POLYNOMIAL)
         total += found
         assert not missed
-    assert total >= 70
+    assert total >= 50
 
 
 @pytest.mark.parametrize("query", sorted(QUERIES))
@@ -132,4 +132,4 @@ def test_polynomial_passes() -> None:
 def test_rounding_passes(kind: str, query: str) -> None:
     found, missed = survivors(CIRCUITS[kind], query, Exact.ROUNDING)
     assert not missed
-    assert found >= 10
+    assert found >= 7

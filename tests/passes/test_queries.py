@@ -214,7 +214,7 @@ def test_mode_is_the_largest_joint_term(kind: str, contextual: bool) -> None:
 
 def frequencies(kind: str, contextual: bool, query: str, x0: int) -> tuple[Values, Values]:
     """Exact output law on a grid of uniforms is costly; draw many rows with a fixed seed."""
-    rows = 40_000
+    rows = 15_000
     root = KINDS[kind](Maker(contextual))
     rng = np.random.default_rng(11)
     extra = {"context": rng.normal(size=(1, D))} if contextual else {}

@@ -82,7 +82,7 @@ def check_query(c: Circuit, root: Op, query: str, seed: int) -> None:
         assert (np.isneginf(found) == np.isneginf(value)).all()
 
 
-@quick
+@settings(quick, max_examples=8)
 @given(circuits(max_vars=4), st.sampled_from(["sample", "draft"]), st.integers(0, 1000))
 def test_draws_are_possible_and_rows_are_conditionals(c: Circuit, query: str, seed: int) -> None:
     if c.n < 2:
