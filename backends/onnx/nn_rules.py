@@ -142,8 +142,8 @@ def _(g: Graph, n: nn.CachedAttention) -> ir.Value:
     if g.fused_attention and g.opset >= FUSED:
         shift = _mask(g, n, k, start, 1)
         return settled(g, g("Attention", q, k, v, shift, scale=n.scale), n)
-    # Spelled out it is as fast or faster under ONNX Runtime on a CPU, at N = 1, 8, 16 and up to
-    # 4096 rows (1.0 to 1.7 times), and much the faster where heads share keys.
+    # Spelled out it runs 0.9 to 1.7 times as fast under ONNX Runtime on a CPU, the faster the more
+    # heads share keys (N = 1, 8, 16, up to 4096 rows: docs/models.md).
     (heads, count, width), (shared, _, _) = tensor(n.q).shape, tensor(n.k).shape
     group = heads // shared
     scaled = g("Mul", q, _scalar(g, n.scale))

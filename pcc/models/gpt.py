@@ -125,7 +125,7 @@ def read_gpt(folder: Path, *, max_rows: int) -> Gpt:
     _check(state, shapes, path)
 
     def take(name: str) -> Values:
-        return np.asarray(state[name], np.float32)
+        return np.array(state[name], np.float32)  # a copy: the file may be mapped into memory
 
     blocks = []
     for i in range(layers):

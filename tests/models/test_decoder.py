@@ -175,6 +175,18 @@ def test_the_last_rows_of_the_buffer_can_be_used(tmp_path: Path) -> None:
     close(got, reference(config, state, ids)[1])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama-scaled", "qwen3", "mistral"])
+def test_far_positions(name: str, tmp_path: Path) -> None:
+    config, count = BASE | CONFIGS[name], 2000
+    state = decoder_state(config, seed=5)
+    model = load_model(write_folder(tmp_path, config, state), max_rows=count)
+    ids = ids_of(1, count)
+    _, logits = reference(config, state, ids)
+    got, _ = through(Runner(model, count, 24), ids, [1500, 500], state_of(model, count, 1))
+    close(got, logits)
+
+
 def test_split_layers_give_the_draft_its_own_features(tmp_path: Path) -> None:
     """Adapted copies of the last layers run on the shared part, with states of their own."""
     from dataclasses import replace

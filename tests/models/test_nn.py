@@ -216,6 +216,35 @@ def test_ranks_are_stable() -> None:
         assert got["y"].tolist() == want
 
 
+@pytest.mark.parametrize("opset", [24, 17])
+@pytest.mark.parametrize("rows", ["kd", "dk"])
+def test_a_dense_layer_is_one_matrix_product(rows: str, opset: int) -> None:
+    """Stored either way: the constant is turned when the graph is made, not when it runs."""
+    sizes = {"k": 300, "d": 5}
+    w = const(*(sizes[c] for c in rows))
+    x = t.Input("x", "f32", "b", (3, 5))
+    module = Module("m", (), (("y", nn.Relu(t.Contract(x, w, f"nd,{rows}->nk"))),))
+    compiled = Compiled(module, opset=opset)
+    assert [n.op_type for n in compiled.proto.graph.node] == ["MatMul", "Relu"]
+    data = noise(2, 3, 5)
+    turned = w.value.value if rows == "dk" else w.value.value.T
+    want = np.maximum(data @ turned.astype(np.float64), 0)
+    np.testing.assert_allclose(compiled({"x": data.astype(np.float32)})["y"], want, atol=1e-5)
+
+
+def test_an_adopted_array_is_not_copied() -> None:
+    a = noise(3, 4).astype(np.float32)
+    kept = Array.adopt(a)
+    assert kept.value is a
+    assert not a.flags.writeable
+    assert Array.of(a.copy()) is kept  # equal content is still one object
+    assert Array.of(a.astype(np.float64)) is kept
+    nan = np.array([np.nan], np.float32)
+    for wrong, code in ((noise(2), "E104"), (noise(2, 3).astype("f4").T, "E104"), (nan, "E105")):
+        with pytest.raises(PccError, match=code):
+            Array.adopt(wrong)
+
+
 def x_of(dtype: str, *shape: int, batch: str = "b") -> Op:
     return t.Input(f"{dtype}{shape}{batch}", dtype, batch, shape)
 
