@@ -15,7 +15,7 @@ from pcc.interp.run import log_value
 from pcc.ir.verify import verify
 
 HERE = Path(__file__).parent
-KINDS = {"chain": 100_000, "states": 150_000, "tree": 100_000}
+KINDS = {"chain": 100_000, "states": 100_000, "tree": 100_000}
 
 
 def measured(kind: str, nodes: int) -> dict[str, float]:
