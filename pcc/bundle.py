@@ -19,11 +19,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pcc.errors import PccError
+from pcc.knobs import MAX_MANIFEST_BYTES, MAX_ROW_ELEMENTS
 
 SCHEMA = (1, 0)
 MANIFEST = "manifest.json"
-MAX_MANIFEST = 16 << 20
-MAX_EXTENT = 1 << 28  # elements of one row of an input
 DTYPES = ("f32", "i64", "bool")
 # The first ONNX Runtime release that runs models of an opset.
 RUNTIME_OF_OPSET = {17: "1.12", 18: "1.14", 19: "1.15", 20: "1.17", 21: "1.18", 22: "1.21",
@@ -108,7 +107,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         if path.is_symlink() or not path.is_file():
             raise PccError("B210", "not a bundle: it has no manifest.json", at=str(folder))
-        if path.stat().st_size > MAX_MANIFEST:
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise PccError("B210", "the manifest is too large", at=str(path))
         manifest = json.loads(path.read_text("utf-8"))
     except OSError as e:
@@ -221,5 +220,5 @@ class _Reader:
         sizes = [1 if state and type(d) is str and d.isidentifier() else d for d in rest]
         plain = all(type(d) is int and d >= 0 for d in sizes) and len(rest) < 17
         self.need(first in ("B", "Bc") and plain, "shape is malformed")
-        self.need(math.prod(sizes) <= MAX_EXTENT, "shape is too large")
+        self.need(math.prod(sizes) <= MAX_ROW_ELEMENTS, "shape is too large")
         return str(self.get(v, "name", str))

@@ -46,3 +46,8 @@ MAX_CONFIG_BYTES = 16 << 20  # of a JSON file beside a model
 CHECK_TOKENS = 64  # greedy tokens compared with autoregressive decoding
 CHECK_PARAMETERS = 1 << 27  # numbers of a verifier that the float64 evaluator takes (1 GiB)
 CHECK_TOLERANCE = 5e-5  # of a graph's output, relative to its largest value beyond 1
+
+# Bundles and the engine.
+MAX_MANIFEST_BYTES = 16 << 20
+MAX_ROW_ELEMENTS = 1 << 28  # of one row of an input that a manifest declares
+MAX_THREADS = 1024

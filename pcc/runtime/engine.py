@@ -10,6 +10,7 @@ import numpy as np
 
 from pcc.bundle import inside, read_manifest
 from pcc.errors import PccError
+from pcc.knobs import MAX_THREADS
 from pcc.runtime.ort import answer, check_opset, check_provider, open_session
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 Values = np.ndarray[Any, Any]
 DTYPES: dict[str, Any] = {"f32": np.float32, "i64": np.int64, "bool": np.bool_}
 OPTIONAL = ("x", "observed")  # filled with zeros and False
-MAX_THREADS = 1024
 
 
 class Engine:
