@@ -96,7 +96,14 @@ FAULTS = (
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f.__name__)
-@pytest.mark.parametrize(("kind", "n"), [("cp", 3)])
+@pytest.mark.parametrize(
+    ("kind", "n"),
+    [
+        ("cp", 3),
+        pytest.param("hmm", 3, marks=pytest.mark.slow),
+        pytest.param("btree", 3, marks=pytest.mark.slow),
+    ],
+)
 def test_fault_is_caught(
     fault: Callable[[Patch], None], kind: str, n: int, monkeypatch: Patch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
@@ -87,6 +88,15 @@ def test_graphs_mean_what_the_evaluator_says(
             assert got[key].shape == np.shape(y), (name, key)
             assert not np.isnan(got[key].astype(float)).any()
             assert np.abs(got[key].astype(float) - y.astype(float)).max() < 2e-5, (name, key)
+
+
+@pytest.mark.parametrize("opset", [17, 24])
+def test_graphs_pass_the_onnx_checker(opset: int) -> None:
+    """Types and shapes inside the branches of `If` too."""
+    graphs = step_graphs(Toy(V), head("hmm", N, 2, V), max_seq=9, chunk=4)
+    for graph in graphs.values():
+        model = lower(graph.module, opset=opset, inputs=graph.inputs, symbols=graph.symbols)
+        onnx.checker.check_model(ir.to_proto(model), full_check=True)
 
 
 def test_names_are_those_of_the_contract() -> None:
