@@ -21,6 +21,8 @@ from pcc.passes.ranges import Bounds, bounds
 from pcc.tensor import ops as t
 from pcc.tensor.sampling import Truncate
 
+# Contractions that can be summed term by term in logs, and the axis of the weight to sum.
+TERMWISE = {"fi,foi->fo": 2, "fo,foi->fi": 1, "fkh,fkh->fk": 2}
 Step: TypeAlias = Generator[tuple[str, Op], Op, Op]  # asks for ("log" or "lin", node), gets it
 
 
@@ -176,6 +178,13 @@ class _Represent:
             table = yield "log", n.b
             f, k = tensor(x).shape
             return t.ReduceLse(t.Add(mk.reshape(x, (f, k, 1)), table), 1)
+        if n.eq in TERMWISE and _holds_zero(n.b):
+            # The largest x may meet a weight of zero: shifted by it, the others would underflow.
+            table, axis = (yield "log", n.b), TERMWISE[n.eq]
+            shape = list(tensor(x).shape)
+            if len(shape) < 3:
+                shape.insert(3 - axis, 1)
+            return t.ReduceLse(t.Add(mk.reshape(x, tuple(shape)), table), axis)
         return t.LogContract(x, (yield "lin", n.b), n.eq)
 
     def _lookup(self, table: Op, x: Op) -> Step:
@@ -201,6 +210,12 @@ class _Represent:
 def _truncated(table: Op) -> bool:
     parts = table.xs if isinstance(table, t.Concat) else (table,)
     return any(isinstance(p, Truncate) for p in parts)
+
+
+def _holds_zero(w: Op) -> bool:
+    while isinstance(w, t.Reshape | t.Take | t.Transpose):
+        w = w.x
+    return isinstance(w, t.Const) and bool((w.value.value == 0).any())
 
 
 def _done(value: Op) -> Step:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import sympy
 from laws import applied, const, leaf, module, outline, prove, symbols, values
 
+import pcc
 from pcc.circuit import ops as c
+from pcc.circuit.circuit import Circuit
 from pcc.circuit.queries import QUERIES, Query, query_inputs
 from pcc.errors import PccError
 from pcc.interp.run import run
@@ -155,6 +159,19 @@ def test_numerics_stays_linear_where_a_range_is_proven() -> None:
     assert "t.log_contract" not in names(after)
     narrow, _ = applied(Numerics(low=0.5, high=0.6), linear)  # no range fits: logarithms
     assert "t.log_contract" in names(narrow)
+
+
+def test_a_zero_weight_at_the_largest_term_in_float32(tmp_path: Path) -> None:
+    """One state explains the row with certainty but has weight zero; the other has e^-1105."""
+    rare = np.array([[[1.0, 0.0], [1e-12, 1.0]]] * 40, np.float32)
+    x = c.Categorical(tuple(range(40)), t.Const(rare))  # type: ignore[arg-type]
+    w = t.Const(np.array([[[0.0, 1.0]]], np.float32))  # type: ignore[arg-type]
+    root = c.Sum(c.Hadamard(tuple(c.Gather(x, (i,)) for i in range(40))), w)
+    pcc.compile(Circuit(root, (2,) * 40), queries=["loglik", "prefix"], out=tmp_path / "m.pcc")
+    row = np.zeros((1, 40), np.int64)
+    engine = pcc.load(tmp_path / "m.pcc")
+    np.testing.assert_allclose(engine.run("loglik", x=row)["log_prob"], 40 * np.log(1e-12), 1e-5)
+    np.testing.assert_allclose(engine.run("prefix", x=row)["log_cond"][0], np.log(1e-12), 1e-4)
 
 
 def test_dce_joins_movements() -> None:
