@@ -1,7 +1,8 @@
 """MTPC checkpoints as circuits, with the wiring that the checkpoint holds.
 
 q(x | e) for a hidden state e: tables softmax_V(W e), sum weights softmax_Ki(S e) (arXiv 2511.11346
-§3.3); layers, folds and scopes from `pcc.frontends.mtpc_checkpoint`.
+§3.3), or with shared low-rank experts and a trunk (`pcc.frontends.mtpc_experts`); layers, folds and
+scopes from `pcc.frontends.mtpc_checkpoint`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pcc.frontends.mtpc_wiring import LEAVES, SumFold
 from pcc.ir.array import Array
 from pcc.ir.core import Op, Values, units
 from pcc.tensor import ops as t
+from pcc.tensor.nn import Silu
 
 
 def load_mtpc(folder: str | Path, *, step: int | None = None, hmm_bias: Any = None) -> Circuit:
@@ -33,7 +35,12 @@ def from_head(head: MtpcHead) -> Circuit:
 class _Import:
     def __init__(self, head: MtpcHead) -> None:
         self.head = head
-        self.context = t.Input("context", "f32", "c", (head.width,))
+        context: Op = t.Input("context", "f32", "c", (head.width,))
+        if head.trunk is not None:
+            up = t.Contract(context, t.Const(Array.of(head.trunk.up)), "d,hd->h")
+            down = t.Const(Array.of(head.trunk.down))
+            context = t.Add(context, t.Contract(Silu(up), down, "h,dh->d"))
+        self.context = context
         self.logits: list[tuple[str, Op, Op]] = []
         self.layers: list[Op] = []
 
@@ -51,8 +58,13 @@ class _Import:
 
     def _emissions(self) -> Op:
         h = self.head
-        logits = t.Contract(self.context, t.Const(Array.of(h.emissions)), "d,abcd->abc")
-        token = t.Input("emission_logits", "f32", "b", h.emissions.shape[:3])
+        logits: Op = t.Contract(self.context, t.Const(Array.of(h.emissions)), "d,abcd->abc")
+        if (x := h.experts) is not None:
+            # Small products, kept apart: U e + G (C e) + c costs V (D + r k) a position, not r V D.
+            code = t.Contract(self.context, t.Const(Array.of(x.code)), "d,kd->k")
+            spread = t.Contract(code, t.Const(Array.of(x.factor)), "k,abck->abc")
+            logits = t.Add(t.Add(spread, t.Const(Array.of(x.bias))), logits)
+        token = t.Input("emission_logits", "f32", "b", (len(h.scope), h.r, h.vocab))
         shuffled = h.repetitions == 1 and h.scope != tuple(range(h.n))
         swap: Op = t.Take(token, 0, h.scope) if shuffled else token
         self.logits.append(("emission_logits", logits, swap))

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from pcc.errors import PccError
+from pcc.frontends import mtpc_experts as experts
+from pcc.frontends.mtpc_experts import Experts, Trunk
 from pcc.frontends.mtpc_wiring import LEAVES, SumFold, Wiring, decode, expect_shapes, rebuild
 from pcc.frontends.state import lookup, read_state, step_of, strip_prefixes
 
@@ -27,6 +29,7 @@ Bias = Mapping[str, int | Sequence[int]] | Sequence[str]
 
 EMISSIONS = "mt_head._categorical_log_probs_heads.0.head.proj"
 SCOPE = "circuit._circuit._nodes.0._scope_idx"
+_BIAS = re.compile(r"mt_head\._sum_weights_heads\.\d{1,6}\.head\.bias")
 _SUM = re.compile(r"mt_head\._sum_weights_heads\.(\d{1,6})\.head\.proj")
 _FOLD = re.compile(r"circuit\._circuit\._address_book\._in_fold_idx_(\d{1,6})_0")
 _MASKS = re.compile(r"circuit\._\w+_mask")
@@ -39,9 +42,11 @@ _MAX_TOKENS = 4096
 
 @dataclass(frozen=True)
 class MtpcHead:
-    """A linear MTPC head with the wiring of its circuit.
+    """An MTPC head with the wiring of its circuit.
 
     emissions: (Fleaf, r, V, D) float32, leaf fold i models token ``scope[i]``, Fleaf = n * s.
+    experts: low-rank experts; the emissions are then (Fleaf, 1, V, D), which all of them share.
+    trunk: residual layer between the hidden state and every projection, None: none.
     sums[k]: (F, Ko, Ki, D) float32 contextual, or (F, Ko, Ki) trained logits; Ko = 1 at the root.
     wiring.sums[k][f]: the inputs of fold f of sum layer k; wiring.root: factors of the output.
     biases[k]: (F, Ko, Ki) float32, added to the logits of sum layer k before the softmax over Ki.
@@ -62,6 +67,8 @@ class MtpcHead:
     step: int = -1
     source: str = ""
     fingerprint: str = ""
+    experts: Experts | None = None
+    trunk: Trunk | None = None
 
 
 def load(folder: str | Path, *, step: int | None = None, hmm_bias: Bias | None = None) -> MtpcHead:
@@ -78,6 +85,8 @@ def load(folder: str | Path, *, step: int | None = None, hmm_bias: Bias | None =
     kind, sizes = _sizes(config, where)
     scope = _scope(state.get(SCOPE), f"{path}:{SCOPE}")
     weights = {k: v for k, v in state.items() if v is not None}
+    if lookup(config, "mt_head.hyperparameters.sum_bias", at=where):
+        bias |= _bias_map([k for k in weights if _BIAS.fullmatch(k)], str(path))
     return from_arrays(
         weights,
         kind,
@@ -111,28 +120,49 @@ def from_arrays(
 ) -> MtpcHead:
     """Build a head from arrays under their checkpoint names; sizes not given are read off them.
 
-    Shapes: emissions (n*s, r, V, D), sums (F, Ko, Ki, D) or (F, Ko, Ki), scope (n*s,).
+    Shapes: emissions (n*s, r, V, D), sums (F, Ko, Ki, D) or (F, Ko, Ki), scope (n*s,); low-rank
+    experts, a trunk and int8 rows as `pcc.frontends.mtpc_experts` says.
     Wiring: from ``_in_fold_idx`` entries where present, else rebuilt from the published rule.
     Errors: F110 kind or n, F111 tensors, F112 values, F113 shapes, F114-F116 wiring, F117 bias.
     """
     kind = _kind(kind, n, source)
     bias = _bias_map(hmm_bias, source)
     named = {strip_prefixes(key): np.asarray(value) for key, value in weights.items()}
+    named = experts.dequantise(named, source)
     numbers = _classify(named, bias, source)
-    emissions = _floats(named[EMISSIONS], f"{source}:{EMISSIONS}")
     given = (None if repetitions is None else n * repetitions, r, vocab, width)
-    _check_emissions(emissions, n, given, f"{source}:{EMISSIONS}")
-    if kind == "cp" and emissions.shape[1] == 1 and not numbers:
+    emissions, low_rank, trunk = _emissions(named, n, given, source)
+    many = emissions.shape[1] if low_rank is None else low_rank.factor.shape[1]
+    if kind == "cp" and many == 1 and not numbers:
         kind = "ff"  # how the published configuration asks for it
     s, dim = len(emissions) // n, emissions.shape[3]
     sums = tuple(_sum(named, k, dim, source) for k in range(len(numbers)))
-    sizes = (kind, n, emissions.shape[1], emissions.shape[2], dim, s)
+    sizes = (kind, n, many, emissions.shape[2], dim, s)
     shapes = [x.shape[:3] for x in sums]
     places, wiring = _wire(named, sizes, shapes, scope, source)
     biases = _biases(named, bias, shapes, source)
-    mark = _fingerprint((*sizes, places, wiring), [emissions, *sums, *biases.values()], biases)
+    extra = [x for part in (low_rank, trunk) if part for x in vars(part).values()]
+    arrays = [emissions, *sums, *biases.values(), *extra]
+    mark = _fingerprint((*sizes, places, wiring), arrays, biases)
     origin = (config or {}, step, source, mark)
-    return MtpcHead(*sizes, emissions, sums, places, wiring, biases, *origin)
+    return MtpcHead(*sizes, emissions, sums, places, wiring, biases, *origin, low_rank, trunk)
+
+
+def _emissions(
+    named: Mapping[str, Array], n: int, given: tuple[int | None, ...], source: str
+) -> tuple[Array, Experts | None, Trunk | None]:
+    """Return tables (F, r, V, D), or (F, 1, V, D) with the experts around them, and the trunk."""
+    floats = {k: _floats(named[k], f"{source}:{k}") for k in experts.KEYS if k in named}
+    folds, r, vocab, width = given
+    if experts.BASE not in named:
+        tables = _floats(named[EMISSIONS], f"{source}:{EMISSIONS}")
+        _check_emissions(tables, n, given, f"{source}:{EMISSIONS}")
+        return tables, None, experts.read_trunk(floats, tables.shape[3], source)
+    tables = floats[experts.BASE]
+    tables = tables[:, None] if tables.ndim == 3 else tables[:0]
+    _check_emissions(tables, n, (folds, 1, vocab, width), f"{source}:{experts.BASE}")
+    found = experts.read_experts(floats, tables.shape, r, source)
+    return tables, found, experts.read_trunk(floats, tables.shape[3], source)
 
 
 def _wire(
@@ -199,7 +229,7 @@ def _refuse_variants(config: Mapping[str, Any], at: str) -> None:
     plain: dict[str, tuple[Any, ...]] = {
         "share_sum_weights": (None, False),
         "transformer_n_layer": (None, 0),
-        "expander_type": (None, "linear"),
+        "expander_type": (None, "linear", "low-rank"),
     }
     for key, allowed in plain.items():
         value = lookup(config, base + key, at=at)
@@ -239,7 +269,9 @@ def _classify(named: Mapping[str, Array], bias: Mapping[str, Any], at: str) -> l
         if key not in named:
             have = ", ".join(k for k in named if k.startswith("mt_head."))[:200]
             raise PccError("F117", f"no tensor {key}", at=at, hint=f"head tensors: {have}")
-    known = (EMISSIONS, SCOPE, *bias)
+    tables = experts.BASE if experts.BASE in named else EMISSIONS
+    known = (tables, SCOPE, *bias, *experts.TRUNK)
+    known += experts.PARTS if tables == experts.BASE else ()
     for key, value in named.items():
         mine = key.startswith(("mt_head.", "circuit."))
         if not mine or key in known or any(p.fullmatch(key) for p in (_SUM, _FOLD, _MASKS)):
@@ -248,9 +280,10 @@ def _classify(named: Mapping[str, Array], bias: Mapping[str, Any], at: str) -> l
         hint = f"if it is a bias on sum logits, say so: hmm_bias={{'{key}': <sum layer>}}"
         raise PccError("F111", what, at=f"{at}:{key}", hint=hint)
     numbers = sorted(int(m[1]) for key in named if (m := _SUM.fullmatch(key)))
-    if EMISSIONS not in named or numbers != list(range(len(numbers))):
-        lacking = EMISSIONS if EMISSIONS not in named else f"a sum layer between {numbers}"
-        raise PccError("F111", f"missing {lacking}", at=at, hint="only linear heads are read")
+    if tables not in named or numbers != list(range(len(numbers))):
+        lacking = tables if tables not in named else f"a sum layer between {numbers}"
+        hint = "only linear and low-rank heads are read"
+        raise PccError("F111", f"missing {lacking}", at=at, hint=hint)
     return numbers
 
 

@@ -1,0 +1,81 @@
+"""The state of a run in one safetensors file: weights, moments, step. No pickles.
+
+One file, replaced atomically, is either the old state or the new one; the last `keep` stay.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pcc.errors import PccError
+from pcc.train.files import newest, read_tensors, write_tensors
+
+_NAME = re.compile(r"state@(\d{1,12})\.safetensors")
+
+
+def _step(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else -1
+
+
+def latest(folder: Path) -> Path | None:
+    """Return the newest state of a run, if it has one."""
+    return newest(folder, "state@*.safetensors", _step)
+
+
+def save_state(
+    folder: Path,
+    step: int,
+    params: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    mark: str,
+    keep: int,
+) -> Path:
+    """Write `state@STEP.safetensors`; older ones beyond `keep` go only after it is whole."""
+    tensors: dict[str, Tensor] = {}
+    for name, p in params.items():
+        tensors[f"weight.{name}"] = p
+        for key, value in optimizer.state.get(p, {}).items():
+            tensors[f"{key}.{name}"] = torch.as_tensor(value)
+    path = folder / f"state@{step}.safetensors"
+    write_tensors(path, tensors, None, {"step": str(step), "run": mark})
+    for old in sorted(folder.glob("state@*.safetensors"), key=_step)[:-keep]:
+        with suppress(OSError):
+            old.unlink()
+    return path
+
+
+def load_state(
+    path: Path, params: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, mark: str
+) -> int:
+    """Restore weights and moments bit for bit; return the step. Errors: N150, N151."""
+    tensors, meta = read_tensors(path)
+    if meta.get("run") != mark:
+        what = "this state was written by a run with another configuration"
+        hint = "use another `out`, or delete the old states to start afresh"
+        raise PccError("N150", what, at=str(path), hint=hint)
+    for name, p in params.items():
+        value = tensors.get(f"weight.{name}")
+        if value is None or value.shape != p.shape:
+            raise PccError("N151", f"no weight '{name}' of shape {tuple(p.shape)}", at=str(path))
+        with torch.no_grad():
+            p.copy_(value)
+        found = {
+            key: tensors[f"{key}.{name}"]
+            for key in ("step", "exp_avg", "exp_avg_sq")
+            if f"{key}.{name}" in tensors
+        }
+        if found:
+            optimizer.state[p] = {k: v.to(p.device) for k, v in found.items()}
+    return int(meta["step"])
+
+
+def fingerprint(value: object) -> str:
+    """Return a text that is equal for equal configurations."""
+    return json.dumps(value, sort_keys=True)

@@ -1,0 +1,79 @@
+"""Files that are whole or absent: written beside their place, flushed, then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from pcc.errors import PccError
+
+DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+
+
+def write(path: Path, data: bytes) -> None:
+    """Replace a file atomically; on failure the old one stays. Errors: N130."""
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(part, path)
+    except OSError as e:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        what = f"cannot write {len(data)} bytes: {e.strerror or e}"
+        hint = "make room and run the same command again: it resumes from the last checkpoint"
+        raise PccError("N130", what, at=str(path), hint=hint) from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON."""
+    write(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype | None = None,
+    meta: Mapping[str, str] | None = None,
+) -> None:
+    """Write safetensors; floating values as `dtype` where one is given. Errors: N130, N131."""
+    plain = {}
+    for name, value in tensors.items():
+        x = value.detach().cpu().contiguous()
+        if dtype is not None and x.is_floating_point():
+            y = x.to(dtype)
+            if not torch.isfinite(y).all():
+                raise PccError("N131", f"{name} does not fit {dtype}", at=str(path))
+            x = y
+        plain[name] = x.clone()
+    write(path, save(plain, metadata=dict(meta) if meta else None))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return all tensors and the metadata of a safetensors file. Errors: N132."""
+    try:
+        with safe_open(path, framework="pt") as f:
+            meta = f.metadata() or {}
+            return {k: f.get_tensor(k) for k in f.keys()}, meta
+    except FileNotFoundError:
+        raise PccError("N132", "the file does not exist", at=str(path)) from None
+    except (OSError, SafetensorError) as e:
+        what = f"not a readable safetensors file: {e}"[:200]
+        raise PccError("N132", what, at=str(path)) from None
+
+
+def newest(folder: Path, pattern: str, number: Callable[[Path], int]) -> Path | None:
+    """Return the file with the largest number, if any."""
+    return max(folder.glob(pattern), key=number, default=None)

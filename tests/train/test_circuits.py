@@ -1,0 +1,209 @@
+"""The torch circuits against pcc's evaluator, against each other and against finite differences."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+import pcc  # noqa: E402
+from pcc.errors import PccError  # noqa: E402
+from pcc.frontends.mtpc import load_mtpc  # noqa: E402
+from pcc.frontends.mtpc_checkpoint import load  # noqa: E402
+from pcc.interp.reference import reference  # noqa: E402
+from pcc.train import config as cfg  # noqa: E402
+from pcc.train import drafts  # noqa: E402
+from pcc.train.head import CircuitHead  # noqa: E402
+from pcc.train.layout import quantise_head, save_head  # noqa: E402
+
+N, V, D = 4, 5, 6
+KINDS = ("ff", "cp", "hmm", "btree")
+FORMS = ("linear", "low-rank")
+
+
+def made(kind: str, form: str = "linear", **more: object) -> CircuitHead:
+    sizes = cfg.Head(kind=kind, n=N, r=3, emissions=form, rank=2, **more)  # type: ignore[arg-type]
+    head = CircuitHead(sizes, V, D, seed=3)
+    g = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in head.parameters():
+            p += 0.7 * torch.randn(p.shape, generator=g)
+    return head
+
+
+def stored(head: CircuitHead, folder: Path) -> Path:
+    run = cfg.Run(storage="f32")
+    c = cfg.Config(kind="head", out=str(folder), head=head.sizes, run=run)
+    save_head(folder, c, head, None, 7)
+    return folder
+
+
+def batch(rows: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(rows, D)).astype(np.float32), rng.integers(V, size=(rows, N))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_likelihood_equals_the_imported_circuit(tmp_path: Path, kind: str, form: str) -> None:
+    head = made(kind, form, trunk=5)
+    e, x = batch()
+    circuit = load_mtpc(stored(head, tmp_path))
+    want = reference(circuit, "prefix", {"x": x, "context": e})["log_cond"]
+    with torch.no_grad():
+        got = head(torch.from_numpy(e), torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    assert np.abs(np.diff(want, axis=0)).max() > 0.1  # the context matters
+
+
+@pytest.mark.parametrize(("kind", "form"), [("hmm", "low-rank"), ("btree", "linear")])
+def test_likelihood_equals_the_compiled_circuit(tmp_path: Path, kind: str, form: str) -> None:
+    pytest.importorskip("onnxruntime")
+    head = made(kind, form, trunk=5)
+    e, x = batch(3)
+    out = tmp_path / "m.pcc"
+    pcc.compile(stored(head, tmp_path / "head"), queries=["prefix"], out=out, validate=False)
+    got = pcc.load(out).run("prefix", x=x, context=e)["log_cond"]
+    with torch.no_grad():
+        want = head(torch.from_numpy(e), torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_low_rank_products_are_not_expanded(tmp_path: Path) -> None:
+    head = load(stored(made("cp", "low-rank"), tmp_path))
+    assert head.experts is not None
+    assert (head.emissions.shape, head.experts.factor.shape) == ((N, 1, V, D), (N, 3, V, 2))
+    shapes = {n.type.shape for n in load_mtpc(tmp_path).module().nodes() if n.name == "t.const"}
+    assert (N, 3, V, D) not in shapes
+
+
+def test_int8_rows_are_read_back(tmp_path: Path) -> None:
+    folder = stored(made("btree", "low-rank", trunk=5), tmp_path / "a")
+    quantise_head(folder, tmp_path / "b")
+    a, b = load(folder), load(tmp_path / "b")
+    for x, y in ((a.emissions, b.emissions), (a.sums[0], b.sums[0])):
+        bound = np.abs(x).max(-1, keepdims=True) / 254 + 1e-6
+        assert (np.abs(x - y) <= bound).all()
+        assert (x != y).any()
+    sizes = [next(p.glob("*.safetensors")).stat().st_size for p in (folder, tmp_path / "b")]
+    assert sizes[1] < sizes[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_recursion_equals_prefix_by_prefix(kind: str) -> None:
+    head = made(kind)
+    e, x = (torch.from_numpy(v) for v in batch())
+    with torch.no_grad():
+        got = head(e, x)
+        head.circuit.ordered = False
+        want = head(e, x)
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_repetitions_and_shuffled_trees(tmp_path: Path, shuffle: bool) -> None:
+    head = made("btree", repetitions=2, shuffle=shuffle)
+    e, x = batch()
+    assert head.circuit.ordered is not shuffle
+    with torch.no_grad():
+        every = torch.cartesian_prod(*[torch.arange(V)] * N)
+        one = torch.from_numpy(e[:1]).expand(len(every), D)
+        total = head(one, every).sum(-1).exp().sum()
+        got = head(torch.from_numpy(e), torch.from_numpy(x)).double()
+    assert float(total) == pytest.approx(1, abs=1e-5)
+    if not shuffle:
+        want = reference(load_mtpc(stored(head, tmp_path)), "prefix", {"x": x, "context": e})
+        np.testing.assert_allclose(got.numpy(), want["log_cond"], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_conditionals(kind: str) -> None:
+    head = made(kind, "low-rank")
+    e, x = (torch.from_numpy(v) for v in batch())
+    with torch.no_grad():
+        each, rows = head.log_rows(e, x)
+        torch.testing.assert_close(each, head(e, x), atol=1e-5, rtol=0)
+        torch.testing.assert_close(rows.exp().sum(-1), torch.ones(len(e), N), atol=1e-5, rtol=0)
+        for v in range(V):
+            y = x.clone()
+            y[:, 2] = v
+            torch.testing.assert_close(rows[:, 2, v], head(e, y)[:, 2], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_against_finite_differences(kind: str, form: str) -> None:
+    head = made(kind, form, trunk=3).double()
+    e, x = (torch.from_numpy(v) for v in batch(2))
+    e = e.double()
+    gamma = 0.9 ** torch.arange(N, dtype=torch.float64)
+
+    def loss() -> torch.Tensor:
+        return -(head(e, x) * gamma).sum()
+
+    loss().backward()
+    rng = np.random.default_rng(2)
+    for name, p in head.named_parameters():
+        assert p.grad is not None
+        for at in rng.integers(p.numel(), size=3):
+            flat, h = p.data.view(-1), 1e-5
+            keep = flat[at].item()
+            with torch.no_grad():
+                flat[at] = keep + h
+                up = loss().item()
+                flat[at] = keep - h
+                down = loss().item()
+                flat[at] = keep
+            want = (up - down) / (2 * h)
+            assert p.grad.view(-1)[at].item() == pytest.approx(want, rel=1e-5, abs=1e-7), name
+
+
+def test_identity_transitions_start_as_a_mixture() -> None:
+    sizes = cfg.Head(kind="hmm", n=N, r=3, identity=60.0)
+    hmm = CircuitHead(sizes, V, D, seed=3)
+    cp = CircuitHead(dataclasses.replace(sizes, kind="cp"), V, D, seed=3)
+    with torch.no_grad():
+        cp.proj.copy_(hmm.proj.flip(0))  # HMM folds are stored last token first
+        cp.sums[0].copy_(hmm.sums[-1])
+        e, x = (torch.from_numpy(v) for v in batch())
+        torch.testing.assert_close(hmm(e, x), cp(e, x), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_drafts(kind: str, tmp_path: Path) -> None:
+    head = made(kind, "low-rank")
+    e, x = batch(5)
+    carry = torch.from_numpy(x[:, 0])
+    with torch.no_grad():
+        got = drafts.draft(head, torch.from_numpy(e), carry)
+        _, rows = head.log_rows(torch.from_numpy(e), got["stepwise"])
+    circuit = load_mtpc(stored(head, tmp_path))
+    assert (rows[:, 1:].argmax(-1) == got["stepwise"][:, 1:]).all()
+    # The best completion of the carry, over latents and tokens together, by the evaluator.
+    seen = np.zeros((5, N), bool)
+    seen[:, 0] = True
+    want = reference(circuit, "mode", {"x": x, "observed": seen, "context": e})
+    y = got["max_product"].numpy()
+    full = np.ones((5, N), bool)
+    best = reference(circuit, "mode", {"x": y, "observed": full, "context": e})
+    np.testing.assert_allclose(best["log_value"], want["log_value"], atol=1e-5)
+    for d in got.values():
+        assert (d[:, 0] == carry).all()
+
+
+def test_bad_heads_are_refused() -> None:
+    for sizes, code in (
+        (cfg.Head(kind="tree"), "N111"),
+        (cfg.Head(kind="cp", repetitions=2), "N111"),
+        (cfg.Head(kind="btree", n=6), "N111"),
+    ):
+        with pytest.raises(PccError) as e:
+            CircuitHead(sizes, V, D)
+        assert e.value.code == code
+    shuffled = made("btree", repetitions=2, shuffle=True)
+    with pytest.raises(PccError, match="N110"):
+        shuffled.log_rows(torch.zeros(1, D), torch.zeros(1, N, dtype=torch.long))
