@@ -80,9 +80,11 @@ def test_samples_and_stages(made: Path) -> None:
     assert stages[0] == "00-circuit"
     assert {s[3:] for s in stages} >= {"optimised", *(f"tensor-{q}" for q in engine.queries)}
     from pcc.circuit import text
+    from pcc.stored import Stages
 
-    for p in (made / "ir").glob("*.pcir"):
-        assert text.show(text.load(p, made / "ir" / "arrays.safetensors")) == p.read_text()
+    held = Stages(made, engine.manifest["files"])
+    for name, file in held.names.items():
+        assert text.show(held.module(name)) == (made / file).read_text()
 
 
 def test_structure_hash_ignores_numbers_only() -> None:
