@@ -178,8 +178,9 @@ class Backbone(nn.Module):
 
     def cache(self, rows: int, length: int) -> Cache:
         """Return empty keys and values."""
-        first = self.model.layers[0].self_attn
-        shape = (rows, first.kv, length, first.size)
+        c = self.config
+        size = c["hidden_size"] // c["num_attention_heads"]
+        shape = (rows, int(c["num_key_value_heads"]), length, size)
         weight = self.lm_head.weight
         return [(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in self.model.layers]
 

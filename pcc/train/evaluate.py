@@ -65,7 +65,7 @@ class Acceptance:
     @classmethod
     def of(cls, model: Backbone, prompts: Tensor, length: int) -> Acceptance:
         """Continue the prompts greedily."""
-        parts = [continuations(model, p, length) for p in prompts.split(256)]
+        parts = [continuations(model, p, length) for p in torch.split(prompts, 256)]
         return cls(model, torch.cat(parts), prompts.shape[1])
 
     @torch.no_grad()
@@ -75,7 +75,7 @@ class Acceptance:
         start = torch.arange(self.prompt - 1, t - n, device=self.ids.device)
         accepted: dict[str, list[Tensor]] = {k: [] for k in drafts.NAMES}
         nll: list[Tensor] = []
-        for ids in self.ids.split(max(1, CHUNK // len(start))):
+        for ids in torch.split(self.ids, max(1, CHUNK // len(start))):
             shared = self.model.states(ids, draft.start if draft else None)
             h = draft(shared) if draft else self.model.finish(shared, self.model.depth)
             e = h[:, start].flatten(0, 1)
