@@ -102,11 +102,17 @@ class Evidence:
             x = t.Where(self._mask(n, folds), x, mk.full((len(folds), 1), 0.0))
         z = t.Div(t.Sub(x, mu), sigma)
         half = mk.full((1, 1), -0.5)
-        unit = 0.5 * float(np.log(2 * np.pi))
-        main = float(np.float32(unit))  # in two parts: constants are float32, validation is not
-        norm = t.Add(t.Log(sigma), mk.full((1, 1), main))
-        norm = t.Add(norm, mk.full((1, 1), unit - main))
-        return t.Exp(t.Sub(t.Mul(half, t.Mul(z, z)), norm))
+        return t.Exp(t.Sub(t.Mul(half, t.Mul(z, z)), gaussian_norm(sigma)))
+
+
+def gaussian_norm(sigma: Op) -> Op:
+    """Return log sigma + log(2 pi)/2, `[F,K]`, the constant in two parts.
+
+    Constants are float32; validation, in float64, would see what one part leaves out.
+    """
+    whole = 0.5 * float(np.log(2 * np.pi))
+    main = float(np.float32(whole))
+    return t.Add(t.Add(t.Log(sigma), mk.full((1, 1), main)), mk.full((1, 1), whole - main))
 
 
 def total(p: Op) -> Op:

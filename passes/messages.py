@@ -20,7 +20,7 @@ from pcc.errors import PccError
 from pcc.ir.core import Op, postorder, rewrite, tensor, units
 from pcc.ir.types import mask_of
 from pcc.passes import pieces as mk
-from pcc.passes.evidence import Evidence, total
+from pcc.passes.evidence import Evidence, gaussian_norm, total
 from pcc.tensor import ops as t
 
 
@@ -136,7 +136,7 @@ class MaxUp(Up):
     def leaf(self, n: c.InputOp) -> Op:
         ev = self.evidence
         if isinstance(n, c.Gaussian):
-            best: Op = t.Log(t.Div(mk.full((1, 1), 0.3989422804014327), n.sigma))
+            best: Op = t.Sub(mk.full((1, 1), 0.0), gaussian_norm(n.sigma))
         else:
             assert isinstance(n, c.Categorical)
             best = t.ReduceMax(t.Log(n.p), 2)
