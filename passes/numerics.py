@@ -181,10 +181,10 @@ class _Represent:
         if n.eq in TERMWISE and _holds_zero(n.b):
             # The largest x may meet a weight of zero: shifted by it, the others would underflow.
             table, axis = (yield "log", n.b), TERMWISE[n.eq]
-            shape = list(tensor(x).shape)
-            if len(shape) < 3:
-                shape.insert(3 - axis, 1)
-            return t.ReduceLse(t.Add(mk.reshape(x, tuple(shape)), table), axis)
+            sizes = tensor(x).shape
+            if len(sizes) < 3:
+                sizes = (*sizes[: 3 - axis], 1, *sizes[3 - axis :])
+            return t.ReduceLse(t.Add(mk.reshape(x, sizes), table), axis)
         return t.LogContract(x, (yield "lin", n.b), n.eq)
 
     def _lookup(self, table: Op, x: Op) -> Step:
