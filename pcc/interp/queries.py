@@ -7,6 +7,7 @@ variable i is one and the others are zero. That takes one evaluation per unit in
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
@@ -29,6 +30,23 @@ NAMES = ("x", "observed", "target", "carry", "u")
 
 
 Models: TypeAlias = dict[Op, "Evaluations"]
+KEPT = 8  # circuits with parameters whose evaluations are kept for the next pass or query
+_KEPT: dict[tuple[Op, bytes], Evaluations] = {}
+
+
+def evaluations(root: Op, env: Mapping[str, Values]) -> Evaluations:
+    """Return the evaluations of a circuit on these parameters, maybe made before."""
+    digest = hashlib.blake2b()
+    for k in sorted(set(env) - set(NAMES)):
+        a = np.ascontiguousarray(env[k])
+        digest.update(f"{k} {a.dtype} {a.shape}".encode() + a.tobytes())
+    key = (root, digest.digest())
+    found = _KEPT.get(key) or Evaluations(root, env)
+    _KEPT.pop(key, None)
+    _KEPT[key] = found  # the newest last
+    while len(_KEPT) > KEPT:
+        _KEPT.pop(next(iter(_KEPT)), None)
+    return found
 
 
 def evaluate(m: Module, env: Mapping[str, Values], models: Models | None = None) -> list[Values]:
@@ -45,7 +63,7 @@ def _evaluate(m: Module, env: Mapping[str, Values], models: Models) -> list[Valu
     for q in m.nodes():
         if isinstance(q, QueryOp):
             if q.root not in models:
-                models[q.root] = Evaluations(q.root, env)
+                models[q.root] = evaluations(q.root, env)
             leaves[q] = _meaning(q, models[q.root], run_logs(q.args[1:], env, leaves), env)
     return [leaves[r] if isinstance(r, Query) else run_logs((r,), env, leaves)[0] for r in m.roots]
 
@@ -242,7 +260,7 @@ def _deviations(before: Module, answers: list[Values], env: dict[str, Values]) -
     if q.query in ("sample", "draft"):
         from pcc.interp.draws import drawn, unfused
 
-        m = Evaluations(unfused(q.root), env)
+        m = evaluations(unfused(q.root), env)
         if q.query == "draft":
             found = _draft(q, m, env, outputs)
             x, seen = _carried(q, env), np.arange(q.variables) == 0
@@ -255,7 +273,7 @@ def _deviations(before: Module, answers: list[Values], env: dict[str, Values]) -
     if q.query == "mode":
         return check(Circuit(q.root, before.cards), q.query, env, outputs)
     given = {k: env[k] for k in QUERIES[q.query].inputs}
-    want = meaning(q, Evaluations(q.root, env), given)
+    want = meaning(q, evaluations(q.root, env), given)
     return {k: gap(want, v) for k, v in outputs.items()}
 
 
