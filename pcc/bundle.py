@@ -200,6 +200,8 @@ class _Reader:
 
     def query(self, spec: dict[str, Any], n: int, files: dict[str, str]) -> None:
         self.need(self.get(spec, "graph", str) in files, "'graph' is not one of its files")
+        one = spec.get("one_row")
+        self.need(one is None or one in files, "'one_row' is not one of its files")
         self.get(spec, "nodes", int)
         for key in ("inputs", "outputs"):
             values = self.get(spec, key, list)

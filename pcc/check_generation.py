@@ -78,7 +78,7 @@ def _graph(
     """Run a graph and its module on the same inputs: states after a prompt, plausible others."""
     inputs = _inputs(engine, query, prompt, rng)
     spec = engine.queries[query]
-    session = engine.session_of(query)
+    session = engine.session_of(query, 1)
     names = [o["onnx"] for o in spec["outputs"]]
     got = dict(zip([o["name"] for o in spec["outputs"]], session.run(names, inputs), strict=True))
     wide = {k: v.astype(np.float64) if v.dtype.kind == "f" else v for k, v in inputs.items()}

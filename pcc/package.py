@@ -43,9 +43,8 @@ def write(job: Job, folder: Path, parameters: str) -> dict[str, Any]:
     for q, e in job.emissions.items():
         job.say(f"graph '{q}'")
         doc = {"pcc.query": q, "pcc.circuit": job.circuit.name}
-        models[q] = lower(
-            e.module, opset=job.opset, inputs=e.inputs, doc=doc, symbols=dict(e.symbols)
-        )
+        how: Any = {"opset": job.opset, "inputs": e.inputs, "doc": doc, "symbols": dict(e.symbols)}
+        models[q] = lower(e.module, **how)
         names = {i.key for i in e.inputs}
         specs[q] = {
             "graph": f"graphs/{q}.onnx",
@@ -53,6 +52,9 @@ def write(job: Job, folder: Path, parameters: str) -> dict[str, Any]:
             "outputs": [{**_io(o, v, e), "onnx": onnx_name(o, names)} for o, v in e.module.outputs],
             "nodes": len(models[q].graph),
         }
+        one = lower(e.module, **how, streamed=True)
+        if len(one.graph.inputs) > len(e.inputs):  # large weights meet a single vector
+            models[f"{q}.one"], specs[q]["one_row"] = one, f"graphs/{q}.one.onnx"
         if e.slots:
             listed = [{"role": s.role, "layer": s.layer, "index": s.index} for s in e.slots]
             specs[q]["random"] = {"slots": listed}
@@ -70,7 +72,9 @@ def write(job: Job, folder: Path, parameters: str) -> dict[str, Any]:
 
 def turned(a: Values) -> Values:
     """Return `[.., D]` as `[D, ..]` over two axes: how graphs hold the weights of a projection."""
-    return np.ascontiguousarray(a.reshape(-1, a.shape[-1] if a.ndim else 1).T)
+    from pcc.backends.onnx.graph import transposed
+
+    return transposed(a.reshape(-1, a.shape[-1] if a.ndim else 1))
 
 
 def _write_stages(job: Job, folder: Path, placed: Mapping[object, tuple[int, int]]) -> None:

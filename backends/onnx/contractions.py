@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-from weakref import WeakKeyDictionary
-
 import numpy as np
 import onnx_ir as ir
 
 from pcc.backends.onnx.graph import Graph
 from pcc.backends.onnx.rules import lowers
-from pcc.ir.array import Array
 from pcc.ir.core import Op, tensor
 from pcc.ir.semiring import split_equation
 from pcc.tensor import ops as t
@@ -43,21 +39,10 @@ def contract(g: Graph, x: ir.Value, a: Op, b: Op, eq: str) -> ir.Value:
     return _einsum(g, x, a, b, eq)
 
 
-_TURNED: WeakKeyDictionary[Array, np.ndarray[Any, Any]] = WeakKeyDictionary()
-
-
-def _turned(array: Array) -> np.ndarray[Any, Any]:
-    """Return a trained `[.., D]` as `[D, ..]`; one copy for all graphs, which may be large."""
-    if array not in _TURNED:
-        flat = array.value.reshape(-1, array.value.shape[-1])
-        _TURNED[array] = np.ascontiguousarray(flat.T)
-    return _TURNED[array]
-
-
 def _projection(g: Graph, x: ir.Value, a: Op, b: t.Const) -> ir.Value:
     """[B,D] times a trained [..., D]: one matrix product with the weight transposed at export."""
     w = b.value.value
-    flat = g.const(_turned(b.value))
+    flat = g.weight(b.value, transposed=True, stream=True)
     if not tensor(a).batch:
         return g.reshape(g("MatMul", x, flat), w.shape[:-1])
     if g.layout.position == 1:  # a vector per row lies as [D, B]

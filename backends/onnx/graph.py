@@ -20,14 +20,25 @@ BATCH = {"b": "batch", "c": "context_batch"}
 
 
 INLINE = 1024  # bytes; smaller tensors stay in the graph file
+STREAMED = 1 << 20  # bytes; larger weights of one-row products are read as they lie in the file
+_STRIP = 256  # rows that are transposed at a time: their columns stay in the cache
 _TRANSPOSES: WeakKeyDictionary[Array, np.ndarray[Any, Any]] = WeakKeyDictionary()
 
 
 def transpose_of(array: Array) -> np.ndarray[Any, Any]:
-    """Return a matrix's transpose in row-major order, made once for all graphs."""
+    """Return a trained `[.., D]` as `[D, ..]` over two axes, made once for all graphs."""
     if array not in _TRANSPOSES:
-        _TRANSPOSES[array] = np.ascontiguousarray(array.value.T)
+        _TRANSPOSES[array] = transposed(array.value.reshape(-1, array.value.shape[-1]))
     return _TRANSPOSES[array]
+
+
+def transposed(matrix: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the transpose in row-major order, strip by strip: ten times as fast if it is large."""
+    rows, columns = matrix.shape
+    out = np.empty((columns, rows), matrix.dtype)
+    for i in range(0, rows, _STRIP):
+        out[:, i : i + _STRIP] = matrix[i : i + _STRIP].T
+    return out
 
 
 @dataclass(frozen=True)
@@ -59,10 +70,12 @@ class Layout:
 class Graph:
     """Emits nodes by ONNX op name; constants are shared by content."""
 
-    def __init__(self, layout: Layout, opset: int, *, fused_attention: bool = False) -> None:
+    def __init__(
+        self, layout: Layout, opset: int, *, fused_attention: bool = False, streamed: bool = False
+    ) -> None:
         self.layout, self.opset = layout, opset
-        self.fused_attention = fused_attention
-        self.weights: dict[tuple[str, bool], ir.Value] = {}
+        self.fused_attention, self.streamed = fused_attention, streamed
+        self.weights: dict[tuple[str, str], ir.Value] = {}
         self.nodes: list[ir.Node] = []
         self.constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
         self.values: dict[Op, ir.Value] = {}
@@ -99,13 +112,19 @@ class Graph:
             self.constants[key] = made
         return self.constants[key]
 
-    def weight(self, array: Array, *, transposed: bool = False) -> ir.Value:
-        """Return a trained array, or its transpose, as a constant; one copy for all graphs."""
+    def weight(self, array: Array, *, transposed: bool = False, stream: bool = False) -> ir.Value:
+        """Return a trained array, or its transpose, as a constant; one copy for all graphs.
+
+        With `stream`, and if the graph may, it is an initializer that is a graph input as well: a
+        default that could be overridden. Runtimes neither copy it into another order nor fold it.
+        """
         if array.value.nbytes < INLINE:
-            return self.const(array.value.T if transposed else array.value)
-        key = (array.ref, transposed)
+            flat = array.value.reshape(-1, array.shape[-1]) if transposed else array.value
+            return self.const(flat.T if transposed else flat)
+        stream = stream and self.streamed and array.value.nbytes >= STREAMED
+        key = (array.ref, f"{'t' if transposed else ''}{'s' if stream else ''}")
         if key not in self.weights:
-            name = f"w{len(self.weights)}"
+            name = f"{'stream' if stream else 'w'}{len(self.weights)}"
             value = transpose_of(array) if transposed else array.value
             self.weights[key] = ir.Value(
                 name=name,
@@ -114,6 +133,10 @@ class Graph:
                 const_value=ir.tensor(value, name=name),
             )
         return self.weights[key]
+
+    def streams(self) -> list[ir.Value]:
+        """Return the weights that are to be listed among the inputs."""
+        return [v for (_, form), v in self.weights.items() if "s" in form and v.uses()]
 
     def ints(self, *values: int) -> ir.Value:
         """Return a one-dimensional i64 constant."""

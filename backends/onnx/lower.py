@@ -53,6 +53,7 @@ def lower(
     layout: Layout | None = None,
     symbols: Mapping[str, Mapping[int, str]] | None = None,
     fused_attention: bool = False,
+    streamed: bool = False,
 ) -> ir.Model:
     """Return the ONNX model of a tensor module.
 
@@ -60,11 +61,14 @@ def lower(
     first, and returns the module's outputs, batch axis first. `layout` says where it lies inside.
     `symbols` names per-row axes, of inputs and outputs by key, whose size the caller leaves open
     (the rows of a cache): the module's ops must be such that their rules hold no such size.
-    `fused_attention` takes ONNX's attention operator in place of its parts.
+    `fused_attention` takes ONNX's attention operator in place of its parts. `streamed` is for calls
+    with one row: large weights that meet a single vector are listed among the inputs (`weight`).
     """
     if opset not in OPSETS:
         raise PccError("E410", f"opset {opset} is not supported", hint=f"choose one of {OPSETS}")
-    g = Graph(layout or layout_of(module), opset, fused_attention=fused_attention)
+    g = Graph(
+        layout or layout_of(module), opset, fused_attention=fused_attention, streamed=streamed
+    )
     open_axes = symbols or {}
     listed = list(inputs)
     listed += [n for n in module.nodes() if isinstance(n, t.Input) and n not in listed]
@@ -89,6 +93,7 @@ def lower(
         outputs.append(_output(g, onnx_name(name, names), n, outputs, open_axes.get(name, {})))
     model = model_of(g, module.name, taken, outputs, doc or {})
     _prune(model)
+    model.graph.inputs.extend(g.streams())
     return model
 
 

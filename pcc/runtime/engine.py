@@ -38,8 +38,8 @@ class Engine:
         self._sessions: dict[str, Any] = {}
         self._generation: dict[str, Any] | None = None
 
-    def session_of(self, query: str) -> Any:
-        """Return the ONNX Runtime session of a query."""
+    def spec_of(self, query: str) -> dict[str, Any]:
+        """Return the manifest's entry of a query, which the bundle must have."""
         if query not in self.queries:
             reason = self.manifest["unsupported"].get(query)
             raise PccError(
@@ -47,10 +47,21 @@ class Engine:
                 f"the bundle has no query {query!r}" + (f": {reason}" if reason else ""),
                 hint=f"it has {', '.join(self.queries)}",
             )
-        if query not in self._sessions:
-            graph = inside(self.path, self.queries[query]["graph"])
-            self._sessions[query] = open_session(graph, self.provider, self.threads)
-        return self._sessions[query]
+        return self.queries[query]
+
+    def session_of(self, query: str, rows: int = 0) -> Any:
+        """Return the ONNX Runtime session of a query: for calls with one row, or any number.
+
+        Where large weights meet one vector, a CPU does best to read them as they lie in the file,
+        and with more rows to hold a copy in blocks: there are two graphs then.
+        """
+        spec = self.spec_of(query)
+        one = rows == 1 and self.provider == "cpu" and spec.get("one_row")
+        name: str = one or spec["graph"]
+        if name not in self._sessions:
+            graph = inside(self.path, name)
+            self._sessions[name] = open_session(graph, self.provider, self.threads)
+        return self._sessions[name]
 
     def generation(self) -> dict[str, Any]:
         """Return what the manifest says about generation; bundles without a verifier have none."""
@@ -81,9 +92,10 @@ class Engine:
         Inputs and outputs: see the table of queries in the documentation. Absent `x` and `observed`
         are zeros and False. Raises `PccError` for wrong shapes, NaN, and values out of range.
         """
-        session = self.session_of(query)
-        spec = self.queries[query]
+        spec = self.spec_of(query)
         feed = self._feed(spec, inputs)
+        rows = next((len(feed[i["name"]]) for i in spec["inputs"] if i["shape"][:1] == ["Bc"]), 0)
+        session = self.session_of(query, rows)
         values = answer(session, [o["onnx"] for o in spec["outputs"]], feed, str(self.path))
         return {o["name"]: v for o, v in zip(spec["outputs"], values, strict=True)}
 

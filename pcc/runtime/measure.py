@@ -35,21 +35,27 @@ class Autoregressive:
         self.spec, self.max_seq = spec, int(spec["max_seq"])
         self.states = States(spec["states"], 1)
         self.prefill = Call(
-            engine.session_of("prefill_greedy"), engine.queries["prefill_greedy"], 1
+            engine.session_of("prefill_greedy", 1), engine.queries["prefill_greedy"], 1
         )
-        self.decode = Call(engine.session_of("decode"), engine.queries["decode"], 1)
+        self.decode = Call(engine.session_of("decode", 1), engine.queries["decode"], 1)
         self.chunk = int(spec["chunk"])
         self.seconds = 0.0
         self.steps = 0
 
     def generate(self, prompt: Sequence[int], count: int) -> tuple[list[int], list[float]]:
         """Return `count` greedy ids after a prompt, and the gap between their two best logits."""
-        self._reserve(min(self.max_seq, len(prompt) + count))
+        if not 0 < len(prompt) < self.max_seq:
+            raise PccError(
+                "S121", f"a prompt of {len(prompt)} tokens leaves no room, the engine holds "
+                f"{self.max_seq}", hint="shorten it (`pcc bench --prompt-bytes`)",
+            )  # fmt: skip
+        count = min(count, self.max_seq - len(prompt))
+        self._reserve(len(prompt) + count)
         token, length = self._prompt(prompt), len(prompt)
         out, margins = [token], [float("nan")]
         began = time.perf_counter()
         c = self.decode
-        while len(out) < count and length < self.max_seq:
+        while len(out) < count:
             c["input_ids"][0, 0] = token
             c["length"][0] = length
             c.run()
@@ -149,7 +155,7 @@ def graph_times(engine: Engine, length: int, repeats: int) -> dict[str, dict[str
     for query in ("decode", "verify", "step_greedy", "step", "draft"):
         if query not in engine.queries:
             continue
-        c = Call(engine.session_of(query), engine.queries[query], 1)
+        c = Call(engine.session_of(query, 1), engine.queries[query], 1)
         if any(i["name"].startswith("past.") for i in engine.queries[query]["inputs"]):
             states = States(spec["states"], 1)
             need = length + max(int(spec["n"]), int(spec["chunk"]))
