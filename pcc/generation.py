@@ -156,10 +156,15 @@ def _ids(model: Model) -> dict[str, Any]:
 
 
 def _chat_template(folder: Path) -> str | None:
-    """Return the Jinja text of `tokenizer_config.json`, if there is one; it is not run here."""
+    """Return the Jinja text beside the model, if there is one; it is not run here.
+
+    Either a file of its own or an entry of `tokenizer_config.json`: older folders have the latter.
+    """
     import json
 
-    path = folder / "tokenizer_config.json"
+    own, path = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if own.is_file() and own.stat().st_size <= knobs.MAX_CONFIG_BYTES:
+        return own.read_text("utf-8", "replace")
     if not path.is_file() or path.stat().st_size > knobs.MAX_CONFIG_BYTES:
         return None
     try:

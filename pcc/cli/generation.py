@@ -42,26 +42,43 @@ def run(
     if chat:
         from pcc.runtime.chat import apply_template
 
-        data, bos = apply_template(engine, data), False
+        data, first = apply_template(engine, data)
+        bos = bos and first
     session = engine.session(
         seed=seed, temperature=temperature, top_p=top_p, top_k=top_k, greedy=greedy,
         draft_temperature=draft_temperature, draft_top_p=draft_top_p,
     )  # fmt: skip
+    if stats:
+        tokens = len(session.vocabulary.encode(data, bos=bos)) + max_new_bytes
+        say(f"{'memory beside weights, MB':28} {session.memory(tokens) / 1e6:.4g}")
     if as_json:
         result = session.generate(data, max_new_bytes, stop or (), bos=bos, logprobs=True)
         emit({**vars(result), "text": result.text, "bytes": list(result.bytes)})
-        return
-    try:
-        for chunk in session.stream(data, max_new_bytes, stop or (), bos=bos):
-            sys.stdout.buffer.write(chunk)
-            sys.stdout.buffer.flush()
-    except KeyboardInterrupt:
-        say("")  # what was made is on stdout already
-    if sys.stdout.isatty():
-        print()
+    else:
+        _stream(session, data, max_new_bytes, stop or [], bos=bos)
+    if session.reasons == ["full"]:
+        say(f"pcc: the text ends where the buffer of {session.max_seq} tokens is full "
+            "(help: compile with a larger --max-seq)")  # fmt: skip
     if stats:
         for name, value in session.stats.items():
             say(f"{name:28} {value:.4g}" if isinstance(value, float) else f"{name:28} {value}")
+
+
+def _stream(session: Any, data: bytes, most: int, stop: list[str], *, bos: bool) -> None:
+    """Write bytes to stdout as they are made; an interruption or an error loses none of them."""
+    try:
+        for chunk in session.stream(data, most, stop, bos=bos):
+            sys.stdout.buffer.write(chunk)
+            sys.stdout.buffer.flush()
+    except KeyboardInterrupt:
+        say("")
+    except PccError:
+        if session.rows:  # what was withheld: a possible stop string, half a character
+            sys.stdout.buffer.write(session.pending[0])
+            sys.stdout.buffer.flush()
+        raise
+    if sys.stdout.isatty():
+        print()
 
 
 def _prompt(text: str | None, file: Path | None) -> bytes:
@@ -119,6 +136,7 @@ def measure(
 
     vocabulary = Vocabulary.of(engine.manifest, int(engine.generation()["vocab"]))
     ids = [vocabulary.encode(p) for p in prompts]
+    count = min(count, int(engine.generation()["max_seq"]) - max(map(len, ids)))
     greedy, stats = compare_greedy(engine, ids, count, progress)
     times = graph_times(engine, max(map(len, ids)) + count, repeats)
     speedups = sorted(greedy.speedups)

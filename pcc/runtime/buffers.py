@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pcc.errors import PccError
-from pcc.runtime.ort import import_ort
+from pcc.runtime.ort import first_line, import_ort
 
 Values = np.ndarray[Any, Any]
 DTYPES: dict[str, Any] = {"f32": np.float32, "i64": np.int64, "bool": np.bool_}
@@ -80,6 +80,16 @@ class States:
                 np.copyto(self.past[name].array, new.array)
 
 
+def bytes_bound(spec: Mapping[str, Any], batch: int) -> int:
+    """Return the bytes of a graph's inputs and outputs, states aside."""
+    total = 0
+    for io in (*spec["inputs"], *spec["outputs"]):
+        if not io["name"].startswith(("past.", "present.")):
+            sizes = [batch if d in ("B", "Bc") else d for d in io["shape"]]
+            total += int(np.prod(sizes, dtype=np.int64)) * np.dtype(DTYPES[io["dtype"]]).itemsize
+    return total
+
+
 class Call:
     """One graph bound to its buffers: fill `self[name]`, `run()`, read `self[name]`."""
 
@@ -119,4 +129,8 @@ class Call:
 
     def run(self) -> None:
         """Run the graph over its buffers."""
-        self.session.run_with_iobinding(self.binding)
+        try:
+            self.session.run_with_iobinding(self.binding)
+        except Exception as e:  # onnxruntime raises its own types, none of them exported
+            what = f"onnxruntime cannot run the graph: {first_line(e)}"
+            raise PccError("B222", what) from None

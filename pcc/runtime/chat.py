@@ -12,10 +12,14 @@ if TYPE_CHECKING:
 MAX_TEMPLATE = 1 << 16
 
 
-def apply_template(engine: Engine, prompt: bytes) -> bytes:
-    """Return the prompt as one user turn in the model's chat template.
+BOS = "\ue000bos\ue000"  # stands for the BOS token while a template is rendered
 
-    Special tokens that the template names are their text here: byte-level models read bytes.
+
+def apply_template(engine: Engine, prompt: bytes) -> tuple[bytes, bool]:
+    """Return the prompt as one user turn in the model's chat template, and whether BOS precedes it.
+
+    BOS comes first where the template begins with it. Other special tokens that a template spells
+    out are their text: byte-level models read bytes.
     """
     template = engine.generation().get("chat_template")
     if not isinstance(template, str):
@@ -33,8 +37,8 @@ def apply_template(engine: Engine, prompt: bytes) -> bytes:
     turn = [{"role": "user", "content": prompt.decode("utf-8", "replace")}]
     try:
         text = environment.from_string(template).render(
-            messages=turn, add_generation_prompt=True, bos_token="", eos_token=""
+            messages=turn, add_generation_prompt=True, bos_token=BOS, eos_token=""
         )
     except (TemplateError, TypeError, ValueError, ArithmeticError, RecursionError) as e:
         raise PccError("S151", f"the chat template fails: {type(e).__name__} {e}") from None
-    return text.encode("utf-8")
+    return text.replace(BOS, "").encode("utf-8"), text.startswith(BOS)

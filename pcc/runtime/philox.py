@@ -16,7 +16,7 @@ import numpy as np
 from pcc.errors import PccError
 
 ROLES = {"accept": 0, "carry": 1, "latent": 2, "token": 3}
-AHEAD = 64  # lengths filled in one go: many rounds' worth for the price of one
+AHEAD = 64  # lengths filled in one go for one row: many rounds' worth for the price of one
 
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
@@ -52,26 +52,33 @@ def split_seed(seed: int) -> tuple[int, int]:
 
 
 class Uniforms:
-    """The uniforms of one graph's slots for every row, filled `AHEAD` lengths at a time."""
+    """The uniforms of one graph's slots for every row, some lengths ahead of their use."""
 
     def __init__(self, seed: int, slots: Sequence[tuple[str, int]], streams: Sequence[int]) -> None:
         self.seed = seed
         self.roles = np.array([ROLES[role] for role, _ in slots], np.uint64)
         self.slots = np.array([slot for _, slot in slots], np.uint64)
-        self.streams = [int(s) for s in streams]
-        self.first = [-AHEAD] * len(self.streams)
-        self.tables = np.empty((len(self.streams), AHEAD, len(slots)), np.float32)
+        self.streams = np.array(streams, np.uint64)
+        rows = len(self.streams)
+        self.ahead = max(1, AHEAD // max(1, rows))  # large batches fill one call, all rows at once
+        self.first = np.full(rows, -self.ahead, np.int64)
+        self.tables = np.empty((rows, self.ahead, len(slots)), np.float32)
+        self.rows = np.arange(rows)
 
     def fill(self, lengths: Any, out: np.ndarray[Any, Any]) -> None:
         """Write the uniforms of a call with these `length` inputs `[B]` into `out [B, K]`."""
-        for row, length in enumerate(lengths):
-            at = int(length) - self.first[row]
-            if not 0 <= at < AHEAD:
-                self._refill(row, int(length))
-                at = 0
-            out[row] = self.tables[row, at]
+        at = np.asarray(lengths) - self.first
+        stale = (at < 0) | (at >= self.ahead)
+        if stale.any():
+            self._refill(np.flatnonzero(stale), np.asarray(lengths)[stale])
+            at = np.where(stale, 0, at)
+        out[:] = self.tables[self.rows, at]
 
-    def _refill(self, row: int, length: int) -> None:
-        ahead = np.arange(length, length + AHEAD, dtype=np.uint64)[:, None]
-        self.tables[row] = uniforms(self.seed, self.roles, self.slots, ahead, self.streams[row])
-        self.first[row] = length
+    def _refill(self, rows: Any, lengths: Any) -> None:
+        ahead = (
+            lengths.astype(np.uint64)[:, None, None]
+            + np.arange(self.ahead, dtype=np.uint64)[:, None]
+        )
+        streams = self.streams[rows][:, None, None]
+        self.tables[rows] = uniforms(self.seed, self.roles, self.slots, ahead, streams)
+        self.first[rows] = lengths

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pcc.errors import PccError
-from pcc.runtime.buffers import Call, States, Values
+from pcc.runtime.buffers import Call, States, Values, bytes_bound
 from pcc.runtime.philox import Uniforms
 from pcc.runtime.sampling import Sampling
 from pcc.runtime.statistics import Statistics
@@ -44,12 +44,13 @@ class Rounds:
         self.bucket = -1
         self.length = np.zeros(self.batch, np.int64)
         self.active = np.ones(self.batch, bool)
+        self.first_log_probs = np.full(self.batch, np.nan)  # of each row's carry after its prompt
         self.statistics = Statistics(self.n, self.batch)
 
     def call(self, query: str) -> Call:
         """Return a graph bound to this session's buffers."""
         if query not in self.calls:
-            session = self.engine.session_of(query)
+            session = self.engine.session_of(query, self.batch)
             made = Call(session, self.engine.queries[query], self.batch)
             for name, value in self.sampling.inputs().items():
                 if name in made.inputs:
@@ -74,11 +75,6 @@ class Rounds:
             for c in self.calls.values():
                 c.attach(self.states)
 
-    def memory(self, positions: int) -> int:
-        """Return the bytes of state that sequences of this length need."""
-        fits = (b for b in self.buckets if b["rows"] >= positions)
-        return self.states.bytes_for(next(fits, self.buckets[-1])["states"])
-
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Values:
         """Process each row's tokens after what it already holds; return the carries `[B]`.
 
@@ -99,8 +95,11 @@ class Rounds:
                 self.uniforms[self.prefill_name].fill(self.length, c["u"])
             began = time.perf_counter()
             c.run()
+            spent = time.perf_counter() - began
+            last = np.array([0 < len(p) - start <= self.chunk for p in prompts])
+            self._check(c, c["emitted"][:, 0], last)
             self.states.settle()
-            self.statistics.prefill(sum(map(len, pieces)), time.perf_counter() - began)
+            self.statistics.prefill(sum(map(len, pieces)), spent)
             for row, piece in enumerate(pieces):
                 if not piece:
                     continue
@@ -109,45 +108,51 @@ class Rounds:
                 if q is not None:
                     q[row] = c["next_draft_q"][row]
                 carry[row] = c["emitted"][row, 0]
-        self._check(carry[[bool(p) for p in prompts]])
+                if "log_probs" in c.outputs:
+                    self.first_log_probs[row] = c["log_probs"][row, 0]
         return carry
 
     def step(self) -> tuple[Values, Values]:
-        """Run one round; return `n_emit [B]` and `emitted [B, n]` (-1 beyond `n_emit`)."""
-        self.reserve(int(self.length.max()) + self.n)
+        """Run one round; return `n_emit [B]` and `emitted [B, n]` (-1 beyond `n_emit`).
+
+        Raises before anything is committed: a round that fails leaves the sequences as they were.
+        """
+        # A row whose last round passed the end is over; its idle pass must not need more rows.
+        within = np.minimum(self.length, self.max_seq)
+        self.reserve(int(within.max()) + self.n)
         c = self.call(self.step_name)
-        c["length"][:] = self.length
+        c["length"][:] = within
         c["active"][:] = self.active
         if "u" in c.inputs:
-            self.uniforms[self.step_name].fill(self.length, c["u"])
+            self.uniforms[self.step_name].fill(within, c["u"])
         began = time.perf_counter()
         c.run()
         spent = time.perf_counter() - began
+        self._check(c, c["emitted"][:, 0], self.active)
         self.states.settle()
-        self.length[:] = c["next_length"]
+        count, emitted = c["n_emit"].copy(), c["emitted"].copy()
+        self.length += count
         c["window"][:] = c["next_window"]
         if "draft_q" in c.inputs:
             c["draft_q"][:] = c["next_draft_q"]
-        count, emitted = c["n_emit"].copy(), c["emitted"].copy()
         self.statistics.round(count, self.active, spent)
-        self._check(emitted[self.active, 0])
         return count, emitted
 
     def _drafts(self) -> tuple[Values, Values | None]:
         c = self.call(self.step_name)
         return c["window"], c["draft_q"] if "draft_q" in c.inputs else None
 
-    def _check(self, tokens: Values) -> None:
+    def _check(self, c: Call, tokens: Values, rows: Values) -> None:
         """Refuse to go on from values that are not numbers, and say where they come from."""
-        step = self.call(self.step_name)
-        margin = step.outputs.get("margin")
-        bad = margin is not None and bool(np.isnan(margin.array[self.active]).any())
-        if "draft_q" in step.inputs and not bad:
-            bad = not np.isfinite(step["draft_q"][self.active]).all()
-        if bad or (tokens < 0).any():
+        bad = bool((tokens[rows] < 0).any())
+        if "margin" in c.outputs:
+            bad = bad or bool(np.isnan(c["margin"][rows]).any())
+        if "next_draft_q" in c.outputs:
+            bad = bad or not np.isfinite(c["next_draft_q"][rows]).all()
+        if bad:
             from pcc.runtime.diagnosis import first_bad_layer
 
-            where = first_bad_layer(self)
+            where = first_bad_layer(self, c)
             raise PccError(
                 "S130", f"the model computes values that are not numbers: {where}",
                 hint="check the weights with `pcc verify`",
@@ -177,3 +182,15 @@ class Rounds:
                 raise PccError("S141", f"the saved state '{name}' is {saved.dtype}{saved.shape}")
             at = tuple(slice(min(a, z)) for a, z in zip(saved.shape, b.array.shape, strict=True))
             b.array[at] = saved[at]
+
+
+def memory_of(engine: Engine, rows: int, tokens: int, *, greedy: bool) -> int:
+    """Return the bytes of states and bound inputs and outputs for `rows` sequences of `tokens`."""
+    spec = engine.generation()
+    need = min(tokens, int(spec["max_seq"])) + max(int(spec["n"]), int(spec["chunk"]))
+    fits = (b for b in spec["buckets"] if b["rows"] >= need)
+    bucket = next(fits, spec["buckets"][-1])
+    total = States(spec["states"], rows).bytes_for(bucket["states"])
+    for query in ("step_greedy", "prefill_greedy") if greedy else ("step", "prefill"):
+        total += bytes_bound(engine.queries[query], rows)
+    return total

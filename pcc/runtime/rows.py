@@ -36,6 +36,7 @@ class Row:
     shown: int = 0  # bytes streamed in this call
     next_id: int = 0  # ids and bytes from here on were not searched for an end yet
     next_byte: int = 0
+    floor: int = 0  # bytes before this belong to a stop string that ended a call
 
     def decide(self, tokens: Sequence[int], log_probs: Sequence[float]) -> None:
         """Append what a round has decided."""
@@ -77,8 +78,8 @@ class Row:
             if self.ids[i] in goal.stop_ids or self.ids[i] in ends:
                 note(1, "end", i + 1)
                 break
-        hit = find_stop(self.text, goal.stops, self.next_byte) if goal.stops else None
-        if hit is not None and hit[1] > self.first_byte:
+        hit = find_stop(self.text, goal.stops, self.next_byte, self.floor)
+        if hit is not None:
             shown = hit[1] if goal.keep_stop else max(hit[0], self.first_byte)
             note(0, "stop", self.owner[hit[1] - 1] + 1, shown)
         if goal.max_bytes is not None:
@@ -89,17 +90,25 @@ class Row:
                 note(2, "length", self.owner[last - 1] + 1)
         if goal.max_ids is not None and len(self.ids) >= self.first_id + goal.max_ids:
             note(2, "length", self.first_id + goal.max_ids)
-        if len(self.prompt) + len(self.ids) >= capacity:
-            note(3, "full", max(self.first_id, capacity - len(self.prompt)))
+        room = capacity - len(self.prompt)
+        if len(self.ids) >= room:
+            note(3, "full", max(self.first_id, room))
         if not found:
             self.next_id, self.next_byte = len(self.ids), len(self.text)
             return None
         ids, _, reason, stop, shown = min(found)
         return reason, ids, stop, shown
 
-    def finish(self, ids: int, stop: int) -> None:
+    def finish(self, ids: int, stop: int, reason: str = "") -> None:
         """Deliver up to these ids and bytes; what was decided beyond stays pending."""
         self.done_ids, self.done_bytes = ids, stop
+        if reason == "stop":
+            self.floor = stop
+
+    @property
+    def pending(self) -> bytes:
+        """Bytes that are decided and were not delivered."""
+        return bytes(self.text[self.done_bytes :])
 
     def fresh(self, upto: int | None, goal: Goal, *, text: bool) -> bytes:
         """Return bytes to stream now: whole characters, no beginning of a stop string."""

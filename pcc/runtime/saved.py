@@ -35,7 +35,7 @@ def save(session: Session, path: Path) -> None:
         "stream": session.stream_id,
         "rows": [
             {"prompt": r.prompt, "ids": r.ids, "log_probs": r.log_probs,
-             "done_ids": r.done_ids, "done_bytes": r.done_bytes}
+             "done_ids": r.done_ids, "done_bytes": r.done_bytes, "floor": r.floor}
             for r in session.rows
         ],
     }  # fmt: skip
@@ -72,6 +72,9 @@ def load(engine: Engine, path: Path) -> Session:
         session.rows = [_row(session, r) for r in meta["rows"]]
         streams = [session.stream_id + i for i in range(len(session.rows))]
         session.rounds = Rounds(engine, session.sampling, streams)
+        window = arrays["window"]
+        if ((window < 0) | (window >= session.vocabulary.size)).any():
+            raise PccError("S141", "the saved window holds no token ids", at=str(path))
         session.rounds.restore(arrays)
         for row, length in zip(session.rows, session.rounds.length, strict=True):
             if int(length) != len(row.prompt) + len(row.ids) - 1:
@@ -89,9 +92,15 @@ def _row(session: Session, saved: Any) -> Row:
     if not all(0 <= t < size for t in [*prompt, *ids]) or not ids:
         raise ValueError("a token is outside the vocabulary")
     row = Row(session.vocabulary, prompt)
-    row.decide(ids, [float(v) for v in saved["log_probs"]])
+    logs = [float(v) for v in saved["log_probs"]]
+    if len(logs) != len(ids):
+        raise ValueError("tokens and log-probabilities differ in number")
+    row.decide(ids, logs)
     done, text = int(saved["done_ids"]), int(saved["done_bytes"])
-    if not (0 <= done <= len(ids) and 0 <= text <= len(row.text)):
+    row.floor = int(saved["floor"])
+    if not (
+        0 <= done <= len(ids) and 0 <= row.floor <= len(row.text) and 0 <= text <= len(row.text)
+    ):
         raise ValueError("delivered more than was decided")
     row.finish(done, text)
     return row

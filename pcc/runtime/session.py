@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pcc.errors import PccError
-from pcc.runtime.rounds import Rounds
+from pcc.runtime.rounds import Rounds, memory_of
 from pcc.runtime.rows import Goal, Row
 from pcc.runtime.sampling import Sampling
 from pcc.runtime.statistics import Statistics
-from pcc.runtime.vocabulary import Vocabulary
+from pcc.runtime.vocabulary import Vocabulary, whole_characters
 
 if TYPE_CHECKING:
     from pcc.runtime.engine import Engine
@@ -68,6 +68,7 @@ class Session:
         self.vocabulary = Vocabulary.of(engine.manifest, int(spec["vocab"]))
         self.rounds: Rounds | None = None
         self.rows: list[Row] = []
+        self.reasons: list[str] = []  # why the last call ended, for each sequence
         self._stopped = False
 
     # ------------------------------------------------------------ generating
@@ -86,9 +87,9 @@ class Session:
         goal = self._goal(max_new_bytes, stop, keep_stop)
         many = not (prompt is None or isinstance(prompt, str | bytes | bytearray))
         self._open(prompt, bos=bos)
-        reasons = self._drive(goal)
+        ends = self._drive(goal)
         results = [
-            self._result(row, end, logprobs) for row, end in zip(self.rows, reasons, strict=True)
+            self._result(row, end, logprobs) for row, end in zip(self.rows, ends, strict=True)
         ]
         return results if many or len(results) > 1 else results[0]
 
@@ -104,19 +105,29 @@ class Session:
     ) -> Iterator[bytes]:
         """Yield bytes as they are made; with `text` never half a UTF-8 character.
 
-        Closing the iterator or `cancel()` keeps what was decided: it is pending for the next call.
+        A character that `max_new_bytes` would cut stays pending, whole. Closing the iterator or
+        `cancel()` keeps what was decided: it is pending for the next call.
         """
         goal = self._goal(max_new_bytes, stop, keep_stop)
         self._open(prompt, bos=bos)
         if len(self.rows) != 1:
             raise PccError("S103", "a stream is of one sequence", hint="use generate for a list")
-        (row,) = self.rows
-        self._begin(goal)
+        return self._chunks(self.rows[0], goal, text)
+
+    def _chunks(self, row: Row, goal: Goal, text: bool) -> Iterator[bytes]:
+        row.begin()
         while True:
             end = self._end(row, goal)
             chunk = row.fresh(end[3] if end else None, goal, text=text)
             if end:
-                row.finish(end[1], end[2])
+                reason, ids, stop, _ = end
+                if text and reason in ("length", "cancelled"):
+                    whole = whole_characters(chunk)
+                    if whole < len(chunk):
+                        stop -= len(chunk) - whole
+                        ids, chunk = row.owner[stop], chunk[:whole]
+                row.finish(ids, stop, reason)
+                self.reasons = [reason]
                 if chunk:
                     yield chunk
                 return
@@ -126,28 +137,53 @@ class Session:
             self._round()
 
     def generate_ids(
-        self, ids: Sequence[int], max_new_tokens: int = 256, stop_ids: Iterable[int] = ()
-    ) -> list[int]:
-        """Return new model token ids after a prompt of ids; nothing is prepended to it."""
-        prompt = [int(t) for t in ids]
-        bad = [t for t in prompt if not 0 <= t < self.vocabulary.size]
-        if bad:
-            raise PccError("S110", f"id {bad[0]} is outside the model's {self.vocabulary.size}")
+        self,
+        ids: Sequence[int] | Sequence[Sequence[int]],
+        max_new_tokens: int = 256,
+        stop_ids: Iterable[int] = (),
+    ) -> Any:
+        """Return new model token ids after a prompt of ids, or a list of them for several prompts.
+
+        Nothing is prepended; only `stop_ids` end a sequence before `max_new_tokens`.
+        """
+        many = len(ids) > 0 and not isinstance(ids[0], int | np.integer)
+        listed: Any = ids if many else [ids]
+        prompts = [[int(t) for t in p] for p in listed]
+        size = self.vocabulary.size
+        if bad := [t for p in prompts for t in p if not 0 <= t < size]:
+            raise PccError("S110", f"id {bad[0]} is outside the model's {size}")
         if max_new_tokens < 0:
             raise PccError("S104", f"max_new_tokens={max_new_tokens}")
         goal = Goal(max_ids=int(max_new_tokens), stop_ids=frozenset(stop_ids) or frozenset({-1}))
-        self._start([prompt])
-        (end,) = self._drive(goal)
-        return self.rows[0].ids[self.rows[0].first_id : end[1]]
+        self._stopped = False
+        self._start(prompts)
+        ends = self._drive(goal)
+        out = [row.ids[row.first_id : end[1]] for row, end in zip(self.rows, ends, strict=True)]
+        return out if many else out[0]
 
     def cancel(self) -> None:
         """Stop the running call after its round; what was decided is kept."""
         self._stopped = True
 
+    def memory(self, tokens: int, rows: int = 1) -> int:
+        """Return the bytes that `rows` sequences of up to `tokens` tokens take, weights aside.
+
+        Nothing is allocated. Buffers grow in steps: see `generation.buckets` in the manifest.
+        """
+        return memory_of(self.engine, rows, tokens, greedy=self.sampling.greedy)
+
     @property
     def stats(self) -> dict[str, Any]:
         """Statistics of this session's sequences since their prompt."""
         return self.rounds.statistics.summary() if self.rounds else Statistics(1, 1).summary()
+
+    @property
+    def pending(self) -> list[bytes]:
+        """Bytes of each sequence that are decided and not delivered: the next call begins so.
+
+        After an error or a cancelled call, this is what would otherwise be lost.
+        """
+        return [r.pending for r in self.rows]
 
     # ------------------------------------------------------------ positions, files
 
@@ -180,7 +216,7 @@ class Session:
         keep = min(n - 1, int(self.rounds.length[0])) if by_length else 0
         self.rounds.length[0] = keep
         carry = self.rounds.prefill([kept[keep:]])
-        again.decide([int(carry[0])], self._first_log_probs()[:1])
+        again.decide([int(carry[0])], self.rounds.first_log_probs.tolist())
         self.rows = [again]
 
     def save(self, path: str | Path) -> None:
@@ -208,6 +244,9 @@ class Session:
         return Goal(int(max_new_bytes), None, stops, frozenset(), keep_stop)
 
     def _open(self, prompt: Prompt | Sequence[Prompt] | None, *, bos: bool) -> None:
+        self._stopped = False
+        if self.vocabulary.byte_offset is None:
+            self.vocabulary.encode(b"")  # says what to use instead
         if prompt is None:
             if not self.rows:
                 raise PccError("S106", "there is nothing to go on from", hint="give a prompt")
@@ -228,25 +267,14 @@ class Session:
                     hint="shorten it, or compile with a larger --max-seq",
                 )
         streams = [self.stream_id + i for i in range(len(prompts))]
-        self.rounds = Rounds(self.engine, self.sampling, streams)
-        self.rows = [Row(self.vocabulary, list(p)) for p in prompts]
+        rounds = Rounds(self.engine, self.sampling, streams)
         began = time.perf_counter()
-        carry = self.rounds.prefill(prompts)
-        self.rounds.statistics.total_seconds += time.perf_counter() - began
-        for row, token, log in zip(self.rows, carry, self._first_log_probs(), strict=True):
+        carry = rounds.prefill(prompts)
+        rounds.statistics.total_seconds += time.perf_counter() - began
+        rows = [Row(self.vocabulary, list(p)) for p in prompts]
+        for row, token, log in zip(rows, carry, rounds.first_log_probs, strict=True):
             row.decide([int(token)], [log])
-
-    def _first_log_probs(self) -> list[float]:
-        assert self.rounds is not None
-        c = self.rounds.call(self.rounds.prefill_name)
-        if "log_probs" not in c.outputs:
-            return [float("nan")] * len(self.rows)
-        return [float(v) for v in c["log_probs"][:, 0]]
-
-    def _begin(self, goal: Goal) -> None:
-        self._stopped = False
-        for row in self.rows:
-            row.begin()
+        self.rounds, self.rows = rounds, rows  # a prompt that fails leaves what was there
 
     def _end(self, row: Row, goal: Goal) -> tuple[str, int, int, int] | None:
         end = row.end(goal, self.max_seq)
@@ -256,7 +284,8 @@ class Session:
 
     def _drive(self, goal: Goal) -> list[tuple[str, int, int, int]]:
         assert self.rounds is not None
-        self._begin(goal)
+        for row in self.rows:
+            row.begin()
         ends: list[tuple[str, int, int, int] | None] = [None] * len(self.rows)
         while True:
             for i, row in enumerate(self.rows):
@@ -267,8 +296,9 @@ class Session:
                 break
             self._round()
         out = [e for e in ends if e is not None]
-        for row, (_, ids, stop, _) in zip(self.rows, out, strict=True):
-            row.finish(ids, stop)
+        for row, (reason, ids, stop, _) in zip(self.rows, out, strict=True):
+            row.finish(ids, stop, reason)
+        self.reasons = [e[0] for e in out]
         self.rounds.active[:] = True
         return out
 

@@ -11,10 +11,13 @@ from pcc.errors import PccError
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Byte b is the id b + byte_offset; every other id is special and stands for no byte."""
+    """Byte b is the id b + byte_offset; every other id is special and stands for no byte.
+
+    `byte_offset` None: the ids are not bytes, and only calls that take ids can be used.
+    """
 
     size: int
-    byte_offset: int
+    byte_offset: int | None
     bos: int | None = None
     eos: tuple[int, ...] = ()
     pad: int | None = None
@@ -26,7 +29,7 @@ class Vocabulary:
         offset = v.get("byte_offset")
         return Vocabulary(
             size,
-            int(offset) if offset is not None else 0,
+            int(offset) if offset is not None else None,
             v.get("bos"),
             tuple(int(i) for i in v.get("eos") or ()),
             v.get("pad"),
@@ -34,7 +37,10 @@ class Vocabulary:
 
     def encode(self, text: bytes | str, *, bos: bool = True) -> list[int]:
         """Return the ids of a prompt, with BOS in front where the model has one."""
-        data = text.encode("utf-8") if isinstance(text, str) else bytes(text)
+        if self.byte_offset is None:
+            what = f"the model's {self.size} ids are not bytes"
+            raise PccError("S111", what, hint="use generate_ids")
+        data = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else bytes(text)
         ids = [b + self.byte_offset for b in data]
         if data and max(ids) >= self.size:
             at = next(i for i, t in enumerate(ids) if t >= self.size)
@@ -44,6 +50,8 @@ class Vocabulary:
 
     def byte(self, token: int) -> int | None:
         """Return the byte of an id, or None for a special token."""
+        if self.byte_offset is None:
+            return None
         b = token - self.byte_offset
         special = token == self.bos or token == self.pad or token in self.eos
         return b if 0 <= b < 256 and not special else None
@@ -70,13 +78,17 @@ def whole_characters(data: bytes) -> int:
 
 
 def find_stop(
-    data: bytes | bytearray, stops: Sequence[bytes], start: int
+    data: bytes | bytearray, stops: Sequence[bytes], start: int, floor: int = 0
 ) -> tuple[int, int] | None:
-    """Return (begin, end) of the earliest stop string that ends after `start`, or None."""
+    """Return (begin, end) of the stop string that ends first after `start`, or None.
+
+    Of several that end there, the longest. So the answer is the same whether the bytes come one at
+    a time or many in a round. Nothing before `floor` counts.
+    """
     best: tuple[int, int] | None = None
     for s in stops:
-        at = data.find(s, max(0, start - len(s) + 1))
-        if at >= 0 and (best is None or at < best[0]):
+        at = data.find(s, max(floor, start - len(s) + 1))
+        if at >= 0 and (best is None or (at + len(s), at) < (best[1], best[0])):
             best = (at, at + len(s))
     return best
 

@@ -53,7 +53,7 @@ def test_stops_against_a_direct_search(text: str, stops: list[str], start: int) 
     if found is None:
         assert not hits
     else:
-        assert found[0] == min(h[0] for h in hits)
+        assert found == min(hits, key=lambda h: (h[1], h[0]))
     held = withheld(data, sought)
     longest = max((k for s in sought for k in range(1, len(s)) if data.endswith(s[:k])), default=0)
     assert held == longest
@@ -68,7 +68,7 @@ def drive(rounds: list[bytes], goal: Goal, row: Row | None = None) -> tuple[byte
         end = row.end(goal, 10_000)
         out += row.fresh(end[3] if end else None, goal, text=True)
         if end:
-            row.finish(end[1], end[2])
+            row.finish(end[1], end[2], end[0])
             return out, row, end[0]
         new = next(feed)
         row.decide(list(new), [0.0] * len(new))
@@ -84,6 +84,35 @@ def test_streams_withhold_stops_and_half_characters(cut: int) -> None:
     assert kept.endswith(b"STOP")
     rest = bytes(row.text[row.done_bytes :])
     assert b"rest".startswith(rest[:4])  # what was decided beyond the stop is pending
+
+
+def test_where_a_text_stops_does_not_depend_on_the_rounds() -> None:
+    """Of stop strings that overlap, the one that is complete first ends the text."""
+    data, stops = b"xabcdefg", (b"abcde", b"bc", b"abc")
+    ends = set()
+    for cut in range(1, 9):
+        rounds = [data[i : i + cut] for i in range(0, len(data), cut)]
+        out, row, reason = drive(rounds, Goal(50, stops=stops))
+        ends.add((out, row.done_bytes, reason))
+    assert ends == {(b"x", 4, "stop")}
+
+
+def test_a_stop_string_ends_one_call_only() -> None:
+    goal = Goal(50, stops=(b"aa",))
+    out, row, _ = drive([b"xaaab"], goal)
+    assert out == b"x"
+    out, row, _ = drive([b"aay"], goal, row)  # the third a is no half of another stop
+    assert out == b"ab"
+    out, _, _ = drive([b"zaa"], goal, row)
+    assert out == b"yz"
+
+
+def test_a_stop_string_may_span_two_calls() -> None:
+    out, row, reason = drive([b"abST"], Goal(4, stops=(b"STOP",)))
+    assert (out, reason) == (b"abST", "length")
+    out, row, reason = drive([b"OPcd"], Goal(4, stops=(b"STOP",)), row)
+    assert (out, reason) == (b"", "stop")
+    assert row.pending == b"cd"
 
 
 def test_two_calls_give_the_bytes_of_one() -> None:
