@@ -141,6 +141,8 @@ def compile(
     request = _request(source, verifier, max_seq, parameters, how)
     with _place(out, force) as folder, staged(folder, force=force) as work:
         if source is None and request is not None:
+            if frontend:
+                raise PccError("E145", f"{', '.join(frontend)}: there is no checkpoint to read")
             circuit = own_heads(request)
         else:
             circuit = load_source(source, **frontend)

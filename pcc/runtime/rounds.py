@@ -100,16 +100,13 @@ class Rounds:
             self._check(c, c["emitted"][:, 0], last)
             self.states.settle()
             self.statistics.prefill(sum(map(len, pieces)), spent)
-            for row, piece in enumerate(pieces):
-                if not piece:
-                    continue
-                self.length[row] = c["next_length"][row]
-                window[row] = c["next_window"][row]
-                if q is not None:
-                    q[row] = c["next_draft_q"][row]
-                carry[row] = c["emitted"][row, 0]
-                if "log_probs" in c.outputs:
-                    self.first_log_probs[row] = c["log_probs"][row, 0]
+            on = c["valid"] > 0
+            self.length[on] = c["next_length"][on]
+            window[on], carry[on] = c["next_window"][on], c["emitted"][on, 0]
+            if q is not None:
+                q[on] = c["next_draft_q"][on]
+            if "log_probs" in c.outputs:
+                self.first_log_probs[on] = c["log_probs"][on, 0]
         return carry
 
     def step(self) -> tuple[Values, Values]:
