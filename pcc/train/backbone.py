@@ -60,7 +60,9 @@ class Attention(nn.Module):
             raise PccError("N120", "a cache is filled by one prompt, then byte by byte")
         if t == 1:  # the queries of a group side by side: no copies of keys and values
             q = q.view(b, self.kv, group, self.size)
-            y = functional.scaled_dot_product_attention(q, k, v).view(b, self.heads, 1, self.size)
+            y = functional.scaled_dot_product_attention(q, k, v).reshape(
+                b, self.heads, 1, self.size
+            )
         else:
             k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
             y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
