@@ -1,4 +1,4 @@
-"""Interleaved timing: every candidate is called once per round, so that drift hits all alike."""
+"""Interleaved timing: each candidate is called once a round, so that drift hits all alike."""
 
 from __future__ import annotations
 
@@ -38,15 +38,20 @@ class Timing:
 def interleaved(
     calls: Mapping[str, Call], seconds: float, *, warm: int = 5, least: int = 15
 ) -> dict[str, Timing]:
-    """Time all calls round by round for about `seconds` in total, at least `least` rounds."""
+    """Time all calls round by round for about `seconds` in total, at least `least` rounds.
+
+    The order changes from round to round: each call follows each other one, with what that left in
+    the caches.
+    """
     for call in calls.values():
         for _ in range(warm):
             call()
     taken: dict[str, list[int]] = {name: [] for name in calls}
     end = time.perf_counter() + seconds
-    rounds = 0
+    rounds, rng, order = 0, np.random.default_rng(0), list(calls)
     while rounds < least or time.perf_counter() < end:
-        for name, call in calls.items():
+        for name in rng.permutation(order):
+            call = calls[name]
             start = time.perf_counter_ns()
             call()
             taken[name].append(time.perf_counter_ns() - start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,7 +119,7 @@ class Engine:
 
     def _rows(self, names: Mapping[str, Any], inputs: Mapping[str, Values]) -> int:
         sizes = {
-            k: np.shape(v)[0]
+            k: v.shape[0] if isinstance(v, np.ndarray) else np.shape(v)[0]
             for k, v in inputs.items()
             if names[k]["shape"][:1] == ["B"] and np.ndim(v)
         }
@@ -134,16 +135,20 @@ class Engine:
             _refuse("x", self._impossible(feed), feed["x"])
         if "carry" in feed:
             carry = feed["carry"]
-            _refuse("carry", (carry < 0) | (carry >= self.cards[0]), carry)
+            if not (0 <= carry.min() and carry.max() < self.cards[0]):
+                _refuse("carry", (carry < 0) | (carry >= self.cards[0]), carry)
         if "u" in feed:
             u = feed["u"]
-            _refuse("u", ~((u >= 0) & (u < 1)), u)
-        for name, a in feed.items():
-            if name == "context" or "logits" in name:
-                with np.errstate(over="ignore", invalid="ignore"):
-                    clean = np.isfinite(np.add.reduce(a, axis=None))
-                if not clean:  # NaN, an infinity or an overflow of this sum: look closer
-                    _refuse(name, _unusable(name, a), a)
+            if u.size and not (0 <= u.min() and u.max() < 1):  # NaN fails either test
+                _refuse("u", ~((u >= 0) & (u < 1)), u)
+        real = [name for name in feed if name == "context" or "logits" in name]
+        if not real:
+            return
+        with np.errstate(over="ignore", invalid="ignore"):
+            sums = [np.add.reduce(feed[name], axis=None) for name in real]
+        for name, total in zip(real, sums, strict=True):
+            if not math.isfinite(total):  # NaN, an infinity or an overflow of this sum: look closer
+                _refuse(name, _unusable(name, feed[name]), feed[name])
 
     def _impossible(self, feed: Mapping[str, Values]) -> Values:
         """Return where x is NaN, or observed (or a target) and not a value of its variable."""
@@ -188,6 +193,8 @@ def _convert(name: str, spec: Mapping[str, Any], value: Any, rows: int) -> Value
     ok = ok and (a.shape[0] == first if first is not None else a.shape[0] in (1, rows))
     if not ok or (not a.size and rows == 0):
         raise PccError("R104", f"input {name!r} has shape {a.shape}", hint=_describe(spec))
+    if a.dtype == kind and a.flags.c_contiguous:
+        return a
     with np.errstate(over="ignore"):  # what overflows float32 is infinite, and refused as such
         return np.ascontiguousarray(a, kind)
 
