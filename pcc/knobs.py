@@ -46,6 +46,8 @@ MAX_CONFIG_BYTES = 16 << 20  # of a JSON file beside a model
 CHECK_TOKENS = 64  # greedy tokens compared with autoregressive decoding
 CHECK_PARAMETERS = 1 << 27  # numbers of a verifier that the float64 evaluator takes (1 GiB)
 CHECK_TOLERANCE = 5e-5  # of a graph's output, relative to its largest value beyond 1
+LOGIT_TIE = 1e-3  # lead of a logit over the second below which passes may choose differently
+CHANCE_TIE = 1e-5  # the same for a probability and the threshold that decides
 
 # Bundles and the engine.
 MAX_MANIFEST_BYTES = 16 << 20

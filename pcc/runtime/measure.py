@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pcc import knobs
 from pcc.errors import PccError
 from pcc.runtime.buffers import Call, States
 from pcc.runtime.session import Session
@@ -105,7 +106,11 @@ class Comparison:
 
 
 def compare_greedy(
-    engine: Engine, prompts: Sequence[Sequence[int]], count: int, say: Progress, tie: float = 1e-3
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    count: int,
+    say: Progress,
+    tie: float = knobs.LOGIT_TIE,
 ) -> tuple[Comparison, dict[str, Any]]:
     """Decode every prompt both ways; return the comparison and the speculative statistics.
 
