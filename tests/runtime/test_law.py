@@ -8,6 +8,7 @@ the same sample must be rejected.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -25,7 +26,7 @@ from pcc.runtime.session import Session
 
 Values = np.ndarray[Any, Any]
 Record = Callable[[str, object], None]
-Law = Callable[[list[int]], Values]
+Law = Callable[[tuple[int, ...]], Values]  # of the next token, after the prompt and these ids
 V, N, M, PROMPT = 5, 3, 4, [1, 4, 0]
 SMALL = (10_000, 1, 0.2)  # streams, seeds, what is moved
 CASES = {
@@ -57,8 +58,9 @@ def law_of(
     w["model.expand_embed_tokens.weight"] = np.zeros((1, engines.WIDTH))
     w["lm_head.weight"][1] *= 1 + scaled
 
-    def law(ids: list[int]) -> Values:
-        logits = byte_models.features(config, w, np.array(ids))[1][-1]
+    @functools.cache
+    def law(prefix: tuple[int, ...]) -> Values:
+        logits = byte_models.features(config, w, np.array([*PROMPT, *prefix]))[1][-1]
         p = byte_models.softmax(logits / temperature)
         order = np.argsort(-p, kind="stable")
         kept = order[: top_k or V]
@@ -77,7 +79,7 @@ def joint(law: Law, moved: float = 0.0) -> Values:
     for prefix in itertools.product(range(V), repeat=M - 1):
         mass = 1.0
         for i in range(M):
-            p = cached(law, prefix[:i])
+            p = law(prefix[:i])
             p = np.where(p == p.max(), p * (1 + moved), p)
             p = p / p.sum()
             mass = mass * (p[prefix[i]] if i < M - 1 else 1.0)
@@ -88,17 +90,7 @@ def joint(law: Law, moved: float = 0.0) -> Values:
 def least(counts: Values, law: Values) -> float:
     """The smallest p-value over the first 1, 2, .. M tokens, times M (Bonferroni)."""
     later = [tuple(range(m, M)) for m in range(1, M + 1)]
-    return M * min(p_value(counts.sum(axis=a), law.sum(axis=a)) for a in later)
-
-
-SEEN: dict[tuple[int, tuple[int, ...]], Values] = {}
-
-
-def cached(law: Law, prefix: tuple[int, ...]) -> Values:
-    key = (id(law), prefix)
-    if key not in SEEN:
-        SEEN[key] = law([*PROMPT, *prefix])
-    return SEEN[key]
+    return min(1.0, M * min(p_value(counts.sum(axis=a), law.sum(axis=a)) for a in later))
 
 
 def sample(
