@@ -131,7 +131,7 @@ def measure(
     """Return the figures of `pcc bench`; times in ms, rates in bytes per second."""
     import statistics
 
-    from pcc.runtime.measure import break_even, compare_greedy, graph_times
+    from pcc.runtime.measure import break_even, compare_greedy, graph_times, memory
     from pcc.runtime.vocabulary import Vocabulary
 
     vocabulary = Vocabulary.of(engine.manifest, int(engine.generation()["vocab"]))
@@ -156,6 +156,8 @@ def measure(
     }  # fmt: skip
     if sampled:
         report["sampled"] = _sampled(engine, ids, count)
+    state = engine.session(greedy=True).memory(max(map(len, ids)) + count)
+    report["memory"] = memory(engine) | {"session": state}
     return report
 
 
@@ -170,9 +172,8 @@ def _sampled(engine: Any, prompts: list[list[int]], count: int) -> dict[str, Any
         s = session.rounds.statistics
         total = s if total is None else total.plus(s)
     assert total is not None
-    spent = total.total_seconds - total.prefill_seconds
     return {
-        "bytes_per_second": _rate(total.emitted, spent),
+        "bytes_per_second": _rate(total.emitted, total.round_seconds),
         "bytes_per_round": total.summary()["tokens_per_round"],
         "stats": total.summary(),
     }
@@ -223,6 +224,10 @@ def show_bench(r: dict[str, Any]) -> None:
             for k, v in enumerate(hist)]  # fmt: skip
     table("accepted drafts per round, greedy", ["drafts", "rounds", ""], bars)
     print(f"host time per round: {stats['host_ms_per_round'] * 1e3:.0f} us")
+    m = r["memory"]
+    opened = ", ".join(f"{q} {v / 1e6:.1f}" for q, v in m["opened"].items())
+    print(f"memory, MB: weight file {m['weights'] / 1e6:.1f}, a session {m['session'] / 1e6:.1f}; "
+          f"added by opening a graph: {opened}")  # fmt: skip
     for d in r["greedy"]["differences"]:
         kind = "near-tie" if d["near_tie"] else "DIFFERENT TEXT"
         print(f"prompt {d['prompt']}, token {d['token']}: {kind}, logit gap {d['logit_gap']:.2e}")

@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -128,7 +129,7 @@ def compare_greedy(
         got = session.generate_ids(prompt, len(want))
         assert session.rounds is not None
         s = session.rounds.statistics
-        spent = s.total_seconds - s.prefill_seconds
+        spent = s.round_seconds
         out.ar_seconds, out.ar_tokens = out.ar_seconds + ar, out.ar_tokens + len(want) - 1
         out.spec_seconds, out.spec_tokens = out.spec_seconds + spent, out.spec_tokens + s.emitted
         if s.emitted and len(want) > 1:
@@ -150,6 +151,16 @@ def _note(
     near = bool(gap <= tie)
     out.near_ties += near
     out.differences.append({"prompt": k, "token": at, "logit_gap": gap, "near_tie": near})
+
+
+def memory(engine: Engine) -> dict[str, Any]:
+    """Return bytes of the weight files, and what opening each graph in use added beside them.
+
+    The latter are copies of weights that ONNX Runtime lays out anew, and its own structures.
+    """
+    files = [p for p in engine.manifest["files"] if p.startswith("graphs/") and ".onnx" not in p]
+    opened = {Path(q).stem: int(s.opening_bytes) for q, s in engine._sessions.items()}
+    return {"weights": sum((engine.path / p).stat().st_size for p in files), "opened": opened}
 
 
 def graph_times(engine: Engine, length: int, repeats: int) -> dict[str, dict[str, float]]:

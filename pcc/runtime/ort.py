@@ -52,6 +52,15 @@ def check_provider(provider: str) -> str:
     return want
 
 
+def own_bytes() -> int:
+    """Return the memory of this process that no file backs; 0 where the system does not say."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(s.split()[1]) << 10 for s in lines if s.startswith("RssAnon"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return 0
+
+
 def open_session(path: Path, provider: str, threads: int | None) -> Any:
     """Open a model; a provider that silently falls back to another is an error."""
     ort, want = import_ort(), check_provider(provider)
@@ -60,6 +69,7 @@ def open_session(path: Path, provider: str, threads: int | None) -> Any:
     if threads is not None:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+    before = own_bytes()
     try:
         session = ort.InferenceSession(str(path), options, providers=[want])
     except Exception as e:  # onnxruntime raises its own types, none of them exported
@@ -70,6 +80,7 @@ def open_session(path: Path, provider: str, threads: int | None) -> Any:
         hint = "check the GPU driver and CUDA libraries with `pcc doctor`"
         raise PccError("X203", f"asked for {want}, got {got}", hint=hint)
     session.disable_fallback()  # nor later, when a run fails
+    session.opening_bytes = max(0, own_bytes() - before)  # prepacked copies of weights, mostly
     return session
 
 

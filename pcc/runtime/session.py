@@ -314,7 +314,9 @@ class Session:
                 k = int(count[i])
                 new = [float(v) for v in logs[i, :k]] if logs is not None else [float("nan")] * k
                 row.decide(emitted[i, :k].tolist(), new)
-        self.rounds.statistics.total_seconds += time.perf_counter() - began
+        spent = time.perf_counter() - began
+        self.rounds.statistics.round_seconds += spent
+        self.rounds.statistics.total_seconds += spent
 
     def _result(self, row: Row, end: tuple[str, int, int, int], logprobs: bool) -> Result:
         reason, ids, _, shown = end
