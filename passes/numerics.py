@@ -4,7 +4,8 @@ L(E), the logarithm of a linear expression E, is built from E's definition: a pr
 a weighted sum a log-sum-exp shifted by its maximum (guarded against -inf - -inf), a softmax a
 log-softmax. Where E is made of trained numbers only, bounds on its smallest positive and its
 largest value follow by interval arithmetic; if both are far from float32's limits, E stays linear
-and one logarithm is taken at its end.
+and one logarithm is taken at its end. Where they are not, sums with positive weights are divided by
+their largest entry on the way (`rescale`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from pcc.ir.core import Op, postorder, tensor, use_counts
 from pcc.ir.module import Module
 from pcc.passes import pieces as mk
 from pcc.passes.manager import Exact, Notes, Pass
-from pcc.passes.ranges import Bounds, bounds
+from pcc.passes.ranges import HIGH, LOW, Bounds, bounds
+from pcc.passes.rescale import Spans
 from pcc.tensor import ops as t
 from pcc.tensor.sampling import Truncate
 
@@ -39,8 +41,8 @@ class Numerics(Pass):
     name: ClassVar[str] = "numerics"
     exact: ClassVar[Exact] = Exact.ROUNDING
     linear: bool = True
-    low: float = 1e-30
-    high: float = 1e30
+    low: float = LOW
+    high: float = HIGH
 
     def run(self, module: Module, notes: Notes) -> Module:
         """Give every logarithm in the module a representation."""
@@ -52,6 +54,8 @@ class _Represent:
     def __init__(self, module: Module, options: Numerics, notes: Notes) -> None:
         self.options, self.notes = options, notes
         self.bounds: dict[Op, Bounds] = bounds(module.roots) if options.linear else {}
+        limits = options.low, options.high
+        self.spans = Spans(module.roots if options.linear else (), self.bounds, limits)
         self.uses = use_counts(*module.roots)
         self.dense = {
             a
@@ -87,7 +91,8 @@ class _Represent:
         kind, n = goal
         if goal in self.memo:
             return _done(self.memo[goal])
-        return self._lin(n) if kind == "lin" else self._log(n)
+        return {"lin": self._lin, "log": self._log, "part": self._part, "scale": self._scale,
+                "raw": self._raw}[kind](n)  # fmt: skip
 
     def _lin(self, n: Op) -> Step:
         if isinstance(n, t.Log):
@@ -102,9 +107,15 @@ class _Represent:
         return b is not None and self.options.low <= b[0] and b[1] <= self.options.high
 
     def _log(self, n: Op) -> Step:
-        if not isinstance(n, t.Const) and self._safe(n):
+        entry = isinstance(n, t.Lookup) and n.table in self.bounds  # its logarithms are constants
+        if not isinstance(n, t.Const) and not entry and self._safe(n):
             self.notes.did(n, f"linear: values within {self.bounds[n]}")
             return t.Log((yield "lin", n))
+        if self.spans.scaled(n):
+            self.notes.did(n, f"linear, rescaled: values within {self.spans.of[n]}")
+            part = yield "part", n
+            scale = yield "scale", n
+            return t.Add(t.Log(part), mk.reshape(scale, (tensor(n).shape[0], 1)))
         match n:
             case t.Softmax(x=x):
                 return t.LogSoftmax((yield "lin", x))
@@ -151,6 +162,43 @@ class _Represent:
                 return t.Expand(lx, (yield "lin", like), shape)
             case _:
                 return t.Log((yield "lin", n))
+
+    def _part(self, n: Op) -> Step:
+        """Return s of n = s exp(e): linear."""
+        if not self.spans.scaled(n):
+            return (yield "lin", n)
+        raw = yield "raw", n
+        if n not in self.spans.rescaled:
+            return raw
+        share = t.Div(mk.full((1,), 1.0), t.ReduceMax(raw, 1))  # 1/0 is 0: a zero stays a zero
+        return t.Mul(raw, mk.reshape(share, (tensor(n).shape[0], 1)))
+
+    def _raw(self, n: Op) -> Step:
+        """Return s of n before it is divided by its largest entry."""
+        match n:
+            case t.Contract(a=a, b=b, eq=eq):
+                x = yield "part", a
+                return t.Contract(x, (yield "lin", b), eq)
+            case t.Mul(a=a, b=b):
+                x = yield "part", a
+                return t.Mul(x, (yield "part", b))
+            case t.Take(x=x, axis=axis, indices=rows):
+                return mk.take((yield "part", x), rows, axis)
+            case _:
+                raise AssertionError(n.name)
+
+    def _scale(self, n: Op) -> Step:
+        """Return e of n = s exp(e), `[F]`; -inf where n is zero."""
+        terms = []
+        for a in n.args:
+            if self.spans.scaled(a):
+                terms.append((yield "scale", a))
+        if isinstance(n, t.Take):
+            return mk.take(terms[0], n.indices, n.axis)
+        if n in self.spans.rescaled:
+            raw = yield "raw", n
+            terms.append(t.Log(t.ReduceMax(raw, 1)))
+        return terms[0] if len(terms) == 1 else t.Add(*terms)
 
     def _sum(self, a: Op, b: Op) -> Step:
         shape = tensor(t.Add(a, b)).shape

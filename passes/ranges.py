@@ -15,6 +15,8 @@ from pcc.tensor import ops as t
 
 Bounds: TypeAlias = tuple[float, float]
 TOP = 1e300
+# What leaves float32 (1.2e-38 .. 3.4e38) eight decades of headroom.
+LOW, HIGH = 1e-30, 1e30
 
 
 def bounds(roots: tuple[Op, ...]) -> dict[Op, Bounds]:

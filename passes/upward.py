@@ -12,6 +12,8 @@ from pcc.ir.core import Op, Values, postorder, tensor
 from pcc.passes import pieces as mk
 from pcc.passes.evidence import Evidence
 from pcc.passes.messages import Up
+from pcc.passes.ranges import HIGH, LOW, bounds
+from pcc.passes.rescale import Spans
 from pcc.tensor import ops as t
 
 
@@ -27,6 +29,7 @@ def value(q: Value, *, scale: bool) -> Op:
 
     With trained tables, each is divided by its largest unit per value: p(x) = prod_i m_i(x_i) p'(x)
     by homogeneity, which keeps p' in a narrow range, so that linear arithmetic can be proven safe.
+    Where it can be without (`rescale`), the factors' look-ups are saved.
     """
     known, mask = known_from(q.observed, q.variables)
     tables = {n for n in postorder(q.root) if isinstance(n, c.Categorical)}
@@ -34,6 +37,9 @@ def value(q: Value, *, scale: bool) -> Op:
     if not (scale and trained and tables and len(known) > 1 and any(k is not False for k in known)):
         up = Up(Evidence(q.x, known, mask))
         return rowwise(mk.reshape(up(q.root), ()), q.x)
+    plain = Up(Evidence(q.x, known, mask))(q.root)
+    if Spans((plain,), bounds((plain,)), (LOW, HIGH)).scaled(plain):
+        return rowwise(mk.reshape(plain, ()), q.x)
     return _scaled(q, known, mask)
 
 

@@ -71,7 +71,7 @@ def _(g: Graph, n: t.Div) -> ir.Value:
     if isinstance(n.b, t.Const) and (n.b.value.value > 0).all():
         return g("Div", a, b)  # type: ignore[no-any-return]
     positive = g("Greater", b, g.const(np.float32(0)))
-    ratio = g("Div", a, g("Where", positive, b, g.const(np.float32(1))))
+    ratio = g("Div", a, b)  # what a zero makes of it is not chosen
     return g("Where", positive, ratio, g.const(np.float32(0)))  # type: ignore[no-any-return]
 
 
@@ -180,22 +180,28 @@ def _(g: Graph, n: t.Expand) -> ir.Value:
 
 @lowers(t.ReduceProd)
 def _(g: Graph, n: t.ReduceProd) -> ir.Value:
-    # Halves are multiplied: ReduceProd over the first axis is many times slower in ONNX Runtime.
-    x, axis = g.values[n.x], g.layout.axis(n.x, n.axis)
-    size = tensor(n.x).shape[n.axis]
-    while size > 1 and size % 2 == 0:
-        size //= 2
-        left, right = g("Split", x, g.ints(size, size), outputs=2, axis=axis)
-        x = g("Mul", left, right)
-    if size > 1:
-        return _settle(g, n, g.reduce("ReduceProd", x, [axis]))
-    return _settle(g, n, g("Squeeze", x, g.ints(axis)))
+    return _halved(g, n, "ReduceProd", "Mul")
 
 
 @lowers(t.ReduceSum, t.ReduceMax)
 def _(g: Graph, n: t.Reduction) -> ir.Value:
     op = {t.ReduceSum: "ReduceSum", t.ReduceMax: "ReduceMax"}[type(n)]
+    if op == "ReduceSum" and g.layout.position == 1 and tensor(n.x).batch and n.axis == 0:
+        return _halved(g, n, op, "Add")
     return _settle(g, n, g.reduce(op, g.values[n.x], [g.layout.axis(n.x, n.axis)]))
+
+
+def _halved(g: Graph, n: t.Reduction, op: str, pair: str) -> ir.Value:
+    """Combine halves: reductions over the first axis are several times slower in ONNX Runtime."""
+    x, axis = g.values[n.x], g.layout.axis(n.x, n.axis)
+    size = tensor(n.x).shape[n.axis]
+    while size > 1 and size % 2 == 0 and tensor(n.x).dtype == "f32":
+        size //= 2
+        left, right = g("Split", x, g.ints(size, size), outputs=2, axis=axis)
+        x = g(pair, left, right)
+    if size > 1:
+        return _settle(g, n, g.reduce(op, x, [axis]))
+    return _settle(g, n, g("Squeeze", x, g.ints(axis)))
 
 
 def _settle(g: Graph, n: t.Reduction, y: ir.Value) -> ir.Value:

@@ -153,6 +153,8 @@ class Engine:
     def _impossible(self, feed: Mapping[str, Values]) -> Values:
         """Return where x is NaN, or observed (or a target) and not a value of its variable."""
         x, finite = feed["x"], self.cards > 0
+        if x.dtype.kind != "f" and x.size and x.min() >= 0 and (x.max(axis=0) < self.cards).all():
+            return np.zeros(1, bool)
         bad: Values = (x < 0) | (x >= self.cards)
         seen = np.ones_like(bad) if "observed" not in feed else feed["observed"]
         if "target" in feed:
