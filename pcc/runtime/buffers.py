@@ -19,7 +19,12 @@ class Buffer:
 
     def __init__(self, shape: Sequence[int], dtype: str) -> None:
         # Zeros, not empty: rows beyond the length are masked, but 0 * NaN would still be NaN.
-        self.array: Values = np.zeros(tuple(shape), DTYPES[dtype])
+        try:
+            self.array: Values = np.zeros(tuple(shape), DTYPES[dtype])
+        except (MemoryError, ValueError):
+            what = f"no memory for an array of shape {tuple(shape)}"
+            hint = "shorter sequences, or fewer rows at a time"
+            raise PccError("X211", what, hint=hint) from None
         self.value = import_ort().OrtValue.ortvalue_from_numpy(self.array)
         if self.value.data_ptr() != self.array.ctypes.data and self.array.size:
             raise PccError(
@@ -59,13 +64,7 @@ class States:
             full = (self.batch, *shapes[name])
             if old is not None and old.array.shape == full:
                 continue
-            try:
-                new = Buffer(full, s["dtype"])
-            except MemoryError:
-                what = f"no memory for state '{name}' of shape {full}"
-                raise PccError(
-                    "X211", what, hint="shorter sequences, or fewer rows at a time"
-                ) from None
+            new = Buffer(full, s["dtype"])
             if old is not None:
                 keep = min(old.array.shape[axis + 1], full[axis + 1])
                 at = (slice(None),) * (axis + 1) + (slice(keep),)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from pcc.errors import PccError
+from pcc.runtime.philox import split_seed
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Sampling:
     draft_top_p: float = 1.0
 
     def __post_init__(self) -> None:
+        split_seed(self.seed)  # refuses what is no seed, for greedy sessions too
         for name in ("temperature", "draft_temperature"):
             v = getattr(self, name)
             low = 0.0 if name == "temperature" else 1e-3

@@ -109,14 +109,17 @@ class Session:
         `cancel()` keeps what was decided: it is pending for the next call.
         """
         goal = self._goal(max_new_bytes, stop, keep_stop)
-        self._open(prompt, bos=bos)
-        if len(self.rows) != 1:
+        one = isinstance(prompt, str | bytes | bytearray) or (prompt is None and len(self.rows) < 2)
+        if not one:
             raise PccError("S103", "a stream is of one sequence", hint="use generate for a list")
+        self._open(prompt, bos=bos)
         return self._chunks(self.rows[0], goal, text)
 
     def _chunks(self, row: Row, goal: Goal, text: bool) -> Iterator[bytes]:
         row.begin()
         while True:
+            if self.rows[0] is not row:
+                raise PccError("S108", "the session has another sequence since this stream began")
             end = self._end(row, goal)
             chunk = row.fresh(end[3] if end else None, goal, text=text)
             if end:

@@ -28,7 +28,7 @@ Values = np.ndarray[Any, Any]
 Record = Callable[[str, object], None]
 Law = Callable[[tuple[int, ...]], Values]  # of the next token, after the prompt and these ids
 V, N, M, PROMPT = 5, 3, 4, [1, 4, 0]
-SMALL = (10_000, 1, 0.2)  # streams, seeds, what is moved
+SMALL = (6_000, 1, 0.25)  # streams, seeds, what is moved
 CASES = {
     "hmm": ((50_000, 20, 0.01), "full", {}),
     "cp": ((50_000, 4, 0.03), "full", {"temperature": 0.8, "top_k": 4, "draft_temperature": 1.3}),

@@ -115,6 +115,20 @@ def test_a_prompt_that_is_refused_leaves_the_session_alone(engine: Any) -> None:
     assert first + session.generate(None, 20).bytes == whole
 
 
+def test_streams_are_of_one_sequence(engine: Any) -> None:
+    whole = engine.session(greedy=True).generate(PROMPT, 30).bytes
+    session = engine.session(greedy=True)
+    first = session.generate(PROMPT, 10).bytes
+    with pytest.raises(PccError, match="S103"):
+        session.stream([b"a", b"b"])
+    assert first + session.generate(None, 20).bytes == whole
+    old = session.stream(PROMPT, 30, text=False)
+    next(old)
+    session.generate(b"another", 3)
+    with pytest.raises(PccError, match="S108"):
+        next(old)
+
+
 def test_an_early_cancel_counts(engine: Any) -> None:
     session = engine.session(greedy=True)
     chunks = session.stream(PROMPT, 40, text=False)
@@ -131,7 +145,7 @@ def test_end_ids_and_special_ids(tmp_path: Path) -> None:
         tmp_path, config={"vocab": 290, "eos_token_id": 270, "bos_token_id": None, "noise": 0.1}
     )
     session = engine.session(seed=1, temperature=2.0)
-    results = [session.generate(bytes([b]), 200) for b in range(20)]
+    results = [session.generate(bytes([b]), 200) for b in range(12)]
     ended = [r for r in results if r.reason == "end"]
     assert ended
     for r in results:

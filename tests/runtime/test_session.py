@@ -223,10 +223,11 @@ def test_misuse_is_an_error_with_a_code(engine: Any, call: Callable[[Any], Any])
 @pytest.mark.parametrize(
     "options",
     [{"temperature": -1}, {"top_p": 1.5}, {"top_k": -2}, {"temperature": 1e-5}, {"nonsense": 1},
-     {"stream": -1}, {"draft_temperature": 0}],
+     {"stream": -1}, {"draft_temperature": 0}, {"seed": -1}, {"seed": 1 << 64},
+     {"seed": 1.5, "greedy": True}],
 )  # fmt: skip
 def test_options_out_of_range(engine: Any, options: dict[str, Any]) -> None:
-    with pytest.raises(PccError, match="S102"):
+    with pytest.raises(PccError, match=r"S10[12]"):
         engine.session(**options)
 
 
