@@ -64,6 +64,11 @@ class Engine:
             self._sessions[name] = open_session(graph, self.provider, self.threads)
         return self._sessions[name]
 
+    @property
+    def opened(self) -> dict[str, Any]:
+        """ONNX Runtime sessions that are open, by graph."""
+        return dict(self._sessions)
+
     def generation(self) -> dict[str, Any]:
         """Return what the manifest says about generation; bundles without a verifier have none."""
         if self.manifest.get("generation") is None:

@@ -159,7 +159,7 @@ def memory(engine: Engine) -> dict[str, Any]:
     The latter are copies of weights that ONNX Runtime lays out anew, and its own structures.
     """
     files = [p for p in engine.manifest["files"] if p.startswith("graphs/") and ".onnx" not in p]
-    opened = {Path(q).stem: int(s.opening_bytes) for q, s in engine._sessions.items()}
+    opened = {Path(q).stem: int(s.opening_bytes) for q, s in engine.opened.items()}
     return {"weights": sum((engine.path / p).stat().st_size for p in files), "opened": opened}
 
 
