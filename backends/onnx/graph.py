@@ -79,6 +79,7 @@ class Graph:
         self.nodes: list[ir.Node] = []
         self.constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
         self.values: dict[Op, ir.Value] = {}
+        self.uses: dict[Op, int] = {}  # how many nodes and outputs read each op
         self.sizes: dict[str, ir.Value] = {}  # batch sizes as i64[1]
         self.memo: dict[object, ir.Value] = {}
         self.layer, self.kind, self.place = "", "", ""
@@ -94,6 +95,10 @@ class Graph:
         node.metadata_props["pcc.layer"] = self.place or self.layer
         self.nodes.append(node)
         return outs if outputs > 1 else outs[0]
+
+    def alone(self, *ops: Op) -> bool:
+        """Whether each of these values is read once, so that its reader may make it."""
+        return all(self.uses.get(n) == 1 for n in ops)
 
     def const(self, value: object, dtype: str = "") -> ir.Value:
         """Return a constant, shared with equal ones."""

@@ -14,7 +14,7 @@ from pcc.backends.onnx import sampling_rules as _sampling_rules
 from pcc.backends.onnx.graph import BATCH, DTYPE, Graph, Layout, model_of
 from pcc.backends.onnx.rules import RULES
 from pcc.errors import PccError
-from pcc.ir.core import Op, postorder, tensor
+from pcc.ir.core import Op, postorder, tensor, use_counts
 from pcc.ir.module import Module
 from pcc.tensor import ops as t
 from pcc.tensor.nn import NetworkOp
@@ -73,7 +73,7 @@ def lower(
     listed = list(inputs)
     listed += [n for n in module.nodes() if isinstance(n, t.Input) and n not in listed]
     taken = [_input(g, n, open_axes.get(n.key, {})) for n in listed]
-    splits = _splits(module)
+    splits, g.uses = _splits(module), use_counts(*module.roots)
     for i, n in enumerate(postorder(*module.roots)):
         g.layer, g.kind, g.place = f"{n.name.removeprefix('t.')}_{i}", n.name, n.loc
         if isinstance(n, t.Input):

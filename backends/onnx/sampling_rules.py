@@ -13,9 +13,10 @@ import numpy as np
 import onnx_ir as ir
 
 from pcc.backends.onnx.graph import Graph
-from pcc.backends.onnx.rules import lowers
+from pcc.backends.onnx.rules import lowers, may_be_log_zero
 from pcc.ir.core import Op, tensor
 from pcc.tensor import sampling as s
+from pcc.tensor.ops import Softmax
 
 
 def _column(g: Graph, setting: Op, rank: int) -> ir.Value:
@@ -33,19 +34,21 @@ def _every(g: Graph, flags: ir.Value) -> ir.Value:
 def _branch(g: Graph, name: str, emit: Callable[[], ir.Value]) -> ir.Graph:
     outer, g.nodes = g.nodes, []
     try:
-        out = g("Identity", emit())
+        out = emit()
+        if out.producer() not in g.nodes:  # it is made outside: a branch cannot return it as it is
+            out = g("Identity", out)
         return ir.Graph([], [out], nodes=g.nodes, name=name)
     finally:
         g.nodes = outer
 
 
 def _unless(
-    g: Graph, neutral: ir.Value, x: ir.Value, n: Op, emit: Callable[[], ir.Value]
+    g: Graph, neutral: ir.Value, plain: Callable[[], ir.Value], n: Op, emit: Callable[[], ir.Value]
 ) -> ir.Value:
-    """`x` if `neutral`, else what `emit` makes; with the batch axis of `n` in both branches."""
+    """What `plain` makes if `neutral`, else `emit`; with the batch axis of `n` in both branches."""
     kind = tensor(n)
     branches: dict[str, Any] = {
-        "then_branch": _branch(g, "neutral", lambda: x),
+        "then_branch": _branch(g, "neutral", plain),
         "else_branch": _branch(g, "active", emit),
     }
     y: ir.Value = g("If", neutral, **branches)
@@ -61,9 +64,12 @@ def _operand(g: Graph, x: Op, n: Op) -> ir.Value:
 
 @lowers(s.Temper)
 def _(g: Graph, n: s.Temper) -> ir.Value:
-    rank = len(tensor(n).shape)
-    x, one, zero = _operand(g, n.x, n), g.const(np.float32(1)), g.const(np.float32(0))
-    setting = _column(g, n.temperature, rank)
+    setting = _column(g, n.temperature, len(tensor(n).shape))
+    return _tempered(g, n, _operand(g, n.x, n), setting)
+
+
+def _tempered(g: Graph, n: s.Temper, x: ir.Value, setting: ir.Value) -> ir.Value:
+    one, zero = g.const(np.float32(1)), g.const(np.float32(0))
     plain = g("Equal", setting, one)
 
     def emit() -> ir.Value:
@@ -77,17 +83,42 @@ def _(g: Graph, n: s.Temper) -> ir.Value:
         hard = g("Where", g("Equal", index, best), zero, none)
         return g("Where", plain, x, g("Where", warm, soft, hard))  # type: ignore[no-any-return]
 
-    return _unless(g, _every(g, plain), x, n, emit)
+    return _unless(g, _every(g, plain), lambda: x, n, emit)
 
 
 @lowers(s.Truncate)
 def _(g: Graph, n: s.Truncate) -> ir.Value:
-    rank, width = len(tensor(n).shape), tensor(n).shape[-1]
-    p, zero = _operand(g, n.p, n), g.const(np.float32(0))
+    rank = len(tensor(n).shape)
     count, mass = _column(g, n.top_k, rank), _column(g, n.top_p, rank)
     whole = g("Greater", g.const(np.int64(1)), count)
     wide = g("GreaterOrEqual", mass, g.const(np.float32(1)))
     plain = g("And", whole, wide)
+    soft = n.p
+    if isinstance(soft, Softmax) and isinstance(soft.x, s.Temper) and g.alone(soft, soft.x):
+        return _law(g, n, soft.x, (count, mass, whole, wide, plain))
+    return _truncated(g, n, _operand(g, n.p, n), (count, mass, whole, wide, plain))
+
+
+def _law(g: Graph, n: s.Truncate, hot: s.Temper, settings: tuple[ir.Value, ...]) -> ir.Value:
+    """Temper, softmax and truncate in one `If`: where all are neutral, a softmax and no copy."""
+    x = _operand(g, hot.x, n)
+    setting = _column(g, hot.temperature, len(tensor(n).shape))
+    warm = _every(g, g("Equal", setting, g.const(np.float32(1))))
+    neutral = g("And", warm, _every(g, settings[-1]))
+
+    def soft(logits: ir.Value) -> ir.Value:
+        return g("Softmax", logits, axis=-1)  # type: ignore[no-any-return]
+
+    def emit() -> ir.Value:
+        return _truncated(g, n, soft(g.guard(_tempered(g, hot, x, setting))), settings)
+
+    plain = g.guard if may_be_log_zero(hot.x) else lambda v: v
+    return _unless(g, neutral, lambda: soft(plain(x)), n, emit)
+
+
+def _truncated(g: Graph, n: s.Truncate, p: ir.Value, settings: tuple[ir.Value, ...]) -> ir.Value:
+    count, mass, whole, wide, plain = settings
+    width, zero = tensor(n).shape[-1], g.const(np.float32(0))
 
     def emit() -> ir.Value:
         best, order = g("TopK", p, g.ints(width), outputs=2, axis=-1)
@@ -104,4 +135,4 @@ def _(g: Graph, n: s.Truncate) -> ir.Value:
         back = g("ScatterElements", blank, order, kept, axis=-1)
         return g("Where", plain, p, back)  # type: ignore[no-any-return]
 
-    return _unless(g, _every(g, plain), p, n, emit)
+    return _unless(g, _every(g, plain), lambda: p, n, emit)

@@ -85,7 +85,7 @@ def truncated(root: Op) -> Op:
             case c.Categorical(vars=vs, p=p) if any(vs):
                 first = [f for f, v in enumerate(vs) if v == 0]
                 rest = [f for f, v in enumerate(vs) if v != 0]
-                parts = [mk.take(p, first)] if first else []
+                parts = [_rows_of(p, first)] if first else []
                 order = np.argsort([*first, *rest])
                 joined = mk.concat([*parts, law(mk.take(p, rest))])
                 return c.Categorical(vs, mk.take(joined, order.tolist()))
@@ -94,6 +94,11 @@ def truncated(root: Op) -> Op:
 
     (new,) = rewrite((root,), rule)
     return new
+
+
+def _rows_of(p: Op, folds: list[int]) -> Op:
+    """Take some folds of a table before the softmax: the others are not computed for them."""
+    return t.Softmax(mk.take(p.x, folds)) if isinstance(p, t.Softmax) else mk.take(p, folds)
 
 
 def logits_of(p: Op) -> Op:
