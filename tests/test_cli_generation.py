@@ -41,7 +41,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("chat")
     engines.llama_folder(folder / "model")
     (folder / "model" / "chat_template.jinja").write_text(TEMPLATE)
-    head = engines.head("cp", 4, 3)
+    head = engines.head("cp", 4, 6)  # large enough for graphs of one row beside the others
     made = pcc.compile(
         head, verifier=folder / "model", out=folder / "m.pcc", queries=["draft"], max_seq=128,
         chunk=8, validate=False,
@@ -231,10 +231,13 @@ def test_verify_compares_every_graph(command: Command, engine: Any, tmp_path: Pa
     assert all(c["ok"] for c in checks)
     want = {"verify", "prefill", "prefill_greedy", "step", "step_greedy", "draft"}
     assert {c["query"] for c in checks} == want
-    bad = altered(engine.path, tmp_path / "bad.pcc", "step")
-    report = command("verify", bad, "--json")
-    assert report.code == 1
-    assert {c["query"] for c in report.json["checks"] if not c["ok"]} == {"step"}
+    for graph in ("step", "step.one"):  # both graphs of a query are checked
+        bad = altered(engine.path, tmp_path / f"{graph}.pcc", graph)
+        report = command("verify", bad, "--json")
+        assert report.code == 1
+        wrong = [c for c in report.json["checks"] if not c["ok"]]
+        assert {c["query"] for c in wrong} == {"step"}
+        assert {"any number" in c["what"] for c in wrong} == {graph == "step"}
 
 
 @pytest.mark.parametrize(("margin", "ok"), [(knobs.LOGIT_TIE / 2, True), (0.1, False)])
@@ -260,7 +263,7 @@ def test_near_ties_are_reported(
     report = pcc.verify(engine.path)
     assert report.ok == ok
     found = [c for c in report.checks if "near-tie" in c.what]
-    assert [c.query for c in found] == (["step_greedy"] if ok else [])
+    assert [c.query for c in found] == (["step_greedy"] * 2 if ok else [])  # both of its graphs
     assert all(c.query == "step_greedy" for c in report.checks if not c.ok)
 
 

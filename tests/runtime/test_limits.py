@@ -19,9 +19,9 @@ SEQ = 64
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A short buffer, and windows wider than the chunks of a prompt."""
+    """A short buffer, windows wider than the chunks of a prompt, other graphs for one row."""
     folder = tmp_path_factory.mktemp("short")
-    return engines.engine(folder, "cp", n=6, max_seq=SEQ, chunk=3)
+    return engines.engine(folder, "cp", n=6, r=4, max_seq=SEQ, chunk=3)
 
 
 @pytest.fixture(scope="module")
