@@ -183,12 +183,22 @@ def test_bench(command: Command, engine: Any, tmp_path: Path) -> None:
             "--max-new-tokens", 20)  # fmt: skip
     done = command(*args, "--plot", tmp_path / "plot.svg")
     assert done.code == 0
-    for word in ("3/3 identical", "speculative, sampled", "break-even", "step_greedy", "host time"):
+    for word in (
+        "3/3 identical",
+        "verify only",
+        "speculative, sampled",
+        "break-even",
+        "step_greedy",
+        "host time",
+    ):
         assert word in done.out
     assert (tmp_path / "plot.svg").read_text().rstrip().endswith("</svg>")
     report = command(*args, "--limit", 2, "--json").json
     assert (report["prompts"], report["greedy"]["identical"]) == (2, 2)
     stats = report["greedy"]["stats"]
+    seconds = stats["rounds"] * report["graphs"]["verify"]["p50_ms"] / 1e3
+    bound = report["verify_only"]["bytes_per_second"]
+    assert bound == pytest.approx(stats["tokens_emitted"] / seconds)
     assert sum(stats["acceptance_length_histogram"]) == stats["rounds"]
     assert report["greedy"]["bytes_per_round"] == stats["tokens_emitted"] / stats["rounds"]
     assert set(report["graphs"]) >= {"decode", "verify", "step", "step_greedy", "draft"}

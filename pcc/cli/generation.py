@@ -154,6 +154,11 @@ def measure(
         "graphs": times,
         "break_even_bytes_per_round": break_even(times),
     }  # fmt: skip
+    # What rounds of the measured length would give if drafting and deciding cost nothing.
+    bound = _rate(greedy.spec_tokens, stats.get("rounds", 0) * times["verify"]["p50_ms"] / 1e3)
+    report["verify_only"] = {
+        "bytes_per_second": bound, "bytes_per_round": report["greedy"]["bytes_per_round"],
+    }  # fmt: skip
     if sampled:
         report["sampled"] = _sampled(engine, ids, count)
     state = engine.session(greedy=True).memory(max(map(len, ids)) + count)
@@ -203,13 +208,14 @@ def show_bench(r: dict[str, Any]) -> None:
 
     ar = r["autoregressive"]["bytes_per_second"]
     rows = [["autoregressive, greedy", number(ar, ".1f"), "1.00", "1.00", ""]]
-    for name in ("greedy", "sampled"):
+    for name, title in (("greedy", "speculative, greedy"), ("sampled", "speculative, sampled"),
+                        ("verify_only", "verify only, as long rounds")):  # fmt: skip
         if name not in r:
             continue
         rate = r[name]["bytes_per_second"]
         ratio = rate / ar if rate and ar else None
         same = f"{r['greedy']['identical']}/{r['prompts']} identical" if name == "greedy" else ""
-        rows.append([f"speculative, {name}", number(rate, ".1f"), number(ratio, ".2f"),
+        rows.append([title, number(rate, ".1f"), number(ratio, ".2f"),
                      number(r[name]["bytes_per_round"], ".2f"), same])  # fmt: skip
     what = f"{r['prompts']} prompts, {r['tokens_per_prompt']} tokens each, n={r['n']}"
     table(f"{r['bundle']}: {what}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,14 @@ def test_sessions_share_an_engine(engine: Any) -> None:
     two += b.generate(None, 25).bytes
     assert one == engine.session(seed=1).generate(PROMPT, 30).bytes
     assert two == engine.session(greedy=True).generate(b"zz", 30).bytes
+
+
+def test_sessions_run_in_threads(engine: Any) -> None:
+    prompts = [bytes([b]) * 3 for b in range(8)]
+    alone = [engine.session(seed=1).generate(p, 60).bytes for p in prompts]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda p: engine.session(seed=1).generate(p, 60).bytes, prompts))
+    assert together == alone
 
 
 def test_statistics_add_up(engine: Any) -> None:
