@@ -16,9 +16,10 @@ import numpy as np
 
 from pcc.circuit.ops import InputOp
 from pcc.circuit.queries import Query, QueryOp
+from pcc.interp.answers import deviations
 from pcc.interp.logs import run_logs
 from pcc.interp.opaque import fold_keys
-from pcc.interp.queries import Models, deviations, evaluate
+from pcc.interp.queries import Models, evaluate
 from pcc.interp.run import run
 from pcc.ir.core import Op, Values, tensor
 from pcc.ir.module import Module

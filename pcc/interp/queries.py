@@ -8,18 +8,15 @@ variable i is one and the others are zero. That takes one evaluation per unit in
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
 
-from pcc.circuit.circuit import Circuit
 from pcc.circuit.ops import Categorical, CircuitOp, InputOp
 from pcc.circuit.queries import QUERIES, Query, QueryOp, Rows, Value
 from pcc.errors import PccError
 from pcc.interp.logs import LogRun, log_sum, run_logs
-from pcc.interp.reference import check, gap
 from pcc.ir.core import Op, Values, postorder, tensor, units
 from pcc.ir.module import Module
 
@@ -223,7 +220,7 @@ def meaning(q: Query, m: Evaluations, given: Mapping[str, Values]) -> Values:
             logs = [m.value(x, np.arange(n) < i) for i in range(n + 1)]
             return np.stack([_ratio(logs[i + 1], logs[i]) for i in range(n)], axis=1)
         case "conditionals":
-            return _normalise(m.rows(x, every, q.card, prefix=True))
+            return normalise(m.rows(x, every, q.card, prefix=True))
         case "univariate":
             return _univariate(q, m, x, given["observed"])
         case _:
@@ -231,7 +228,7 @@ def meaning(q: Query, m: Evaluations, given: Mapping[str, Values]) -> Values:
 
 
 def _univariate(q: Query, m: Evaluations, x: Values, seen: Values) -> Values:
-    free = _normalise(m.rows(x, seen, q.card, prefix=False))
+    free = normalise(m.rows(x, seen, q.card, prefix=False))
     known = np.where(np.arange(q.card) == x[..., None], 0.0, -np.inf)
     row = np.where(seen[..., None], known, free)
     return np.where(np.isneginf(m.value(x, seen))[:, None, None], -np.inf, row)
@@ -242,61 +239,5 @@ def _ratio(a: Values, b: Values) -> Values:
     return np.where(np.isneginf(a), -np.inf, a - np.where(np.isneginf(b), 0.0, b))
 
 
-def _normalise(rows: Values) -> Values:
+def normalise(rows: Values) -> Values:
     return _ratio(rows, log_sum(rows, -1)[..., None])
-
-
-def deviations(before: Module, answers: list[Values], env: dict[str, Values]) -> dict[str, float]:
-    """Return how far the lowered outputs of a module of `q.query` ops are from their meaning."""
-    with np.errstate(invalid="ignore", over="ignore"):  # a wrong answer may be infinite
-        return _deviations(before, answers, env)
-
-
-def _deviations(before: Module, answers: list[Values], env: dict[str, Values]) -> dict[str, float]:
-    q = before.roots[0]
-    assert isinstance(q, Query)
-    names = [name for name, _ in before.outputs]
-    outputs = {k: np.asarray(v) for k, v in zip(names, answers, strict=True)}
-    if q.query in ("sample", "draft"):
-        from pcc.interp.draws import drawn, unfused
-
-        m = evaluations(unfused(q.root), env)
-        if q.query == "draft":
-            found = _draft(q, m, env, outputs)
-            x, seen = _carried(q, env), np.arange(q.variables) == 0
-            want = drawn(m, x, seen, env["u"], range(1, q.variables))[:, 1:]
-        else:
-            found = check(Circuit(q.root, before.cards), q.query, env, outputs)
-            want = drawn(m, env["x"], env["observed"], env["u"], range(q.variables))
-        found["values drawn from u"] = 0.0 if np.array_equal(want, outputs["x"]) else math.inf
-        return found
-    if q.query == "mode":
-        return check(Circuit(q.root, before.cards), q.query, env, outputs)
-    given = {k: env[k] for k in QUERIES[q.query].inputs}
-    want = meaning(q, evaluations(q.root, env), given)
-    return {k: gap(want, v) for k, v in outputs.items()}
-
-
-def _carried(q: Query, env: Mapping[str, Values]) -> Values:
-    """Return rows that hold the carry, then zeros."""
-    x = np.zeros((len(env["carry"]), q.variables), np.int64)
-    x[:, 0] = env["carry"]
-    return x
-
-
-def _draft(
-    q: Query, m: Evaluations, env: Mapping[str, Values], outputs: Mapping[str, Values]
-) -> dict[str, float]:
-    """Rows must be q(x_i | carry, drawn_<i); an impossible carry is summed out instead."""
-    drawn, carry = outputs["x"], np.asarray(env["carry"])
-    x = np.concatenate([carry[:, None], drawn], axis=1)
-    order = np.arange(q.variables)
-    possible = ~np.isneginf(m.value(x, order == 0))
-    ask = [(i, (order < i) & (possible[:, None] | (order > 0))) for i in range(1, q.variables)]
-    table = _normalise(m.opened(x, ask, q.card))
-    inside = (drawn >= 0) & (drawn < q.card)
-    chosen = np.take_along_axis(table, np.where(inside, drawn, 0)[..., None], axis=-1)[..., 0]
-    return {
-        "drawn values are possible": 0.0 if (inside & ~np.isneginf(chosen)).all() else math.inf,
-        "q against masked evaluations": gap(np.exp(table), outputs["q"]),
-    }

@@ -120,6 +120,26 @@ def test_an_impossible_value_and_a_context_for_each_row_are_among_the_cases() ->
     assert np.abs(third[f"{SHARED}0"]).max() > 30
 
 
+def test_max_product_of_probabilities_below_the_smallest_normal_float_is_judged() -> None:
+    """e^-740 has two binary digits as a float64: its logarithm would be off by 0.05."""
+    logits = np.array([[[0.0, -740.3], [0.0, -742.9]], [[-741.7, 0.0], [-0.5, 0.0]]])
+    z = t.Input("logits", "f32", "c", logits.shape)
+    leaf = c.Categorical((0, 1), t.Softmax(z))
+    factors = c.Hadamard((c.Gather(leaf, (0,)), c.Gather(leaf, (1,))))
+    circuit = Circuit(c.Sum(factors, numbers([[[0.25, 0.75]]])), (2, 2))
+    queried = query_module(circuit, circuit.root, "mode")[0]
+    lowered = ToTensor().run(queried, Notes())
+    env = {
+        "logits": logits[None],
+        "x": np.array([[1, 0], [1, 1], [0, 0]]),
+        "observed": np.array([[True, True], [True, False], [False, True]]),
+    }
+    assert compare(queried, lowered, Exact.ROUNDING, 1e-9, env) < 1e-12
+    wrong = lowered.with_roots((lowered.roots[0], t.Mul(lowered.roots[1], numbers(1 + 1e-7))))
+    with pytest.raises(Mismatch, match="max-product value"):
+        compare(queried, wrong, Exact.ROUNDING, 1e-9, env)
+
+
 def test_a_published_head_with_extreme_logits_compiles(
     shared: Callable[[str], Path], tmp_path: Path
 ) -> None:
