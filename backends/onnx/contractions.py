@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx_ir as ir
 
@@ -22,6 +24,9 @@ def contract(g: Graph, x: ir.Value, a: Op, b: Op, eq: str) -> ir.Value:
     (ta, tb), out = split_equation(eq)
     if len(ta) == 1 and tb[-1] == ta and out == tb[:-1] and isinstance(b, t.Const):
         return _projection(g, x, a, b)
+    if len(ta) == 1 and tb[-1] == ta and out == tb[:-1] and g.layout.position == 0:
+        if tensor(a).batch and tensor(b).batch:
+            return _selected(g, x, b)
     if len(ta) == len(tb) == len(out) == 2 and isinstance(b, t.Const) and g.layout.position == 0:
         if tb == out[1] + ta[1] and out[0] == ta[0]:
             return g("MatMul", x, g.weight(b.value, transposed=True))  # type: ignore[no-any-return]
@@ -53,6 +58,14 @@ def _projection(g: Graph, x: ir.Value, a: Op, b: t.Const) -> ir.Value:
     perm = list(range(1, w.ndim))
     perm.insert(1, 0)
     return g("Transpose", y, perm=perm)  # type: ignore[no-any-return]
+
+
+def _selected(g: Graph, x: ir.Value, b: Op) -> ir.Value:
+    """[B,D] times a [B, ..., D] of each row: no transposed copy, which Einsum would make."""
+    *kept, width = tensor(b).shape
+    rows = g.reshape(g.values[b], [-1, math.prod(kept), width])
+    y = g("MatMul", rows, g("Unsqueeze", x, g.ints(-1)))
+    return g.reshape(y, [-1, *kept])
 
 
 def _rows(g: Graph, x: ir.Value, a: Op, b: Op, *, transposed: bool) -> ir.Value:
