@@ -45,7 +45,8 @@ MAY_IMPORT = {
     "package": BUILT | {"driver", "__init__"},  # driver: the type of a job
     "driver": BUILT | {"generation", "package"},
     "train": BUILT | {"driver"},
-    "cli": BUILT | {"driver", "train", "__init__"},
+    "explore": BUILT | {"driver", "generation", "train"},
+    "cli": BUILT | {"driver", "train", "explore", "__init__"},
 }
 TORCH_PARTS = {"train", "frontends"}
 HEAVY = ("torch", "onnx", "onnx_ir", "sympy", "onnxruntime", "networkx")

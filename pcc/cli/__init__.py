@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 import pcc
-from pcc.cli import bundles, environment, generation, passes, sources, training
+from pcc.cli import bundles, environment, explore, generation, passes, sources, training
 from pcc.cli.output import say
 from pcc.errors import PccError
 
@@ -26,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for part in (sources, bundles, generation, passes, training, environment):
+for part in (sources, bundles, generation, passes, training, explore, environment):
     part.register(app)
 
 

@@ -28,17 +28,23 @@ def figure(columns: int) -> tuple[Any, Any]:
     return made, axes[0]
 
 
+def check(path: Path) -> str:
+    """Return the format that a file name asks for, which must be known. Errors: C133."""
+    kind = path.suffix.lstrip(".").lower()
+    if kind not in ("svg", "png"):
+        raise PccError(
+            "C133", f"cannot write a {path.suffix or 'nameless'} plot", hint=".svg, .png"
+        )
+    return kind
+
+
 def save(made: Any, path: Path) -> None:
     """Write a figure whole or not at all."""
     from matplotlib import pyplot
 
     from pcc.circuit.text import write
 
-    kind = path.suffix.lstrip(".").lower()
-    if kind not in ("svg", "png"):
-        raise PccError(
-            "C133", f"cannot write a {path.suffix or 'nameless'} plot", hint=".svg, .png"
-        )
+    kind = check(path)
     data = io.BytesIO()
     made.tight_layout()
     made.savefig(data, format=kind, dpi=150)
@@ -67,4 +73,41 @@ def draw_bench(r: dict[str, Any], path: Path) -> None:
     graphs.bar_label(bars, fmt="%.2f")
     graphs.set_xlabel("ms, batch 1, median")
     graphs.invert_yaxis()
+    save(made, path)
+
+
+def _bar(v: Any) -> Any:
+    """Return how far an interval reaches below and above its figure, if there is one."""
+    if v["low"] is None:
+        return None
+    return [[max(0.0, v["value"] - v["low"])], [max(0.0, v["high"] - v["value"])]]
+
+
+def draw_explore(r: Any, path: Path) -> None:
+    """Draw time per round against bytes per round, one panel a mode, with the Pareto front."""
+    from pcc.explore.report import decoding
+
+    made, panels = figure(len(r["modes"]))
+    plain = r["autoregressive"]
+    for axes, (mode, f) in zip(panels, r["modes"].items(), strict=True):
+        at: dict[str, tuple[float, float]] = {}
+        if plain is not None:
+            at[plain["name"]] = (plain["ms_per_round"], 1.0)
+            axes.axline((0, 0), at[plain["name"]], color=PALE, linestyle="--", linewidth=1)
+            axes.plot(*at[plain["name"]], "o", color=INK, ms=5, zorder=3)
+        for line in r["points"]:
+            if (d := decoding(line, mode)) is None:
+                continue
+            name, size, time = line["point"]["name"], d["bytes_per_round"], d["ms_per_round"]
+            at[name] = (time["value"], size["value"])
+            bars = [_bar(v) for v in (time, size)]
+            color = ACCENT if name in f["front"] else PALE
+            axes.errorbar(*at[name], xerr=bars[0], yerr=bars[1], fmt="o", color=color, ms=5)
+        front = [at[n] for n in f["front"] if n in at]
+        axes.step(*zip(*front, strict=True) if front else ([], []), where="post", color=ACCENT)
+        for name in f["front"]:
+            axes.annotate(name.replace("$", r"\$"), at[name], (4, 4), textcoords="offset points",
+                          fontsize=7, color=INK)  # fmt: skip
+        axes.set(xlim=(0, None), ylim=(0, None), title=mode, xlabel="ms per round",
+                 ylabel="bytes per round")  # fmt: skip
     save(made, path)

@@ -7,12 +7,14 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml  # type: ignore[import-untyped, unused-ignore]
 
 from pcc.errors import PccError
 from pcc.frontends.state import read_config
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,13 @@ def build(raw: Mapping[str, Any], at: str = "config") -> Config:
             least = 0 if f.name in ("trunk", "warmup") else 1
             if type(value) is int and value < least:
                 raise PccError("N102", f"{f.name} is {value}, at least {least} is needed", at=at)
+    return made
+
+
+def build_as(cls: type[T], raw: Any, at: str) -> T:
+    """Return a plain mapping as a frozen dataclass, nested ones included. Errors: N101."""
+    made = _build(cls, raw, at, "")
+    assert isinstance(made, cls)
     return made
 
 

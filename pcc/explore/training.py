@@ -1,0 +1,59 @@
+"""Heads that the grid names and no checkpoint covers: the one place that calls `pcc.train`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from pcc.errors import PccError
+from pcc.explore.config import Config
+from pcc.explore.points import Missing
+from pcc.frontends.state import find_model, step_of
+from pcc.train import config as training
+
+MAX_RECORD = 16 << 20  # bytes of train.json
+
+
+def configuration(config: Config, cell: Missing) -> training.Config:
+    """Return the training run of a cell, with the sizes that the grid gives."""
+    t = config.train
+    return training.Config(
+        kind="head",
+        out=str(Path(t.folder) / cell.name),
+        name=cell.name,
+        seed=t.seed,
+        backbone=config.verifier,
+        data=t.data,
+        head=replace(t.head, kind=cell.architecture, n=cell.n, r=cell.r),
+        lora=replace(t.lora, layers=cell.lora_layers),
+        loss=t.loss,
+        optim=t.optim,
+        run=t.run,
+    )
+
+
+def train(config: Config, cell: Missing, *, progress: bool) -> Path:
+    """Return the folder of a trained head; one that is whole is taken as it is, without torch.
+
+    An interrupted run goes on from its newest state. Errors: X121 (no torch), N1xx.
+    """
+    c = configuration(config, cell)
+    folder = Path(c.out)
+    if not _whole(folder, c):
+        from pcc.train.cli import run
+
+        run(c, progress=progress)
+    return folder
+
+
+def _whole(folder: Path, c: training.Config) -> bool:
+    """Return whether the last step of this very run has been written."""
+    record = folder / "train.json"
+    try:
+        if not record.is_file() or record.stat().st_size > MAX_RECORD:
+            return False
+        same = json.loads(record.read_text("utf-8"))["config"] == training.plain(c)
+        return same and step_of(find_model(folder)) == c.optim.steps
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, PccError):
+        return False  # `run` says what is wrong
