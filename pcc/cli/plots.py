@@ -106,7 +106,8 @@ def draw_explore(r: Any, path: Path) -> None:
         front = [at[n] for n in f["front"] if n in at]
         axes.step(*zip(*front, strict=True) if front else ([], []), where="post", color=ACCENT)
         for name in f["front"]:
-            axes.annotate(name.replace("$", r"\$"), at[name], (4, 4), textcoords="offset points",
+            shown = "".join(c if c.isprintable() else "?" for c in name).replace("$", r"\$")
+            axes.annotate(shown, at[name], (4, 4), textcoords="offset points",
                           fontsize=7, color=INK)  # fmt: skip
         axes.set(xlim=(0, None), ylim=(0, None), title=mode, xlabel="ms per round",
                  ylabel="bytes per round")  # fmt: skip
