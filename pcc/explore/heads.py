@@ -137,7 +137,7 @@ def _digest(files: list[Path]) -> str:
 
 def verifier_digest(folder: Path) -> str:
     """Return the hash of a verifier's configuration and weights. Errors: M101."""
-    kinds = {".json", ".yaml", ".safetensors"}
+    kinds = {".json", ".yaml", ".safetensors", ".pt", ".bin"}
     files: list[Path] = []
     if folder.is_dir():
         files = sorted(p for p in folder.iterdir() if p.suffix in kinds and p.is_file())

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import verifiers
 import yaml
 from shipped import Arena, Command
 
@@ -95,6 +96,28 @@ def test_figures_are_those_of_the_engine(done: tuple[Config, Report], tmp_path: 
         assert d["bytes_per_second"] == pytest.approx(1e3 * emitted / rounds / ms)
     assert found["sameness"] == {"identical": 3, "near_ties": 0, "different": 0}
     assert set(found["graph_ms"]) == {"decode", "verify", "step_greedy", "step", "draft"}
+
+
+def test_own_heads_and_adapted_layers(config: Make, tmp_path: Path) -> None:
+    """Heads that come with an EvaByte, at a smaller window; a head with adapters on one layer."""
+    how: dict[str, Any] = {"max_seq": 64, "chunk": 8, "queries": ["draft"], "validate": False}
+    for kind in ("evabyte", "lora"):
+        (tmp_path / kind).mkdir()
+        verifiers.KINDS[kind](tmp_path / kind, **how)
+    own = config(tmp_path / "a", verifier=str(tmp_path / "evabyte" / "model"), heads=[],
+                 own_heads=True, grid={"n": [3]})  # fmt: skip
+    r = explore(own)
+    assert [x["error"] for x in r["points"]] == [None]
+    assert (names(r["points"]), r["points"][0]["status"]) == (["own-heads n=3"], "ok")
+    assert r["commands"]["own-heads n=3"].startswith("pcc compile --verifier")
+    more: dict[str, Any] = {
+        "verifier": str(tmp_path / "lora" / "model"),
+        "heads": [str(tmp_path / "lora" / "head")],
+    }
+    r = explore(config(tmp_path / "b", grid={"n": [4], "lora_layers": [1]}, **more))
+    assert [(x["point"]["lora_layers"], x["status"]) for x in r["points"]] == [(1, "ok")]
+    with pytest.raises(PccError, match="G102"):
+        explore(config(tmp_path / "b", grid={"n": [4], "lora_layers": [0]}, **more))
 
 
 # ---------------------------------------------------------------- resuming
