@@ -30,7 +30,7 @@ def save_models(
                 tensor = value.const_value
                 assert tensor is not None
                 array = np.ascontiguousarray(tensor.numpy())
-                if array.nbytes < INLINE:
+                if array.nbytes < INLINE or _sizes(value, array):
                     continue
                 if id(array) not in seen:
                     seen[id(array)] = (array, key_of(array))  # held, so that its id stays its own
@@ -53,6 +53,16 @@ def save_models(
     for name, model in models.items():
         (folder / f"{name}.onnx").write_bytes(ir.to_proto(model).SerializeToString())
     return placed
+
+
+def _sizes(value: ir.Value, array: np.ndarray[Any, Any]) -> bool:
+    """Whether shape inference may read the numbers: it cannot read another file.
+
+    Sizes of a `Split`, ends of a `Slice`, dimensions of a `Reshape`: vectors of integers, as many
+    as a layer has folds. What is only gathered, or gathered by, has no such reader.
+    """
+    vector = array.ndim <= 1 and array.dtype.kind == "i"
+    return vector and any(use.node.op_type != "Gather" for use in value.uses())
 
 
 def key_of(array: np.ndarray[Any, Any]) -> object:
