@@ -24,8 +24,8 @@ class Grid:
     n: tuple[int, ...] = ()  # windows: of heads that draft at least n
     r: tuple[int, ...] = ()  # ff has one component whatever is asked
     lora_layers: tuple[int, ...] = ()  # adapted last layers; 0: all layers are shared
-    proposal: tuple[Literal["full", "latent-first"], ...] = ("full",)
-    draft_mode: tuple[Literal["max-product", "latent-first"], ...] = ("max-product",)
+    proposal: tuple[str, ...] = ("full",)  # as `pcc compile --proposal`
+    draft_mode: tuple[str, ...] = ("max-product",)  # as `pcc compile --draft-mode`
     precision: tuple[str, ...] = ("fp32",)
 
 
@@ -104,6 +104,8 @@ def read(path: Path | str) -> Config:
 
 def build(raw: Mapping[str, Any], at: str = "config") -> Config:
     """Return the configuration of a plain mapping. Errors: N101 (keys, types), G101 (values)."""
+    from pcc.models.proposal import GREEDY_KINDS, KINDS
+
     c = training.build_as(Config, raw, at)
     g, m, p = c.grid, c.measure, c.prompts
     for name, values, least in (
@@ -122,6 +124,12 @@ def build(raw: Mapping[str, Any], at: str = "config") -> Config:
             raise PccError("G101", "a value is listed twice", at=f"{at}:grid.{f.name}")
         if f.name in ("proposal", "draft_mode", "precision") and not axis:
             raise PccError("G101", "the axis has no value", at=f"{at}:grid.{f.name}")
+    for name, chosen, known in (
+        ("proposal", g.proposal, KINDS), ("draft_mode", g.draft_mode, GREEDY_KINDS),
+    ):  # fmt: skip
+        if wrong := [v for v in chosen if v not in known]:
+            where, hint = f"{at}:grid.{name}", f"one of {', '.join(known)}"
+            raise PccError("G101", f"{wrong[0]!r} is unknown", at=where, hint=hint)
     if c.train.folder and not (g.architecture and g.n and (g.r or g.architecture == ("ff",))):
         what = "training needs the axes architecture, n and r of the grid"
         raise PccError("G101", what, at=f"{at}:train", hint="or leave out train.folder")

@@ -16,6 +16,8 @@ def read(p: Prompts) -> list[bytes]:
     """Return at most `limit` prompts, spread evenly over what is there. Errors: G106."""
     path = Path(p.path)
     try:
+        if path.exists() and not (path.is_dir() or path.is_file()):
+            raise PccError("G106", "this is neither a file nor a folder", at=p.path)
         found = _folder(path, p) if path.is_dir() else _file(path, p)
     except OSError as e:
         raise PccError("G106", f"cannot read the prompts: {e.strerror}", at=p.path) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -132,7 +133,8 @@ def test_prompts_are_spread_and_cut(tmp_path: Path) -> None:
     (folder / "link").symlink_to(file)
     assert prompts.read(Prompts(str(folder), bytes=4)) == [b"0\nmo", b"1\nmo", b"2\nmo"]
     assert prompts.digest([b"ab", b"c"]) != prompts.digest([b"a", b"bc"])
-    for bad in (folder / "empty", tmp_path / "none"):
+    os.mkfifo(tmp_path / "pipe")  # nobody writes to it: reading would never end
+    for bad in (folder / "empty", tmp_path / "none", tmp_path / "pipe"):
         with pytest.raises(PccError, match="G106"):
             prompts.read(Prompts(str(bad)))
 
@@ -155,6 +157,7 @@ def test_ticks_are_few_and_reach_the_largest(most: float) -> None:
         ("G101", {"grid": {"n": [1]}}),
         ("G101", {"grid": {"n": [4, 4]}}),
         ("G101", {"grid": {"proposal": []}}),
+        ("G101", {"grid": {"draft_mode": ["best"]}}),
         ("G101", {"target": {"max_ms_per_round": -1}}),
         ("G101", {"target": {"mode": "sampled"}, "measure": {"sampled": False}}),
         ("G101", {"train": {"folder": "t"}}),
