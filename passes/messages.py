@@ -219,7 +219,8 @@ class Down:
     """Downward messages; `prefix` conditions each on the variables before it."""
 
     def __init__(self, root: Op, up: Up, *, prefix: bool, only: set[Op] | None = None) -> None:
-        self.up, self.free, self.prefix, self.only = up, up.free, prefix, only
+        self.root, self.prefix, self.only = root, prefix, only
+        self.up, self.free = up, up.free
         self.parts: dict[Op, list[mk.Piece]] = {root: [([0], mk.full((1, 1), 1.0))]}
         self.value: dict[Op, Op] = {}
         up(root)

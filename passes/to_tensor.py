@@ -31,6 +31,7 @@ from pcc.passes.messages import (
     rows,
     single_folds,
 )
+from pcc.passes.stepwise import Prefix, choices, cut_laws, inside, ordered_laws
 from pcc.passes.unfold import unfold
 from pcc.passes.upward import known_from, rowwise, value
 from pcc.tensor import ops as t
@@ -68,7 +69,7 @@ class ToTensor(Pass):
                     return prefix(n, notes)
                 case Query():
                     if n not in memo:
-                        outs = {"sample": sample, "mode": mode, "draft": draft}[n.query](n, notes)
+                        outs = TOP_DOWN[n.query](n, notes)
                         for name, out in outs.items():
                             sibling = Query(n.root, n.inputs, n.query, name, n.card)
                             memo[sibling] = out
@@ -287,6 +288,27 @@ def draft(q: Query, notes: Notes) -> dict[str, Op]:
     after = Evidence(whole, [None] + [True] * (n - 1), mask, trusted=True)
     qs = _conditional_rows(root, after, q.card, notes)
     return {"x": rowwise(new, carry), "q": rowwise(mk.take(qs, range(1, n)), carry)}
+
+
+def stepwise(q: Query, notes: Notes) -> dict[str, Op]:
+    """x_i = argmax_v q(v | x_1 = carry, x_<i), i = 2..n; ties give the first index."""
+    root, (carry,), n = expand_fused(q.root), q.inputs, q.variables
+    if n < 2:
+        raise PccError("E134", "a draft needs at least two variables")
+    flat = unfold(root)
+    ok = inside(flat, carry)
+    if ok is None:
+        first = Evidence(mk.reshape(carry, (1,)), [True] + [False] * (n - 1))
+        ok = possible(Up(first)(root))
+    prefix = Prefix(flat, carry, ok)
+    try:
+        laws = ordered_laws(flat, prefix, q.card)
+    except NotOrderedError:
+        laws = cut_laws(_cut(root, notes, "stepwise"), prefix)
+    return {"x": rowwise(choices(laws, prefix), carry)}
+
+
+TOP_DOWN = {"sample": sample, "mode": mode, "draft": draft, "stepwise": stepwise}
 
 
 def _conditional_rows(root: Op, ev: Evidence, card: int, notes: Notes) -> Op:

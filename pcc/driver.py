@@ -133,7 +133,8 @@ def compile(
     With `verifier`, a model folder, the bundle also generates: `step`, `step_greedy`, `prefill`,
     `prefill_greedy`, `verify` and `decode` graphs for sequences of up to `max_seq` tokens, prompts
     read `chunk` tokens at a time. `source=None` drafts with the verifier's own prediction heads.
-    `proposal` is "full" or "latent-first", `draft_mode` (greedy) "max-product" or "latent-first".
+    `proposal` is "full" or "latent-first", `draft_mode` (greedy) "max-product",
+    "stepwise" or "latent-first".
     """
     start = time.perf_counter()
     _supported(target, precision, parameters, queries)

@@ -40,6 +40,12 @@ QUERIES: dict[str, Signature] = {
     ),
 }
 
+# Questions that the compiler asks, of step graphs; no user's query.
+INTERNAL: dict[str, Signature] = {
+    "stepwise": Signature(("carry",), (("x", "i64", ("n-1",)),), finite=True),
+}
+SIGNATURES = {**QUERIES, **INTERNAL}
+
 
 class QueryOp(Op):
     """A question to the circuit `root`."""
@@ -61,8 +67,8 @@ class Query(QueryOp, name="q.query"):
     card: int
 
     def infer(self) -> Type:
-        self.require(self.query in QUERIES, "E130", f"unknown query {self.query!r}")
-        sig = QUERIES[self.query]
+        self.require(self.query in SIGNATURES, "E130", f"unknown query {self.query!r}")
+        sig = SIGNATURES[self.query]
         found = [o for o in sig.outputs if o[0] == self.output]
         self.require(bool(found), "E130", f"{self.query!r} has no output {self.output!r}")
         self.require(
@@ -109,4 +115,4 @@ def query_inputs(query: str, n: int, slots: int, x_dtype: str) -> dict[str, Inpu
         "carry": Input("carry", "i64", "b", ()),
         "u": Input("u", "f32", "b", (slots,)),
     }
-    return {name: made[name] for name in QUERIES[query].inputs}
+    return {name: made[name] for name in SIGNATURES[query].inputs}

@@ -31,7 +31,7 @@ def compile_command(
     chunk: Annotated[int, typer.Option(help="Prompt tokens read in one pass.")] = PREFILL_CHUNK,
     proposal: Annotated[str, typer.Option(help="full or latent-first")] = "full",
     draft_mode: Annotated[
-        str, typer.Option(help="Greedy drafts: max-product or latent-first.")
+        str, typer.Option(help="Greedy drafts: max-product, stepwise or latent-first.")
     ] = "max-product",
     window: Annotated[int | None, typer.Option(help="Draft fewer variables.")] = None,
     step: Annotated[int | None, typer.Option(help="Checkpoint step (default: newest).")] = None,

@@ -40,6 +40,8 @@ def _deviations(before: Module, answers: list[Values], env: dict[str, Values]) -
             return _sample(q, env, out)
         case "draft":
             return _draft(q, env, out)
+        case "stepwise":
+            return _stepwise(evaluations(q.root, env), env["carry"], out["x"], q.card)
         case "mode":
             return _mode(evaluations(q.root, env), env, out)
         case _:
@@ -84,6 +86,16 @@ def _draft(q: Query, env: dict[str, Values], out: Mapping[str, Values]) -> dict[
         "drawn values are possible": _flag((inside & ~np.isneginf(chosen)).all()),
         "q against masked evaluations": gap(np.exp(table), out["q"]),
         "values drawn from u": _flag(np.array_equal(want, out["x"])),
+    }
+
+
+def _stepwise(m: Evaluations, carry: Values, x: Values, card: int) -> dict[str, float]:
+    """Each choice must have the largest conditional; which one of equal ones is not judged."""
+    table = _laws(m, carry, x, card)
+    inside, chosen = _entries(table, x)
+    return {
+        "chosen values are possible": _flag((inside & ~np.isneginf(chosen)).all()),
+        "conditional of the choice below the largest": gap(table.max(axis=-1), chosen),
     }
 
 

@@ -3,6 +3,7 @@
 *full*: x ~ q(x_2..x_n | x_1 = carry), with q(x_i | x_<i) at each i; greedily the max-product draft.
 *latent-first*: z ~ q(z | x_1 = carry), then x_i ~ q(x_i | z), whose rows are those of the chosen
 experts; greedily the largest z, then the largest x_i. Only r + n - 1 of n r experts are read.
+*stepwise* (greedily): x_i = argmax q(x_i | x_1 = carry, x_<i), one position after the other.
 
 Either is compiled alone, over the inputs `carry`, `u` and the circuit's `context`, and validated.
 """
@@ -31,7 +32,7 @@ from pcc.tensor import ops as t
 from pcc.tensor.sampling import Temper, Truncate
 
 KINDS = ("full", "latent-first")
-GREEDY_KINDS = ("max-product", "latent-first")
+GREEDY_KINDS = ("max-product", "stepwise", "latent-first")
 
 
 @dataclass(frozen=True)
@@ -155,10 +156,13 @@ def greedy(circuit: Circuit, manager: Manager, kind: str) -> Proposal:
     if kind == "latent-first":
         module = Module("draft-greedy", circuit.cards, (("x", latent_first_mode(root, carry)),))
         return Proposal(manager.run(module, lazy_pipeline()))
-    args = query_inputs("mode", n, 0, "i64")
-    given, card = tuple(args.values()), max(circuit.cards)
-    outs = tuple((o, Query(root, given, "mode", o, card)) for o in ("x", "log_value"))
-    module = manager.run(Module("mode", circuit.cards, outs), tensor_pipeline())
+    card = max(circuit.cards)
+    if kind == "stepwise":
+        outs = (("x", Query(root, (carry,), "stepwise", "x", card)),)
+        return Proposal(manager.run(Module("stepwise", circuit.cards, outs), tensor_pipeline()))
+    given = tuple(query_inputs("mode", n, 0, "i64").values())
+    both = tuple((o, Query(root, given, "mode", o, card)) for o in ("x", "log_value"))
+    module = manager.run(Module("mode", circuit.cards, both), tensor_pipeline())
     known = mk.const(np.arange(n) == 0)
     values = {"x": started(carry, n), "observed": t.Expand(known, carry, (n,))}
     best = splice(module.roots, values)[0]
