@@ -11,6 +11,7 @@ from pcc import knobs
 from pcc.bundle import sha256
 from pcc.circuit.circuit import Circuit
 from pcc.errors import PccError
+from pcc.files import read_bounded
 from pcc.models.base import Model, StateSpec
 from pcc.models.load import load_model
 from pcc.models.proposal import ff_from_heads
@@ -163,12 +164,13 @@ def _chat_template(folder: Path) -> str | None:
     import json
 
     own, path = folder / "chat_template.jinja", folder / "tokenizer_config.json"
-    if own.is_file() and own.stat().st_size <= knobs.MAX_CONFIG_BYTES:
-        return own.read_text("utf-8", "replace")
-    if not path.is_file() or path.stat().st_size > knobs.MAX_CONFIG_BYTES:
+    if own.is_file():
+        return read_bounded(own, knobs.MAX_CONFIG_BYTES, "M152").decode("utf-8", "replace")
+    if not path.is_file():
         return None
     try:
-        template = json.loads(path.read_text("utf-8")).get("chat_template")
+        settings = json.loads(read_bounded(path, knobs.MAX_CONFIG_BYTES, "M152").decode("utf-8"))
+        template = settings.get("chat_template")
     except (ValueError, AttributeError, RecursionError):
         raise PccError("M152", "the tokenizer's configuration is not JSON", at=str(path)) from None
     return template if isinstance(template, str) else None

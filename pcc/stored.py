@@ -12,9 +12,11 @@ import numpy as np
 from pcc.bundle import inside
 from pcc.circuit import text
 from pcc.errors import PccError
+from pcc.files import read_bounded
 from pcc.ir.core import Values
 from pcc.ir.module import Module
 from pcc.ir.text import Resources
+from pcc.knobs import MAX_TEXT_BYTES
 
 WEIGHTS, ARRAYS = "graphs/weights.bin", "ir/arrays.safetensors"
 DTYPES = ("<f4", "<i8", "|b1")
@@ -55,7 +57,7 @@ class Stages:
     def _read_index(self) -> dict[str, Any]:
         path = inside(self.folder, "ir/weights.json")
         try:
-            index = json.loads(path.read_text("utf-8"))
+            index = json.loads(read_bounded(path, MAX_TEXT_BYTES, "B218").decode("utf-8"))
         except (ValueError, RecursionError):
             index = None
         if not isinstance(index, dict):

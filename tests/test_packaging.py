@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(pcc.__file__).parent
 
 LEAVES = {"errors", "knobs"}  # imported by every part, and import none
-SHARED = LEAVES | {"ir"}
+SHARED = LEAVES | {"ir", "files"}
 LEVELS = SHARED | {"circuit", "tensor"}
 CORE = LEVELS | {"interp"}
 LOADED = CORE | {"bundle", "samples"}  # what a loaded engine may use: no compiler
@@ -26,6 +26,7 @@ BUILT = LOADED | {"frontends", "passes", "models", "backends", "runtime", "check
 MAY_IMPORT = {
     "errors": set[str](),
     "knobs": set[str](),
+    "files": LEAVES,
     "ir": LEAVES,
     "tensor": SHARED,
     "circuit": SHARED | {"tensor"},  # parameters are tensor expressions
@@ -34,7 +35,7 @@ MAY_IMPORT = {
     "passes": CORE,
     "models": CORE | {"passes", "frontends"},  # frontends: the safetensors reader
     "backends": CORE | {"passes", "models"},
-    "bundle": LEAVES,
+    "bundle": LEAVES | {"files"},
     "samples": CORE | {"runtime"},
     "runtime": CORE | {"bundle"},
     "stored": CORE | {"bundle"},

@@ -11,6 +11,7 @@ import numpy as np
 
 from pcc.circuit.registry import load_ops
 from pcc.errors import PccError
+from pcc.files import read_bounded
 from pcc.ir import text as form
 from pcc.ir.core import Values
 from pcc.ir.module import Module
@@ -60,11 +61,7 @@ def load(path: Path | str, arrays: form.Resources | None = None) -> Module:
     """Read a `.pcir` file and the arrays beside it, or those that `arrays` finds by hash."""
     path = Path(path)
     try:
-        if path.exists() and not path.is_file():
-            raise PccError("E011", "this is not a file", at=str(path))
-        if (size := path.stat().st_size) > MAX_TEXT_BYTES:
-            raise PccError("E010", f"the file has {size} bytes", at=str(path))
-        data = path.read_bytes()
+        data = read_bounded(path, MAX_TEXT_BYTES, "E011", large="E010")
         text = data.decode("utf-8")
     except OSError as e:
         raise PccError("E011", f"cannot read the file: {e.strerror}", at=str(path)) from None

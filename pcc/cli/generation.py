@@ -12,6 +12,7 @@ import pcc
 from pcc.cli.bundles import Bundle, Provider, Threads
 from pcc.cli.output import Json, emit, progress, say, table
 from pcc.errors import PccError
+from pcc.files import read_bounded
 
 MAX_PROMPTS = 64 << 20  # bytes of a file of prompts
 
@@ -89,9 +90,7 @@ def _prompt(text: str | None, file: Path | None) -> bytes:
 
 def _read(file: Path) -> bytes:
     try:
-        if file.stat().st_size > MAX_PROMPTS:
-            raise PccError("C131", f"more than {MAX_PROMPTS} bytes", at=str(file))
-        return file.read_bytes()
+        return read_bounded(file, MAX_PROMPTS, "C131")
     except OSError as e:
         raise PccError("C131", f"cannot read it: {e.strerror}", at=str(file)) from None
 

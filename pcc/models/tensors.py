@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pcc.errors import PccError
+from pcc.files import read_bounded
 from pcc.frontends.state import one_line, read_header, read_tensor
 from pcc.knobs import MAX_CONFIG_BYTES
 
@@ -24,10 +25,7 @@ COPY = "copy the model folder again"
 def read_json(path: Path, limit: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
     """Return a JSON mapping of bounded size. Errors: M101 (missing), M102 (not such a file)."""
     try:
-        size = path.stat().st_size
-        if size > limit:
-            raise PccError("M102", f"{size} bytes are too many (limit {limit})", at=str(path))
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_bounded(path, limit, "M102").decode("utf-8"))
     except FileNotFoundError:
         hint = "a model folder holds config.json beside model.safetensors or its shards"
         raise PccError("M101", "the file is missing", at=str(path), hint=hint) from None

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pcc.errors import PccError
+from pcc.files import open_regular
 from pcc.ir.core import Values
 from pcc.knobs import MAX_ARRAY_BYTES
 
@@ -21,7 +22,7 @@ def read_npz(path: Path) -> dict[str, Values]:
     """Return the arrays of an `.npz` file; pickled objects and oversized members are refused."""
     at = str(path)
     try:
-        with zipfile.ZipFile(path) as z:
+        with open_regular(path, "C111") as file, zipfile.ZipFile(file) as z:
             total = sum(i.file_size for i in z.infolist())
             if total > MAX_ARRAY_BYTES:
                 what = f"it unpacks to {total} bytes, more than {MAX_ARRAY_BYTES}"
