@@ -2,7 +2,8 @@
 
 A manifest is hostile until checked: paths stay inside the folder, every file is listed and every
 listed file is there with its SHA-256, links are refused, and what the engine reads of it has the
-types and sizes that the engine relies on. Hashes show damage, not who wrote a bundle.
+types and sizes that programs rely on. The manifest holds its own hash, of all its other entries as
+canonical JSON. Hashes show damage, not who wrote a bundle.
 """
 
 from __future__ import annotations
@@ -16,14 +17,18 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from types import NoneType
 from typing import Any
 
 from pcc.errors import PccError
+from pcc.files import open_regular, read_bounded
 from pcc.knobs import MAX_MANIFEST_BYTES, MAX_ROW_ELEMENTS
 
-SCHEMA = (1, 0)
+SCHEMA = (1, 1)
 MANIFEST = "manifest.json"
 DTYPES = ("f32", "i64", "bool")
+ROLES = ("accept", "carry", "latent", "token")  # of uniforms
+AGAIN = "compile the bundle again"
 # The first ONNX Runtime release that runs models of an opset.
 RUNTIME_OF_OPSET = {17: "1.12", 18: "1.14", 19: "1.15", 20: "1.17", 21: "1.18", 22: "1.21",
                     23: "1.22", 24: "1.24", 25: "1.25", 26: "1.27"}  # fmt: skip
@@ -31,7 +36,7 @@ RUNTIME_OF_OPSET = {17: "1.12", 18: "1.14", 19: "1.15", 20: "1.17", 21: "1.18", 
 
 def sha256(path: Path) -> str:
     """Return the hash of a file's bytes."""
-    with path.open("rb") as f:
+    with open_regular(path, "B212") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
@@ -97,19 +102,26 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     """Add schema and hashes, and write the manifest."""
     files = {name: sha256(folder / name) for name in names_of(folder)}
     full = {"schema_version": ".".join(map(str, SCHEMA)), **manifest, "files": files}
+    full["sha256"] = seal(full)
     (folder / MANIFEST).write_text(json.dumps(full, indent=1) + "\n")
     return full
 
 
+def seal(manifest: dict[str, Any]) -> str:
+    """Return the hash of a manifest: of its entries but `sha256`, sorted, without spaces."""
+    entries = {k: v for k, v in manifest.items() if k != "sha256"}
+    canonical = json.dumps(entries, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return a bundle's manifest after checking it and the hash of every file."""
+    """Return a bundle's manifest after checking it, its hash and the hash of every file."""
     path = folder / MANIFEST
     try:
         if path.is_symlink() or not path.is_file():
             raise PccError("B210", "not a bundle: it has no manifest.json", at=str(folder))
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise PccError("B210", "the manifest is too large", at=str(path))
-        manifest = json.loads(path.read_text("utf-8"))
+        data = read_bounded(path, MAX_MANIFEST_BYTES, "B210")
+        manifest = json.loads(data.decode("utf-8"), parse_constant=_no_number)
     except OSError as e:
         raise PccError("B210", f"not a bundle: {e.strerror}", at=str(path)) from None
     except (ValueError, RecursionError):
@@ -117,9 +129,24 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict):
         raise PccError("B210", "the manifest is not an object", at=str(path))
     _schema(manifest, path)
+    _sealed(manifest, path)
     _Reader(str(path)).check(manifest)
     _files(folder, manifest["files"])
     return manifest
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _sealed(manifest: dict[str, Any], path: Path) -> None:
+    try:
+        whole = manifest.get("sha256") == seal(manifest)
+    except (ValueError, RecursionError):
+        whole = False
+    if not whole:
+        raise PccError("B212", "the manifest has changed since it was written", at=str(path),
+                       hint=AGAIN)  # fmt: skip
 
 
 def _schema(manifest: dict[str, Any], path: Path) -> None:
@@ -137,14 +164,13 @@ def _schema(manifest: dict[str, Any], path: Path) -> None:
 
 
 def _files(folder: Path, files: dict[str, str]) -> None:
-    again = "compile the bundle again"
     for name, want in files.items():
         if sha256(inside(folder, name)) != want:
             what = f"'{name}' has changed since it was written"
-            raise PccError("B212", what, at=str(folder), hint=again)
+            raise PccError("B212", what, at=str(folder), hint=AGAIN)
     if extra := [n for n in names_of(folder) if n not in files]:
         what = f"'{extra[0][:80]}' is not in the manifest"
-        raise PccError("B214", what, at=str(folder), hint=f"remove it, or {again}")
+        raise PccError("B214", what, at=str(folder), hint=f"remove it, or {AGAIN}")
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -179,30 +205,74 @@ class _Reader:
         self.need(type(value) is kind, f"{key!r} is missing or not of type {kind.__name__}")
         return value
 
+    def each(self, values: Any, kinds: tuple[type, ...], what: str) -> None:
+        """Need that every value is of one of these types, bool not being an int."""
+        self.need(all(type(v) in kinds for v in values), f"{what} is malformed")
+
     def check(self, m: dict[str, Any]) -> None:
+        self.bounded(m)
         files = self.get(m, "files", dict)
-        self.need(all(type(v) is str for v in files.values()), "'files' holds a value but hashes")
+        self.each(files.values(), (str,), "'files'")
         self.need(0 < self.get(m, "opset", int) < 1 << 16, "'opset' is out of range")
-        self.get(self.get(m, "numerics", dict), "max_abs_error", dict)
+        self.get(m, "producer", str)
+        numerics = self.get(m, "numerics", dict)
+        errors = self.get(numerics, "max_abs_error", dict)
+        self.each(errors.values(), (float, int, NoneType), "'max_abs_error'")
+        bounds = self.get(numerics, "bound", dict) if "bound" in numerics else {}
+        self.each(bounds.values(), (float, int, NoneType), "'bound'")
         for p in self.get(m, "passes", list):
-            self.need(type(p) is dict, "'passes' is malformed")
-        self.get(m, "unsupported", dict)
-        circuit = self.get(m, "circuit", dict)
-        for key in ("name", "kind", "parameters"):
-            self.get(circuit, key, str)
-        cards = self.get(circuit, "cards", list)
-        n = self.get(circuit, "n", int)
-        plain = all(type(c) is int and 0 <= c < 1 << 31 for c in cards)
-        self.need(plain and n == len(cards) > 0, "'cards' are malformed")
+            self.record(p)
+        self.each(self.get(m, "unsupported", dict).values(), (str,), "'unsupported'")
+        n = self.circuit(self.get(m, "circuit", dict))
+        self.vocabulary(self.get(m, "vocabulary", dict))
+        for key in ("generation", "verifier"):
+            self.each([m.get(key)], (dict, NoneType), repr(key))
         for name, spec in self.get(m, "queries", dict).items():
             self.need(type(spec) is dict, f"query {name[:40]!r} is malformed")
             self.query(spec, n, files)
 
+    def bounded(self, whole: Any) -> None:
+        """Need integers of 64 bits and finite floats: others are mistakes, or costly to print."""
+        left = [whole]
+        while left:
+            v = left.pop()
+            left += v.values() if type(v) is dict else v if type(v) is list else ()
+            plain = abs(v) < 1 << 63 if type(v) in (int, float) else True
+            self.need(plain, "numbers are too large")
+
+    def circuit(self, circuit: dict[str, Any]) -> int:
+        for key in ("name", "kind", "parameters", "structure_hash", "content_hash"):
+            self.get(circuit, key, str)
+        cards = self.get(circuit, "cards", list)
+        n: int = self.get(circuit, "n", int)
+        plain = all(type(c) is int and 0 <= c < 1 << 31 for c in cards)
+        self.need(plain and n == len(cards) > 0, "'cards' are malformed")
+        self.get(circuit, "r", int)
+        self.need(self.get(circuit, "V", int) == max(cards), "'V' is not the largest card")
+        return n
+
+    def record(self, p: Any) -> None:
+        self.need(type(p) is dict, "'passes' is malformed")
+        self.each([self.get(p, "name", str), self.get(p, "of", str)], (str,), "'passes'")
+        self.get(p, "changed", bool)
+        self.each([p.get(k) for k in ("nodes_before", "nodes_after")], (int,), "'passes'")
+        self.each([p.get(k) for k in ("ms", "check_ms")], (int, float), "'passes'")
+        self.each([p.get("error")], (int, float, NoneType), "'passes'")
+
+    def vocabulary(self, v: dict[str, Any]) -> None:
+        self.each(
+            [v.get(k) for k in ("byte_offset", "bos", "pad")], (int, NoneType), "'vocabulary'"
+        )
+        for key in ("eos", "special"):
+            self.each(self.get(v, key, list), (int,), f"{key!r}")
+
     def query(self, spec: dict[str, Any], n: int, files: dict[str, str]) -> None:
         self.need(self.get(spec, "graph", str) in files, "'graph' is not one of its files")
         one = spec.get("one_row")
+        self.each([one], (str, NoneType), "'one_row'")
         self.need(one is None or one in files, "'one_row' is not one of its files")
         self.get(spec, "nodes", int)
+        self.each([spec.get("exact", False)], (bool,), "'exact'")
         for key in ("inputs", "outputs"):
             values = self.get(spec, key, list)
             names = [self.value(v) for v in values]
@@ -212,6 +282,13 @@ class _Reader:
                     self.need(v["shape"] == ["B", n], f"input {v['name']!r} has another shape")
                 elif key == "outputs":
                     self.get(v, "onnx", str)
+        if "random" in spec:
+            self.slots(self.get(self.get(spec, "random", dict), "slots", list))
+
+    def slots(self, slots: list[Any]) -> None:
+        for s in slots:
+            self.need(type(s) is dict and s.get("role") in ROLES, "'slots' are malformed")
+            self.each([s.get("layer"), s.get("index")], (int,), "'slots'")
 
     def value(self, v: Any) -> str:
         self.need(type(v) is dict, "inputs or outputs are malformed")

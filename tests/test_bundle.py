@@ -18,6 +18,9 @@ from pcc.bundle import RUNTIME_OF_OPSET, inside, names_of, read_manifest, sha256
 from pcc.errors import PccError
 from pcc.runtime import ort
 
+PASS = {"name": "dce", "of": "circuit", "changed": False, "nodes_before": 1, "nodes_after": 1,
+        "ms": 0.1, "check_ms": 0.1, "error": 0.0}  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -41,7 +44,7 @@ def refused(code: str, call: Callable[[], Any]) -> PccError:
 
 def test_manifest(made: Path) -> None:
     m = json.loads((made / "manifest.json").read_text())
-    assert m["schema_version"] == "1.0"
+    assert m["schema_version"] == "1.1"
     assert m["producer"] == f"pcc {pcc.__version__}"
     want = {"kind": "cp", "n": 3, "r": 2, "V": 4, "cards": [4, 4, 4], "parameters": "context"}
     assert {k: m["circuit"][k] for k in want} == want
@@ -183,16 +186,16 @@ def test_not_a_bundle(bundle: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "version", ["2.0", "1.1", "0.9", "1", "1.0.0", "x.y", "", "1.-1", 1.0, None]
+    "version", ["2.0", "1.2", "0.9", "1", "1.0.0", "x.y", "", "1.-1", 1.1, None]
 )
 def test_other_schema_versions(bundle: Path, version: Any) -> None:
     rewrite_manifest(bundle, schema_version=version, producer="pcc 9.9")
-    if version == 1.0:
-        pcc.load(bundle)  # the number 1.0 reads as the text
+    if version == 1.1:
+        pcc.load(bundle)  # the number 1.1 reads as the text
         return
     found = refused("B211", lambda: pcc.load(bundle))
-    if version == "1.1":
-        assert "schema 1.1, this pcc reads up to 1.0" in found.what
+    if version == "1.2":
+        assert "schema 1.2, this pcc reads up to 1.1" in found.what
         assert "pcc 9.9" in found.hint
 
 
@@ -225,11 +228,79 @@ def test_other_schema_versions(bundle: Path, version: Any) -> None:
         ("numerics", {}),
         ("passes", {}),
         ("unsupported", None),
+        ("unsupported", {"mode": 3}),
+        ("numerics__max_abs_error", {"loglik": "x"}),
+        ("numerics__max_abs_error", {"loglik": 10**400}),
+        ("numerics__max_abs_error", {"loglik": 1e300}),
+        ("passes", [{}]),
+        ("passes", [3]),
+        ("passes", [PASS | {"check_ms": None}]),
+        ("passes", [PASS | {"changed": 1}]),
+        ("circuit__r", None),
+        ("circuit__V", "4"),
+        ("circuit__V", 5),
+        ("producer", None),
+        ("vocabulary", None),
+        ("vocabulary__eos", [[]]),
+        ("vocabulary__bos", "0"),
+        ("generation", 3),
+        ("generation", {}),
+        ("queries__mode__exact", 0),
+        ("queries__prefix__one_row", []),
+        ("queries__sample__random", {}),
+        ("queries__sample__random__slots", [{"role": "letent", "layer": 0, "index": 0}]),
+        ("queries__sample__random__slots", [{"role": [], "layer": 0, "index": 0}]),
+        ("queries__sample__random__slots", [{"role": "latent", "layer": 0, "index": True}]),
     ],
 )
 def test_malformed_manifest(bundle: Path, key: str, value: Any) -> None:
     rewrite_manifest(bundle, **{key: value})
     refused("B215", lambda: pcc.load(bundle))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"check_ms"', '"check_Ms"'),
+        ('"exact": false', '"exact": true'),
+        ('"opset": 24', '"opset": 25'),
+        ('"role": "latent"', '"role": "letent"'),
+        ('"sha256"', '"sha257"'),
+    ],
+)
+def test_an_entry_that_changed(bundle: Path, old: str, new: str) -> None:
+    path = bundle / "manifest.json"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    assert "manifest has changed" in refused("B212", lambda: pcc.load(bundle)).what
+
+
+def test_a_flipped_bit_anywhere_in_the_manifest(bundle: Path) -> None:
+    """Each is refused, or reads as the same manifest (another white space)."""
+    path = bundle / "manifest.json"
+    whole, want = path.read_bytes(), read_manifest(bundle)
+    rng = np.random.default_rng(7)
+    same, codes = 0, set()
+    for at, bit in zip(rng.integers(0, len(whole), 400), rng.integers(0, 8, 400), strict=True):
+        data = bytearray(whole)
+        data[at] ^= 1 << bit
+        path.write_bytes(data)
+        try:
+            assert read_manifest(bundle) == want, (at, bit)
+            same += 1
+        except PccError as e:
+            codes.add(e.code)
+    assert codes == {"B210", "B211", "B212"}
+    assert same < 100
+
+
+def test_numbers_that_json_does_not_have(bundle: Path) -> None:
+    path = bundle / "manifest.json"
+    text = path.read_text()
+    for name in ("NaN", "Infinity", "-Infinity"):
+        path.write_text(text.replace('"opset": 24', f'"opset": {name}'))
+        refused("B210", lambda: pcc.load(bundle))
 
 
 def test_an_opset_that_the_runtime_lacks(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import signal
 import sys
-from typing import Annotated
+from types import FrameType
+from typing import Annotated, NoReturn
 
 import typer
 
 import pcc
 from pcc.cli import bundles, environment, explore, generation, passes, sources, training
-from pcc.cli.output import say
+from pcc.cli.output import printable, say
 from pcc.errors import PccError
 
 app = typer.Typer(
@@ -45,12 +46,19 @@ def options(
     """Compile probabilistic circuits to ONNX."""
 
 
+# What typer raises for bad usage; its base class has no public name of its own.
+Usage: type[Exception] = typer.BadParameter.__mro__[1]
+
+
 def main() -> None:
     """Run the command line."""
+    signal.signal(signal.SIGTERM, _stop)
     if hasattr(signal, "SIGPIPE"):  # `pcc inspect .. | head` ends like any other program
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
-        app(prog_name="pcc")
+        sys.exit(app(prog_name="pcc", standalone_mode=False) or 0)
+    except Usage as e:
+        misused(e)
     except PccError as e:
         fail(e)
     except OSError as e:  # a full disk, a folder without permission: no fault of the program
@@ -62,11 +70,26 @@ def main() -> None:
         sys.exit(130)
 
 
+def _stop(_number: int, _frame: FrameType | None) -> NoReturn:
+    """Unwind, so that nothing half-written stays behind; a second signal ends at once."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    sys.exit(128 + signal.SIGTERM)
+
+
+def misused(e: Exception) -> None:
+    """Say in one line what is wrong with the arguments; without any, print the help."""
+    if type(e).__name__ == "NoArgsIsHelpError":
+        e.show()  # type: ignore[attr-defined]
+        sys.exit(2)
+    context = getattr(e, "ctx", None)
+    name = context.command_path if context else "pcc"
+    fail(PccError("C100", e.format_message(), hint=f"{name} -h"))  # type: ignore[attr-defined]
+
+
 def fail(e: PccError) -> None:
     """Print an error as one line and exit with its code."""
     hint = f" (help: {e.hint})" if e.hint else ""
     place = f"{e.at}: " if e.at else ""
     line = f"{place}error[{e.code}]: {e.what}{hint}"
-    # Names in messages come from strangers' files: no control characters reach the terminal.
-    say("".join(c if c.isprintable() else " " for c in " ".join(line.split())))
+    say(printable(" ".join(line.split())))  # names in messages come from strangers' files
     sys.exit(e.exit_code)

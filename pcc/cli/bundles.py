@@ -9,8 +9,10 @@ from typing import Annotated, Any
 import typer
 
 import pcc
-from pcc.cli.output import Json, emit, progress, say, table
+from pcc.cli.output import WIDEST, Json, emit, printable, progress, say, table
 from pcc.errors import PccError
+from pcc.files import read_bounded
+from pcc.knobs import MAX_TEXT_BYTES
 
 Bundle = Annotated[Path, typer.Argument(help="Bundle, a folder NAME.pcc.")]
 Threads = Annotated[int | None, typer.Option(help="Threads of ONNX Runtime.")]
@@ -20,8 +22,9 @@ Provider = Annotated[str, typer.Option(help="cpu or cuda; never another one inst
 def describe(path: Path, manifest: dict[str, Any]) -> None:
     """Print what a bundle holds: circuit, sizes, passes that changed it, queries."""
     c = manifest["circuit"]
-    print(f"{path}: {c['kind']} circuit '{c['name']}', n={c['n']} r={c['r']} V={c['V']}, "
-          f"parameters: {c['parameters']}, opset {manifest['opset']}")  # fmt: skip
+    print(printable(f"{path}: {c['kind'][:80]} circuit '{c['name'][:80]}', n={c['n']} r={c['r']} "
+                    f"V={c['V']}, parameters: {c['parameters'][:80]}, opset {manifest['opset']}")
+         )  # fmt: skip
     size = {p: (path / p).stat().st_size for p in manifest["files"]}
     graphs = sum(v for p, v in size.items() if p.startswith("graphs/"))
     print(
@@ -38,7 +41,7 @@ def describe(path: Path, manifest: dict[str, Any]) -> None:
     ]  # fmt: skip
     table("queries", ["query", "onnx nodes", "inputs", "outputs", "error"], rows)
     for q, why in manifest["unsupported"].items():
-        print(f"  without '{q}': {why}")
+        print(printable(f"  without '{q[:80]}': {why[:WIDEST]}"))
 
 
 def _passes(records: list[dict[str, Any]]) -> list[list[str]]:
@@ -64,8 +67,13 @@ def inspect(
     stages = {Path(f).stem.partition("-")[2]: f for f in sorted(files)}
     if ir not in stages:
         raise PccError("C101", f"no stage {ir!r}", hint=f"one of {', '.join(stages)}")
-    text = inside(bundle, stages[ir]).read_text("utf-8")
-    emit({"stage": ir, "text": text}) if as_json else print(text, end="")
+    data = read_bounded(inside(bundle, stages[ir]), MAX_TEXT_BYTES, "E010")
+    text = data.decode("utf-8", "replace")
+    if as_json:
+        emit({"stage": ir, "text": text})
+        return
+    for line in text.splitlines():
+        print(printable(line))
 
 
 def verify(
@@ -77,12 +85,12 @@ def verify(
     """Compare every query with the float64 reference; exit 1 if one differs."""
     report = pcc.verify(bundle, seed=seed, provider=provider, progress=progress)
     if as_json:
-        emit({"ok": report.ok, "checks": [vars(c) for c in report.checks]})
+        emit({"ok": report.ok, "checks": [{**vars(c), "ok": c.ok} for c in report.checks]})
     else:
-        rows = [[c.query, c.what, f"{c.error:.2e}", "ok" if c.ok else "DIFFERS"]
+        rows = [[c.query, c.what, f"{c.error:.2e}", f"{c.bound:.2e}", "ok" if c.ok else "DIFFERS"]
                 for c in report.checks]  # fmt: skip
         table(f"{bundle}: {'agrees' if report.ok else 'differs'}",
-              ["query", "check", "error", ""], rows)  # fmt: skip
+              ["query", "check", "error", "bound", ""], rows)  # fmt: skip
     raise typer.Exit(0 if report.ok else 1)
 
 

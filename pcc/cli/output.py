@@ -8,12 +8,18 @@ from typing import Annotated, Any
 
 import typer
 
+WIDEST = 200  # characters of a cell
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
 def say(line: str) -> None:
     """Print a line of the log on stderr."""
     print(line, file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """Return a stranger's text without control characters: none reaches the terminal."""
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def progress(line: str) -> None:
@@ -40,8 +46,9 @@ def _plain(v: Any) -> Any:
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Print a table on stdout, as wide as it needs to be."""
+    """Print a table on stdout, as wide as it needs to be; long cells are cut."""
+    rows = [[printable(v[:WIDEST]) for v in r] for r in rows]
     widths = [max(len(r[i]) for r in [columns, *rows]) for i in range(len(columns))]
-    print(title)
+    print(printable(title))
     for r in [columns, *rows]:
         print("  " + "  ".join(v.ljust(w) for v, w in zip(r, widths, strict=True)).rstrip())

@@ -29,6 +29,9 @@ def check_generation(manifest: Mapping[str, Any], at: str) -> dict[str, Any]:
     for key, most in (("n", 4096), ("vocab", MAX_TOKENS), ("max_seq", MAX_TOKENS),
                       ("chunk", 1 << 16), ("width", MAX_TOKENS)):  # fmt: skip
         need(type(found.get(key)) is int and 0 < found[key] <= most, f"{key!r} is out of range")
+    for key in ("proposal", "draft_mode"):
+        need(type(found.get(key)) is str, f"{key!r} is missing")
+    need(isinstance(found.get("chat_template"), str | None), "'chat_template' is no text")
     need(found["n"] >= 2, "a window has two or more tokens")
     queries = manifest["queries"]
     need(all(g in queries for g in GRAPHS), f"it needs the graphs {', '.join(GRAPHS)}")
@@ -37,7 +40,7 @@ def check_generation(manifest: Mapping[str, Any], at: str) -> dict[str, Any]:
     need(isinstance(random, dict), "'random' is missing")
     for graph, slots in random.items() if isinstance(random, dict) else ():
         plain = isinstance(slots, list) and all(
-            isinstance(s, list) and len(s) == 2 and s[0] in ROLES
+            isinstance(s, list) and len(s) == 2 and isinstance(s[0], str) and s[0] in ROLES
             and type(s[1]) is int and 0 <= s[1] < 1 << 32
             for s in slots
         )  # fmt: skip
@@ -57,11 +60,14 @@ def _states(found: Mapping[str, Any], need: Any) -> None:
     for s in states or ():
         shape = s.get("shape") if isinstance(s, dict) else None
         need(
-            shape is not None and _sizes(shape) and s.get("dtype") in DTYPES, "a state is malformed"
+            shape is not None and _sizes(shape) and s.get("dtype") in tuple(DTYPES),
+            "a state is malformed",
         )
         axis = s.get("rows_axis")
         inside = type(axis) is int and 0 <= axis < len(shape or ())
         need(axis is None or inside, "a state has no such axis")
+        plain = type(s.get("name")) is str and type(s.get("ring")) is bool
+        need(plain, "a state is malformed")
         names.add(s.get("name"))
     need(len(names) == len(states or ()), "states share a name")
     rows = 0

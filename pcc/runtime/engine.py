@@ -38,6 +38,10 @@ class Engine:
         self.cards = np.array([c or 0 for c in self.manifest["circuit"]["cards"]], np.int64)
         self._sessions: dict[str, Any] = {}
         self._generation: dict[str, Any] | None = None
+        if self.manifest["generation"] is not None:
+            from pcc.runtime.contract import check_generation
+
+            self._generation = check_generation(self.manifest, str(path))
 
     def spec_of(self, query: str) -> dict[str, Any]:
         """Return the manifest's entry of a query, which the bundle must have."""
@@ -71,16 +75,12 @@ class Engine:
 
     def generation(self) -> dict[str, Any]:
         """Return what the manifest says about generation; bundles without a verifier have none."""
-        if self.manifest.get("generation") is None:
+        if self._generation is None:
             raise PccError(
                 "R110",
                 "the bundle has no verifier, so it cannot generate",
                 hint="compile it with --verifier MODEL_DIR",
             )
-        if self._generation is None:
-            from pcc.runtime.contract import check_generation
-
-            self._generation = check_generation(self.manifest, str(self.path))
         return self._generation
 
     def session(self, **options: Any) -> Session:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import pcc
+from pcc.bundle import seal
 from pcc.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,9 +97,10 @@ class Arena:
 
 
 def rewrite_manifest(bundle: Path, **changes: Any) -> None:
-    """Replace entries of a manifest, `a__b` for the entry b of a; None removes it."""
+    """Replace entries of a manifest and seal it, `a__b` for the entry b of a; None removes it."""
     path = bundle / "manifest.json"
     manifest = json.loads(path.read_text())
+    manifest.pop("sha256", None)
     for key, value in changes.items():
         *outer, last = key.split("__")
         place = manifest
@@ -108,7 +110,7 @@ def rewrite_manifest(bundle: Path, **changes: Any) -> None:
             place.pop(last)
         else:
             place[last] = value
-    path.write_text(json.dumps(manifest))
+    path.write_text(json.dumps({"sha256": seal(manifest), **manifest}))
 
 
 def archive(**members: bytes) -> bytes:
