@@ -32,7 +32,8 @@ SCOPE = "circuit._circuit._nodes.0._scope_idx"
 _BIAS = re.compile(r"mt_head\._sum_weights_heads\.\d{1,6}\.head\.bias")
 _SUM = re.compile(r"mt_head\._sum_weights_heads\.(\d{1,6})\.head\.proj")
 _FOLD = re.compile(r"circuit\._circuit\._address_book\._in_fold_idx_(\d{1,6})_0")
-_MASKS = re.compile(r"circuit\._\w+_mask")
+_MASKS = re.compile(r"circuit\._(autoregressive|univariate)_mar_mask")
+_APART = re.compile(r"lm\..*|_exp_gamma_weights")  # the verifier, and weights of the training loss
 _KINDS = {
     "ff": "ff", "fully_factorized": "ff", "fully_factorised": "ff", "cp": "cp", "hmm": "hmm",
     "btree": "btree", "random_btree": "btree",
@@ -84,6 +85,9 @@ def load(folder: str | Path, *, step: int | None = None, hmm_bias: Bias | None =
     _refuse_variants(config, where)
     kind, sizes = _sizes(config, where)
     scope = _scope(state.get(SCOPE), f"{path}:{SCOPE}")
+    for key in state:
+        if not (key.startswith(("mt_head.", "circuit.")) or key in bias or _APART.fullmatch(key)):
+            raise _unknown(key, "", str(path))
     weights = {k: v for k, v in state.items() if v is not None}
     if lookup(config, "mt_head.hyperparameters.sum_bias", at=where):
         bias |= _bias_map([k for k in weights if _BIAS.fullmatch(k)], str(path))
@@ -273,18 +277,20 @@ def _classify(named: Mapping[str, Array], bias: Mapping[str, Any], at: str) -> l
     known = (tables, SCOPE, *bias, *experts.TRUNK)
     known += experts.PARTS if tables == experts.BASE else ()
     for key, value in named.items():
-        mine = key.startswith(("mt_head.", "circuit."))
-        if not mine or key in known or any(p.fullmatch(key) for p in (_SUM, _FOLD, _MASKS)):
+        if key in known or any(p.fullmatch(key) for p in (_SUM, _FOLD, _MASKS, _APART)):
             continue
-        what = f"unknown tensor {key} of shape {tuple(value.shape)}"
-        hint = f"if it is a bias on sum logits, say so: hmm_bias={{'{key}': <sum layer>}}"
-        raise PccError("F111", what, at=f"{at}:{key}", hint=hint)
+        raise _unknown(key, f" of shape {tuple(value.shape)}", at)
     numbers = sorted(int(m[1]) for key in named if (m := _SUM.fullmatch(key)))
     if tables not in named or numbers != list(range(len(numbers))):
         lacking = tables if tables not in named else f"a sum layer between {numbers}"
         hint = "only linear and low-rank heads are read"
         raise PccError("F111", f"missing {lacking}", at=at, hint=hint)
     return numbers
+
+
+def _unknown(key: str, shape: str, at: str) -> PccError:
+    hint = f"if it is a bias on sum logits, say so: hmm_bias={{'{key}': <sum layer>}}"
+    return PccError("F111", f"unknown tensor {key}{shape}", at=f"{at}:{key}", hint=hint)
 
 
 def _floats(value: Array, at: str) -> Array:

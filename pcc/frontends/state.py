@@ -7,7 +7,11 @@ the pickle with torch's ``weights_only`` reader, safetensors with the bounded re
 from __future__ import annotations
 
 import json
+import os
+import pickle
+import pickletools
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,6 +21,7 @@ import numpy as np
 import yaml  # type: ignore[import-untyped, unused-ignore]
 
 from pcc.errors import PccError
+from pcc.files import open_regular, read_bounded
 
 State = dict[str, "np.ndarray[Any, Any] | None"]
 
@@ -25,6 +30,7 @@ MAX_HEADER_BYTES = 64 << 20
 _PREFIXES = ("_orig_mod.", "module.")
 _KEPT = ("mt_head.", "circuit.")
 _NAME = re.compile(r"model@(\d{1,18})\.(pt|safetensors)")
+_GLOBAL = re.compile(r"GLOBAL ([\w.]{1,80})")
 _REFERENCE = re.compile(r"\$\{([A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*)\}")
 _DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4",
@@ -60,10 +66,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """Parse ``config.yaml`` with the safe loader; at most 1 MiB. Errors: F102."""
     where = str(path)
     try:
-        size = path.stat().st_size
-        if size > MAX_CONFIG_BYTES:
-            raise PccError("F102", f"{size} bytes are too many for a configuration", at=where)
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = yaml.safe_load(read_bounded(path, MAX_CONFIG_BYTES, "F102").decode("utf-8"))
     except FileNotFoundError:
         hint = "a checkpoint folder holds config.yaml beside model@<step>.pt or .safetensors"
         raise PccError("F102", "config.yaml is missing", at=where, hint=hint) from None
@@ -173,13 +176,11 @@ def _read_torch(path: Path, wanted: Callable[[str], bool]) -> State:
         raise PccError("X101", "reading a .pt file needs torch", at=str(path), hint=hint) from None
     zipped = _check_archive(path)
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        with warnings.catch_warnings():  # torch's remarks about a pickle that it then refuses
+            warnings.simplefilter("ignore")
+            saved = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # the reader raises many types on hostile bytes
-        refused = type(error).__name__ == "UnpicklingError" and "global" in str(error).lower()
-        code = "F105" if refused else "F104"
-        cause = "the pickle holds more than tensors: refused" if refused else "cannot be read"
-        what = f"{cause} ({type(error).__name__}: {one_line(error)})"
-        raise PccError(code, what, at=str(path), hint="get the file from its publisher") from None
+        raise _refusal(error, path, zipped) from None
     if isinstance(saved, dict) and "model_state_dict" in saved:
         saved = saved["model_state_dict"]
     if not isinstance(saved, dict):
@@ -190,9 +191,33 @@ def _read_torch(path: Path, wanted: Callable[[str], bool]) -> State:
     return state
 
 
+def _refusal(error: Exception, path: Path, zipped: bool) -> PccError:
+    """F105 for a whole pickle that holds more than tensors, F104 for broken bytes.
+
+    torch says both in one exception, with paragraphs of advice that is wrong for strangers' files.
+    """
+    hint = "get the file from its publisher"
+    if isinstance(error, pickle.UnpicklingError) and (zipped or _whole_pickle(path)):
+        found = _GLOBAL.search(str(error))
+        what = "the pickle holds more than tensors: refused" + (f" ({found[1]})" if found else "")
+        return PccError("F105", what, at=str(path), hint=hint)
+    text = "" if isinstance(error, pickle.UnpicklingError) else f": {one_line(error)}"
+    what = f"cannot be read ({type(error).__name__}{text})"
+    return PccError("F104", what, at=str(path), hint=hint)
+
+
+def _whole_pickle(path: Path) -> bool:
+    """Return whether a file begins with a pickle that ends; nothing of it is run."""
+    try:
+        with open_regular(path, "F104") as stream:
+            return all(True for _ in pickletools.genops(stream))
+    except (ValueError, OverflowError, MemoryError, EOFError):
+        return False
+
+
 def _check_archive(path: Path) -> bool:
     """Return True for a zip archive of sane size. Errors: F104 (broken or compressed archive)."""
-    with path.open("rb") as stream:
+    with open_regular(path, "F104") as stream:
         magic = stream.read(4)
     if magic != b"PK\x03\x04":
         return False
@@ -242,8 +267,8 @@ def _read_safetensors(path: Path, wanted: Callable[[str], bool]) -> State:
 
 def read_header(path: Path) -> tuple[int, dict[str, Entry]]:
     """Return where the data of a safetensors file begin, and its tensors. Errors: F104, F106."""
-    size = path.stat().st_size
-    with path.open("rb") as stream:
+    with open_regular(path, "F104") as stream:
+        size = os.fstat(stream.fileno()).st_size
         length = int.from_bytes(stream.read(8), "little")
         if length > min(MAX_HEADER_BYTES, size - 8):
             what = f"the header claims {length} bytes of a file of {size}"
