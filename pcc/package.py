@@ -105,7 +105,7 @@ def _write_stages(job: Job, folder: Path, placed: Mapping[object, tuple[int, int
 
 
 def _manifest(
-    job: Job, specs: dict[str, Any], measured: dict[str, float], parameters: str
+    job: Job, specs: dict[str, Any], measured: dict[str, tuple[float, float]], parameters: str
 ) -> dict[str, Any]:
     circuit, module = job.circuit, job.stages[0][1]
     return {
@@ -124,14 +124,16 @@ def _manifest(
         "precision": {"default": "fp32"},
         # null: measured, but not finite (a draw that rounding moved to another value)
         "numerics": {"max_abs_error": {q: e if math.isfinite(e) else None
-                                       for q, e in measured.items()},
+                                       for q, (e, _) in measured.items()},
+                     "bound": {q: bound for q, (_, bound) in measured.items()},
                      "runtime": _runtime() if measured else None},
         "variants": [{"provider": "any", "format": "onnx", "gpu": None,
                       "onnxruntime": f">={RUNTIME_OF_OPSET[job.opset]}"}],
         "passes": [
             {"name": r.name, "of": of, "changed": r.changed,
              "nodes_before": r.before, "nodes_after": r.after,
-             "ms": round(r.ms, 3), "check_ms": round(r.check_ms, 3), "error": r.error}
+             "ms": round(r.ms, 3), "check_ms": round(r.check_ms, 3),
+             "error": r.error if math.isfinite(r.error) else None}
             for of, r in zip(job.of, job.manager.records, strict=True)
         ],
     }  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pcc.circuit.circuit import Circuit
+from pcc.interp.rounding import TOLERANCE, bounds, error
 from pcc.interp.run import run
 from pcc.ir.core import Values
 from pcc.ir.module import Module
@@ -41,28 +42,19 @@ def sample_inputs(
     return out
 
 
-def error(a: Values, b: Values) -> float:
-    """Return the largest difference; equal infinities differ by 0, integers by 0 or infinity."""
-    if a.shape != b.shape or np.isnan(b.astype(float)).any():
-        return float("inf")
-    if a.dtype.kind in "ib":
-        return 0.0 if np.array_equal(a, b) else float("inf")
-    with np.errstate(invalid="ignore"):
-        return float(np.where(a == b, 0.0, np.abs(a - b)).max(initial=0.0))
-
-
 def write_samples(
     circuit: Circuit,
     modules: Mapping[str, Module],
     specs: Mapping[str, Any],
     folder: Path,
-) -> dict[str, float]:
-    """Write `samples/QUERY.npz` (inputs `in.*`, float64 outputs `out.*`); return measured errors.
+) -> dict[str, tuple[float, float]]:
+    """Write `samples/QUERY.npz` (inputs `in.*`, float64 outputs `out.*`).
 
-    Nothing is measured where onnxruntime is not installed.
+    Returns each query's measured error and how large it may be (`pcc.interp.rounding`). Nothing is
+    measured where onnxruntime is not installed.
     """
     (folder / "samples").mkdir()
-    measured: dict[str, float] = {}
+    measured: dict[str, tuple[float, float]] = {}
     for q, module in modules.items():
         inputs = sample_inputs(circuit, specs[q], 0)
         wanted = [np.asarray(v) for v in run(module.roots, inputs, Real())]
@@ -80,5 +72,18 @@ def write_samples(
 
         session = open_session(folder / specs[q]["graph"], "cpu", 1)
         got = session.run([o["onnx"] for o in specs[q]["outputs"]], inputs)
-        measured[q] = max(error(a, b) for a, b in zip(wanted, got, strict=True))
+        measured[q] = worst(circuit, q, inputs, named, dict(zip(named, got, strict=True)))
     return measured
+
+
+def worst(
+    circuit: Circuit,
+    query: str,
+    inputs: Mapping[str, Values],
+    want: Mapping[str, Values],
+    got: Mapping[str, Values],
+) -> tuple[float, float]:
+    """Return the error that is largest beside its bound, and that bound."""
+    limits = bounds(circuit, query, inputs, want)
+    found = [error(np.asarray(want[k]), v, limits[k]) for k, v in got.items()]
+    return max(found, key=lambda f: f[0] / (f[1] or TOLERANCE))

@@ -14,6 +14,7 @@ from pcc.tensor import ops as t
 
 Rule = Callable[[Graph, Any], ir.Value]
 RULES: dict[type[Op], Rule] = {}
+CHAIN = 32  # terms from which a sum by halves pays for its nodes: one by one, each rounds the total
 R = TypeVar("R", bound=Rule)
 
 
@@ -186,7 +187,8 @@ def _(g: Graph, n: t.ReduceProd) -> ir.Value:
 @lowers(t.ReduceSum, t.ReduceMax)
 def _(g: Graph, n: t.Reduction) -> ir.Value:
     op = {t.ReduceSum: "ReduceSum", t.ReduceMax: "ReduceMax"}[type(n)]
-    if op == "ReduceSum" and g.layout.position == 1 and tensor(n.x).batch and n.axis == 0:
+    folds = op == "ReduceSum" and tensor(n.x).batch and n.axis == 0
+    if folds and (g.layout.position == 1 or tensor(n.x).shape[0] >= CHAIN):
         return _halved(g, n, op, "Add")
     return _settle(g, n, g.reduce(op, g.values[n.x], [g.layout.axis(n.x, n.axis)]))
 

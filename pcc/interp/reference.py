@@ -139,6 +139,11 @@ def reference(circuit: Circuit, query: str, inputs: Mapping[str, Values]) -> dic
             raise PccError("E130", f"unknown query {query!r}")
 
 
+def log_joint(circuit: Circuit, inputs: Mapping[str, Values], seen: Values) -> Values:
+    """Return log p(x[seen]) `[B]`, with the request's parameters."""
+    return _Model(circuit, inputs).each(np.asarray(inputs["x"]), seen)
+
+
 def _deterministic(m: _Model, query: str, given: dict[str, Values]) -> dict[str, Values]:
     x, upto = given["x"], np.arange(m.n)
     match query:
