@@ -5,7 +5,7 @@ With E the prefix ``mt_head._categorical_log_probs_heads.0.head.``:
 low rank  logits[f,z] = U[f] e + G[f,z] (C e) + c[f,z]: ``E base`` (F,V,D), ``E factor`` (F,r,V,k),
           ``E code`` (k,D), ``E bias`` (F,r,V); the last three are absent for one expert.
 trunk     e' = e + B silu(A e) before every projection: ``mt_head.trunk.up`` (H,D), ``.down`` (D,H).
-int8      a tensor T of int8 rows with ``T.scale``, T's shape without its last axis: rows x scale.
+integers  a tensor T may be stored as rows of integers with scales: `pcc.frontends.rows`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from pcc.errors import PccError
+from pcc.frontends.rows import BITS, SCALE, restore
 
 Array = np.ndarray[Any, Any]
 
@@ -25,7 +26,7 @@ BASE = PREFIX + "base"
 PARTS = tuple(PREFIX + name for name in ("factor", "code", "bias"))
 TRUNK = ("mt_head.trunk.up", "mt_head.trunk.down")
 KEYS = (BASE, *PARTS, *TRUNK)
-_SCALE = ".scale"
+_STORED = (np.int8, np.uint8)
 
 
 @dataclass(frozen=True)
@@ -46,32 +47,14 @@ class Trunk:
 
 
 def dequantise(named: Mapping[str, Array], at: str) -> dict[str, Array]:
-    """Replace int8 rows and their scales by float32. Errors: F113."""
-    out: dict[str, Array] = {}
-    for key, value in named.items():
-        scale = named.get(key + _SCALE)
-        if value.dtype == np.int8 and scale is not None:
-            if scale.shape != value.shape[:-1] or scale.dtype.kind != "f":
-                what = f"scales {scale.dtype} {scale.shape} for rows {value.shape}"
-                raise PccError("F113", what, at=f"{at}:{key}{_SCALE}")
-            with np.errstate(over="ignore", invalid="ignore"):
-                out[key] = value.astype(np.float32) * scale.astype(np.float32)[..., None]
-        elif not (key.endswith(_SCALE) and _quantised(named, key)):
-            out[key] = value
-    return out
-
-
-def _quantised(named: Mapping[str, Array], key: str) -> bool:
-    of = named.get(key.removesuffix(_SCALE))
-    return of is not None and of.dtype == np.int8
-
-
-def quantise(value: Array) -> tuple[Array, Array]:
-    """Return int8 rows and float32 scales: the largest entry of a row becomes 127."""
-    x = np.asarray(value, np.float32)
-    scale = np.abs(x).max(axis=-1) / np.float32(127)
-    safe = np.where(scale > 0, scale, 1)[..., None]
-    return np.rint(x / safe).astype(np.int8), scale.astype(np.float32)
+    """Replace rows of integers, their scales and bits by float32. Errors: F113."""
+    whole = {k for k, v in named.items() if v.dtype in _STORED and k + SCALE in named}
+    parts = {k + end for k in whole for end in (SCALE, BITS)}
+    return {
+        k: restore(v, named[k + SCALE], named.get(k + BITS), f"{at}:{k}") if k in whole else v
+        for k, v in named.items()
+        if k not in parts
+    }
 
 
 def read_experts(

@@ -14,10 +14,12 @@ import numpy as np
 
 from pcc.errors import PccError
 from pcc.files import read_bounded
+from pcc.frontends.rows import BITS, SCALE, packed_width, restore
 from pcc.frontends.state import one_line, read_header, read_tensor
 from pcc.knobs import MAX_CONFIG_BYTES
 
 Values = np.ndarray[Any, Any]
+FLOATS = ("F64", "F32", "F16", "BF16")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 COPY = "copy the model folder again"
 
@@ -41,7 +43,7 @@ class Tensors:
     """Named tensors of a folder, read when taken; `close` says which were left.
 
     Errors: M103 (missing shard), M104 (tensor missing), M105 (shape), M106 (extra tensors),
-    M107 (NaN or infinity), F104 and F106 (broken file).
+    M107 (NaN or infinity), F104 and F106 (broken file), F113 (scales that do not fit).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -88,25 +90,50 @@ class Tensors:
         return name in self.places
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return a tensor's shape without reading it."""
+        """Return a tensor's shape without reading it (of packed rows: of what they hold)."""
         self._require(name)
-        return self.places[name][2][1]
+        dtype, shape, _ = self.places[name][2]
+        if dtype != "U8" or not self._rows(name) or not shape:
+            return shape
+        return (*shape[:-1], packed_width(shape[-1], self._bits(name)))
+
+    def _rows(self, name: str) -> bool:
+        """Report whether a tensor is stored as rows of integers with scales."""
+        return self.places[name][2][0] in ("I8", "U8") and name + SCALE in self.places
+
+    def _bits(self, name: str) -> int:
+        """Return `T.bits`, 0 where there is no such scalar."""
+        path, base, entry = self.places.get(name + BITS, (self.folder, 0, ("", (1,), 0)))
+        return int(read_tensor(path, base, *entry).item()) if entry[:2] == ("U8", ()) else 0
+
+    def _value(self, name: str) -> Values:
+        """Return a tensor, read; rows of integers times their scales."""
+        path, base, entry = self.places[name]
+        stored = read_tensor(path, base, *entry)
+        if not self._rows(name):
+            return stored
+        path, base, entry = self.places[name + SCALE]
+        scale = read_tensor(path, base, *entry)
+        self.left -= {name + SCALE, name + BITS}
+        bits = np.array(self._bits(name), np.uint8)
+        return restore(stored, scale, bits, f"{path}:{name}")
 
     def take(self, name: str, *shape: int) -> Values:
         """Return a tensor as f32, which must have this shape. Every call reads it anew."""
         self._require(name)
-        path, base, entry = self.places[name]
-        if entry[1] != shape:
-            what = f"{name!r} has shape {list(entry[1])}, but config.json asks for {list(shape)}"
+        path, _, entry = self.places[name]
+        found = self.shape(name)
+        if found != shape:
+            what = f"{name!r} has shape {list(found)}, but config.json asks for {list(shape)}"
             hint = "the configuration and the weights belong to different models"
             raise PccError("M105", what, at=str(path), hint=hint)
-        if entry[0] not in ("F64", "F32", "F16", "BF16"):
+        if entry[0] not in FLOATS and not self._rows(name):
             what = f"{name!r} holds {entry[0]}, not floating-point numbers"
-            hint = "quantised weights are not read: convert them to bf16, fp16 or fp32"
+            hint = f"read are fp32, fp16, bf16, and int8 rows with {name + SCALE!r}"
             raise PccError("M105", what, at=str(path), hint=hint)
         self.left.discard(name)
         with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
-            value = np.asarray(read_tensor(path, base, *entry), np.float32)
+            value = np.asarray(self._value(name), np.float32)
         if not np.isfinite(value).all():
             what = f"{name!r} holds NaN or infinity"
             raise PccError("M107", what, at=str(path), hint="get the weights from their publisher")

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from pcc.errors import PccError
 from pcc.train import config as cfg
-from pcc.train.files import DTYPES, read_tensors, write_json, write_tensors
+from pcc.train.files import DTYPES, read_weights, write_json, write_tensors
 
 BOS, EOS, VOCAB = 256, 257, 258
 Cache = list[tuple[Tensor, Tensor]]
@@ -252,7 +252,7 @@ def load(folder: Path) -> Backbone:
     if config.get("model_type") != "llama" or config.get("rope_scaling"):
         what = "only plain Llama backbones (no rope_scaling) are trained on"
         raise PccError("N122", what, at=str(path))
-    state, _ = read_tensors(folder / "model.safetensors")
+    state = read_weights(folder / "model.safetensors")
     try:
         model.load_state_dict({k: v.float() for k, v in state.items()})
     except RuntimeError as e:

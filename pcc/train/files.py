@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pcc.errors import PccError
+from pcc.frontends.mtpc_experts import dequantise
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
@@ -72,6 +73,15 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except (OSError, SafetensorError) as e:
         what = f"not a readable safetensors file: {e}"[:200]
         raise PccError("N132", what, at=str(path)) from None
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return all tensors, rows of integers as float32. Errors: N132, F113."""
+    stored, _ = read_tensors(path)
+    if not any(x.dtype in (torch.int8, torch.uint8) for x in stored.values()):
+        return stored
+    named = dequantise({k: v.numpy() for k, v in stored.items()}, str(path))
+    return {k: torch.from_numpy(v) for k, v in named.items()}
 
 
 def newest(folder: Path, pattern: str, number: Callable[[Path], int]) -> Path | None:

@@ -8,6 +8,7 @@ Additions, under `mt_head.hyperparameters` of the configuration: `expander_type:
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ import torch
 import yaml  # type: ignore[import-untyped, unused-ignore]
 
 from pcc.frontends.mtpc_checkpoint import SCOPE
-from pcc.frontends.mtpc_experts import quantise
+from pcc.frontends.rows import BITS, SCALE, pack, quantise
 from pcc.frontends.state import find_model
 from pcc.train import config as cfg
 from pcc.train.files import DTYPES, read_tensors, write, write_tensors
 from pcc.train.head import CircuitHead
 from pcc.train.lora import DraftLayers
 
+SINGLE = "model.safetensors"
 NAMES = {"ff": "fully_factorized", "cp": "cp", "hmm": "hmm", "btree": "btree"}
 
 
@@ -78,7 +80,7 @@ def save_head(
         wide |= {k: v.detach().cpu() for k, v in draft.trained().items()}
     wide[SCOPE] = torch.tensor(head.scope, dtype=torch.int64)[:, None]
     path = folder / f"model@{step}.safetensors"
-    backbone = Path(config.backbone) / "model.safetensors"
+    backbone = Path(config.backbone) / SINGLE
     meta = {"producer": "pcc train", "step": str(step)}
     if backbone.is_file():
         meta["backbone_sha256"] = hashlib.sha256(backbone.read_bytes()).hexdigest()
@@ -88,20 +90,45 @@ def save_head(
     return path
 
 
-def quantise_head(source: Path, out: Path) -> Path:
-    """Copy a head folder with its large tensors as int8 rows and scales (LoRA factors stay)."""
+def quantise_head(source: Path, out: Path, bits: int = 8) -> Path:
+    """Copy a head folder: large tensors as rows of integers, adapters in fp16."""
     path = find_model(source)
     tensors, meta = read_tensors(path)
+    small = _small(tensors, bits, lambda k: k.startswith("mt_head.") and not k.endswith(".bias"))
+    write(out / "config.yaml", (source / "config.yaml").read_bytes())
+    write_tensors(out / path.name, small, None, meta | {"storage": f"{bits}-bit rows"})
+    return out / path.name
+
+
+def quantise_backbone(source: Path, out: Path, bits: int = 8) -> Path:
+    """Copy a backbone folder: matrices as rows of integers, vectors in float32."""
+    tensors, meta = read_tensors(source / SINGLE)
+    write(out / "config.json", (source / "config.json").read_bytes())
+    small = _small(tensors, bits, lambda _: True)
+    write_tensors(out / SINGLE, small, None, meta | {"storage": f"{bits}-bit rows"})
+    return out / SINGLE
+
+
+def _small(
+    tensors: Mapping[str, torch.Tensor], bits: int, chosen: Callable[[str], bool]
+) -> dict[str, torch.Tensor]:
+    """Return rows and fp16 scales of the chosen matrices; other matrices in fp16, vectors whole.
+
+    Rows that would not fill bytes with `bits` each take eight.
+    """
     small: dict[str, torch.Tensor] = {}
     for key, value in tensors.items():
-        if value.ndim > 1 and value.is_floating_point() and key.startswith("mt_head."):
-            if key.endswith(".bias"):
-                small[key] = value.half()
-                continue
-            rows, scale = quantise(value.float().numpy())
-            small[key], small[f"{key}.scale"] = torch.from_numpy(rows), torch.from_numpy(scale)
-        else:
+        if not value.is_floating_point():
             small[key] = value
-    write(out / "config.yaml", (source / "config.yaml").read_bytes())
-    write_tensors(out / path.name, small, None, meta | {"storage": "int8 rows"})
-    return out / path.name
+        elif value.ndim < 2:
+            small[key] = value.float()
+        elif not chosen(key):
+            small[key] = value.half()
+        else:
+            whole = bits == 8 or value.shape[-1] * bits % 8 != 0
+            stored, scale = quantise(value.float().numpy(), 8 if whole else bits)
+            if not whole:
+                stored = pack(stored, bits)
+                small[key + BITS] = torch.tensor(bits, dtype=torch.uint8)
+            small[key], small[key + SCALE] = torch.from_numpy(stored), torch.from_numpy(scale)
+    return small

@@ -14,7 +14,7 @@ from pcc.train import backbone as bb
 from pcc.train import config as cfg
 from pcc.train import data
 from pcc.train.evaluate import Acceptance, bits_per_byte
-from pcc.train.files import read_tensors, write_json, write_tensors
+from pcc.train.files import read_tensors, read_weights, write_json, write_tensors
 from pcc.train.head import CircuitHead
 from pcc.train.layout import save_head
 from pcc.train.loop import device_of
@@ -152,7 +152,7 @@ class HeadTask(_Shared):
     def _continue(self, folder: Path) -> None:
         from pcc.frontends.state import find_model
 
-        values, _ = read_tensors(find_model(folder))
+        values = read_weights(find_model(folder))
         self.head.assign(values)
 
     def _greedy(self, name: str) -> data.Ids | None:
