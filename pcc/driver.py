@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from pcc import knobs
@@ -137,36 +138,42 @@ def compile(
     "stepwise" or "latent-first".
     """
     start = time.perf_counter()
+    _typed(source=source, verifier=verifier, max_seq=max_seq, window=window, out=out, opset=opset,
+           chunk=chunk, validate=validate, force=force)  # fmt: skip
     _supported(target, precision, parameters, queries)
     how = {"chunk": chunk, "proposal": proposal, "draft_mode": draft_mode}
     request = _request(source, verifier, max_seq, parameters, how)
     with _place(out, force) as folder, staged(folder, force=force) as work:
-        if source is None and request is not None:
-            if frontend:
-                raise PccError("E145", f"{', '.join(frontend)}: there is no checkpoint to read")
-            circuit = own_heads(request)
-        else:
-            circuit = load_source(source, **frontend)
+        circuit = _asked(source, request, frontend)
         if window is not None:
             from pcc.passes.restrict import restrict
 
             circuit = restrict(circuit, window)
         if parameters == "logits":
             circuit = circuit.with_logits()
-        for name, i in circuit.inputs().items():
-            if not i.batch:
-                raise PccError("E144", f"input {name!r} has no batch axis", at=i.loc)
         job = Job(circuit, Manager(validate=validate), opset, progress or (lambda _: None))
-        _circuit(job)
-        for q in queries or QUERIES:
-            _query(job, q, required=bool(queries))
-        if request is not None:
-            _generation(job, request)
-        if not job.emissions:
-            why = next(iter(job.unsupported.values()))
-            raise PccError("E146", f"no query can be compiled: {why}")
+        _graphs(job, queries, request)
         manifest = write(job, work, parameters)
     return Artifact(folder, manifest, tuple(job.manager.records), time.perf_counter() - start)
+
+
+PATH = (str, Path, NoneType)
+KINDS: dict[str, tuple[type, ...]] = {
+    "source": (*PATH, Circuit), "verifier": PATH, "out": PATH, "window": (int, NoneType),
+    "max_seq": (int,), "opset": (int,), "chunk": (int,), "validate": (bool,), "force": (bool,),
+}  # fmt: skip
+
+
+def _typed(**arguments: object) -> None:
+    """Refuse arguments of other types, and sizes below 1."""
+    for name, v in arguments.items():
+        kinds = KINDS[name]
+        right = isinstance(v, kinds) and (bool in kinds or not isinstance(v, bool))
+        if not right or (isinstance(v, int) and bool not in kinds and v < 1):
+            known = ", ".join(k.__name__ for k in kinds if k is not NoneType)
+            hint = "a positive int" if int in kinds else f"one of {known}"
+            code = "M150" if name in ("max_seq", "chunk") else "E148"
+            raise PccError(code, f"{name}={str(v)[:60]!r} ({type(v).__name__})", hint=hint)
 
 
 def _supported(target: str, precision: str, parameters: str, queries: Sequence[str] | None) -> None:
@@ -178,8 +185,10 @@ def _supported(target: str, precision: str, parameters: str, queries: Sequence[s
         if value not in only:
             hint = f"built is: {', '.join(map(str, only))}"
             raise PccError("E141", f"{name}={str(value)[:60]!r} is not supported", hint=hint)
+    if isinstance(queries, str) or not isinstance(queries, Iterable | None):
+        raise PccError("E148", f"queries={str(queries)[:60]!r}", hint="a list of names")
     for q in queries or ():
-        if q not in QUERIES:
+        if not isinstance(q, str) or q not in QUERIES:
             raise PccError("E142", f"unknown query {q!r}", hint=f"one of {', '.join(QUERIES)}")
 
 
@@ -208,6 +217,34 @@ def _place(out: str | Path | None, force: bool) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _asked(
+    source: str | Path | Circuit | None, request: Request | None, frontend: dict[str, Any]
+) -> Circuit:
+    """Return the circuit to compile: every input has a batch axis."""
+    if source is None and request is not None:
+        if frontend:
+            raise PccError("E145", f"{', '.join(frontend)}: there is no checkpoint to read")
+        circuit = own_heads(request)
+    else:
+        circuit = load_source(source, **frontend)
+    for name, i in circuit.inputs().items():
+        if not i.batch:
+            raise PccError("E144", f"input {name!r} has no batch axis", at=i.loc)
+    return circuit
+
+
+def _graphs(job: Job, queries: Sequence[str] | None, request: Request | None) -> None:
+    """Run every pass, down to one module for each graph."""
+    _circuit(job)
+    for q in queries or QUERIES:
+        _query(job, q, required=bool(queries))
+    if request is not None:
+        _generation(job, request)
+    if not job.emissions:
+        why = next(iter(job.unsupported.values()))
+        raise PccError("E146", f"no query can be compiled: {why}")
 
 
 def _circuit(job: Job) -> None:

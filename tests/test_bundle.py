@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from shipped import rewrite_manifest, small
+from shipped import refused, rewrite_manifest, small
 
 import pcc
 from pcc.bundle import RUNTIME_OF_OPSET, inside, names_of, read_manifest, sha256, staged
@@ -30,13 +29,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def bundle(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "copy.pcc"))
-
-
-def refused(code: str, call: Callable[[], Any]) -> PccError:
-    with pytest.raises(PccError) as caught:
-        call()
-    assert caught.value.code == code, caught.value
-    return caught.value
 
 
 # ------------------------------------------------------------------ what it holds

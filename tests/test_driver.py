@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
+import time
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from shipped import JOINT, PCIR, TINY, small
+from shipped import JOINT, PCIR, TINY, refused, small
 
 import pcc
 from pcc.circuit.queries import QUERIES
-from pcc.errors import PccError
-
-
-def refused(code: str, call: Callable[[], Any]) -> PccError:
-    with pytest.raises(PccError) as caught:
-        call()
-    assert caught.value.code == code, caught.value
-    return caught.value
 
 
 @pytest.fixture
@@ -128,6 +122,18 @@ def test_no_name_is_a_temporary_bundle(scratch: Path) -> None:
         ("E142", {"queries": ["wish"]}),
         ("E145", {"step": 3}),
         ("E410", {"opset": 5}),
+        ("E141", {"target": []}),
+        ("E142", {"queries": [3]}),
+        ("E148", {"queries": "loglik"}),
+        ("E148", {"queries": 3}),
+        ("E148", {"opset": "24"}),
+        ("E148", {"opset": True}),
+        ("E148", {"window": "2"}),
+        ("E148", {"window": 0}),
+        ("M150", {"max_seq": -1}),
+        ("M150", {"chunk": 2.0}),
+        ("E148", {"verifier": 3}),
+        ("E148", {"force": 1}),
     ],
 )
 def test_options_that_are_refused(
@@ -138,6 +144,33 @@ def test_options_that_are_refused(
     assert found.exit_code == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["scratch", "two.pcir"]
     assert list(scratch.iterdir()) == []
+
+
+def test_arguments_of_other_types(tmp_path: Path) -> None:
+    refused("E148", lambda: pcc.compile(3, out=None))  # type: ignore[arg-type]
+    refused("E148", lambda: pcc.compile(small(), out=3))  # type: ignore[arg-type]
+    make: Any = pcc.templates.cp
+    for sizes in (("3", 2, 4), (3, 2.0, 4), (3, 2, None), (True, 2, 4)):
+        refused("T100", lambda s=sizes: make(*s))  # type: ignore[misc]
+    for how in ({"context": "5"}, {"seed": -1}, {"seed": "x"}):
+        refused("T100", lambda h=how: make(3, 2, 4, **h))  # type: ignore[misc]
+    ragged = [[0.5], [0.5, 0.5]]
+    for given in (5, {"emissions": ragged, "sums": []}, {"emissions": [], "sums": 5},
+                  {"emissions": np.ones((3, 2, 4)), "sums": [ragged]}):  # fmt: skip
+        refused("T101", lambda g=given: make(3, 2, 4, weights=g))  # type: ignore[misc]
+
+
+def test_a_signal_leaves_nothing(tmp_path: Path) -> None:
+    """Ended while it works, `pcc compile` removes what it has written."""
+    (tmp_path / "two.pcir").write_text(PCIR)
+    args = [sys.executable, "-P", "-m", "pcc.cli", "compile", "two.pcir", "-o", "m.pcc"]
+    with subprocess.Popen(args, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as running:
+        while running.poll() is None and not list(tmp_path.glob(".m.pcc.*")):
+            time.sleep(0.005)
+        running.terminate()
+        _, said = running.communicate(timeout=60)
+    assert (running.returncode, said) == (143, "")
+    assert [p.name for p in tmp_path.iterdir()] == ["two.pcir"]
 
 
 def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from shipped import JOINT, PCIR, small
+from shipped import JOINT, PCIR, refused, small
 
 import pcc
 from pcc.errors import PccError
@@ -20,13 +19,6 @@ from pcc.runtime import ort
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pcc.compile(small(), out=tmp_path_factory.mktemp("engine") / "small.pcc").path
-
-
-def refused(code: str, call: Callable[[], Any]) -> PccError:
-    with pytest.raises(PccError) as caught:
-        call()
-    assert caught.value.code == code, caught.value
-    return caught.value
 
 
 @pytest.mark.wheel
@@ -110,6 +102,44 @@ def test_large_finite_contexts_are_no_overflow(made: Path) -> None:
     assert not np.isnan(out).any()
 
 
+def test_numbers_that_overflow_are_an_error_and_never_nan(tmp_path: Path) -> None:
+    """3e38 is finite; what the head makes of it is not: every query says in which row."""
+    circuit = pcc.templates.cp(4, 3, 5, context=3)
+    engine = pcc.load(pcc.compile(circuit, out=tmp_path / "m.pcc", validate=False).path)
+    context = np.zeros((2, 3), np.float32)
+    context[1] = 3e38
+    rows: dict[str, Any] = {
+        "x": np.ones((2, 4), np.int64),
+        "observed": np.array([[True, False, False, True]] * 2),
+        "target": np.array([[False, True, False, False]] * 2),
+        "carry": np.ones(2, np.int64),
+    }
+    for query, spec in engine.queries.items():
+        names = {i["name"] for i in spec["inputs"]}
+        given = {k: v for k, v in rows.items() if k in names}
+        if "u" in names:
+            given["u"] = np.full((2, len(spec["random"]["slots"])), 0.5, np.float32)
+        if query in ("loglik", "conditional", "univariate", "sample", "mode", "draft"):
+            found = refused("R109", lambda: engine.run(query, **given, context=context))  # noqa: B023
+            assert query in found.what
+            assert "row 1" in found.what
+        fine = engine.run(query, **given, context=context[:1])
+        assert not any(np.isnan(v.astype(float)).any() for v in fine.values())
+
+
+def test_ties_of_the_largest_logits_share_the_probability(tmp_path: Path) -> None:
+    """Beside 3e38 the logarithm of a normaliser vanishes, unless the maximum is subtracted first."""
+    made = pcc.compile(pcc.templates.ff(2, 5, context=3), out=tmp_path / "m.pcc",
+                       queries=["loglik"], parameters="logits")  # fmt: skip
+    engine = pcc.load(made.path)
+    (name,) = (i["name"] for i in engine.queries["loglik"]["inputs"] if "logits" in i["name"])
+    shape = next(i["shape"] for i in engine.queries["loglik"]["inputs"] if i["name"] == name)
+    logits = np.full((1, *shape[1:]), -3.3e38, np.float32)
+    logits[..., 1:4] = 3.3e38
+    got = engine.run("loglik", x=np.array([[1, 3], [0, 2]]), **{name: logits})["log_prob"]
+    np.testing.assert_allclose(got, [2 * np.log(1 / 3), -np.inf], atol=1e-6)
+
+
 def test_unobserved_values_do_not_matter(made: Path) -> None:
     engine, context = pcc.load(made), np.ones((1, 5), np.float32)
     seen = np.array([[True, False, False]])
@@ -180,3 +210,19 @@ def test_providers_are_never_replaced(made: Path, monkeypatch: pytest.MonkeyPatc
     found = refused("X203", lambda: pcc.load(made, provider="cuda").session_of("prefix"))
     assert found.exit_code == 3
     assert "asked for CUDAExecutionProvider, got CPUExecutionProvider" in found.what
+
+
+def test_arguments_of_other_types(made: Path) -> None:
+    load: Any = pcc.load
+    for threads in ("4", 1.5, True, []):
+        refused("R107", lambda t=threads: load(made, threads=t))  # type: ignore[misc]
+    for path in (None, 3, b"m.pcc"):
+        refused("R109", lambda p=path: load(p))  # type: ignore[misc]
+    refused("R108", lambda: load(made, provider=[]))
+    engine: Any = load(made)
+    refused("R101", lambda: engine.run(3))
+    refused("R101", lambda: engine.run([]))
+    refused("R106", lambda: engine.run("loglik", x=[[0, 1], [2]]))
+    refused("R106", lambda: engine.run("loglik", x=None, context=np.zeros((1, 5))))
+    refused("R106", lambda: engine.run("loglik", x=[["a", "b", "c"]], context=np.zeros((1, 5))))
+    refused("R104", lambda: engine.run("loglik", x=[[0, 1, 2]], context=0.5))

@@ -13,7 +13,7 @@ trees: level by level from the leaves; the root last); contextual ones have a la
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,20 +34,28 @@ class Parameters:
     """Makes tables and weights, from arrays or a seed, and lists the logits among them."""
 
     def __init__(self, context: int, seed: int, weights: Weights | None) -> None:
-        if context < 0:
-            raise PccError("T100", f"the context has width {context}")
+        if type(context) is not int or context < 0:
+            raise PccError("T100", f"the context has width {context!r}")
+        if type(seed) is not int or seed < 0:
+            raise PccError("T100", f"the seed is {seed!r}, not an int from 0")
         self.context, self.rng = context, np.random.default_rng(seed)
         self.given = weights
+        if weights is not None and not isinstance(weights, Mapping):
+            raise PccError("T101", f"weights are {type(weights).__name__}, not a mapping")
         if weights is not None and (bad := set(weights) ^ {"emissions", "sums"}):
             what = f"weights need 'emissions' and 'sums'; wrong or missing: {sorted(bad)}"
             raise PccError("T101", what)
-        self.sums = list(weights["sums"]) if weights else []
+        self.sums: list[Values] = []
+        if weights:
+            if not isinstance(weights["sums"], Iterable):
+                raise PccError("T101", "'sums' is no list of arrays")
+            self.sums = [_array(w, "sums") for w in weights["sums"]]
         self.logits: list[tuple[str, Op, Op]] = []
         self.count = 0
 
     def table(self, folds: int, k: int, v: int) -> Op:
         """Return the emission tables."""
-        value = None if self.given is None else np.asarray(self.given["emissions"])
+        value = None if self.given is None else _array(self.given["emissions"], "emissions")
         return self._make((folds, k, v), value, "emission_logits")
 
     def sum(self, folds: int, ko: int, ki: int) -> Op:
@@ -55,7 +63,7 @@ class Parameters:
         name = f"sum_logits.{self.count}"
         if self.given is not None and self.count >= len(self.sums):
             raise PccError("T101", f"'sums' holds {len(self.sums)} arrays, but more are needed")
-        value = np.asarray(self.sums[self.count]) if self.given is not None else None
+        value = self.sums[self.count] if self.given is not None else None
         self.count += 1
         return self._make((folds, ko, ki), value, name)
 
@@ -87,6 +95,13 @@ class Parameters:
         return Circuit(root, (vocab,) * n, f"{kind}-n{n}-r{r}", kind, r, tuple(self.logits))
 
 
+def _array(value: Any, name: str) -> Values:
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError) as e:
+        raise PccError("T101", f"'{name}' holds no array: {e}") from None
+
+
 def _numbers(value: Values, name: str, *, negative: bool) -> Values:
     if value.dtype.kind not in "fiu":
         raise PccError("T101", f"'{name}' holds {value.dtype} values, not numbers")
@@ -100,8 +115,9 @@ def _numbers(value: Values, name: str, *, negative: bool) -> Values:
 
 
 def _sizes(n: int, r: int, vocab: int) -> tuple[int, int, int]:
-    if n < 1 or r < 1 or vocab < 1:
-        raise PccError("T100", f"n={n}, r={r}, vocab={vocab}: each must be at least 1")
+    if any(not isinstance(v, int) or isinstance(v, bool) or v < 1 for v in (n, r, vocab)):
+        what = f"n={n!r}, r={r!r}, vocab={vocab!r}: each must be an int from 1"
+        raise PccError("T100", what)
     return n, r, vocab
 
 
@@ -166,8 +182,10 @@ def btree(
     have leaves of their own and are mixed at the root.
     """
     sizes = _sizes(n, r, vocab)
-    if repetitions < 1:
-        raise PccError("T100", f"{repetitions} repetitions: there must be at least one")
+    if type(repetitions) is not int or repetitions < 1:
+        raise PccError("T100", f"{repetitions!r} repetitions: there must be at least one")
+    if shuffle is not None and (type(shuffle) is not int or shuffle < 0):
+        raise PccError("T100", f"shuffle={shuffle!r} is no seed: an int from 0")
     seeds = range(repetitions) if shuffle is None else range(shuffle, shuffle + repetitions)
     trees = [balanced(n) if shuffle is None else shuffled(n, s) for s in seeds]
     return _forest([from_nested(x) for x in trees], sizes, "btree", (context, seed, weights))

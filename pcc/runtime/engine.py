@@ -27,9 +27,11 @@ class Engine:
 
     def __init__(self, path: Path, provider: str, threads: int | None) -> None:
         check_provider(provider)
-        if threads is not None and not 0 < threads <= MAX_THREADS:
+        if threads is not None and (type(threads) is not int or not 0 < threads <= MAX_THREADS):
             raise PccError(
-                "R107", f"threads={threads}", hint=f"1 to {MAX_THREADS}, or leave it out"
+                "R107",
+                f"threads={str(threads)[:60]!r}",
+                hint=f"1 to {MAX_THREADS}, or leave it out",
             )
         self.path, self.provider, self.threads = path, provider, threads
         self.manifest = read_manifest(path)
@@ -45,7 +47,7 @@ class Engine:
 
     def spec_of(self, query: str) -> dict[str, Any]:
         """Return the manifest's entry of a query, which the bundle must have."""
-        if query not in self.queries:
+        if not isinstance(query, str) or query not in self.queries:
             reason = self.manifest["unsupported"].get(query)
             raise PccError(
                 "R101",
@@ -99,11 +101,14 @@ class Engine:
         are zeros and False. Raises `PccError` for wrong shapes, NaN, and values out of range.
         """
         spec = self.spec_of(query)
-        feed = self._feed(spec, inputs)
+        feed = self._feed(spec, {k: _array(k, v) for k, v in inputs.items()})
         rows = next((len(feed[i["name"]]) for i in spec["inputs"] if i["shape"][:1] == ["Bc"]), 0)
         session = self.session_of(query, rows)
         values = answer(session, [o["onnx"] for o in spec["outputs"]], feed, str(self.path))
-        return {o["name"]: v for o, v in zip(spec["outputs"], values, strict=True)}
+        found = {o["name"]: v for o, v in zip(spec["outputs"], values, strict=True)}
+        for name, value in found.items():
+            _check_finite(query, name, value)
+        return found
 
     def _feed(self, spec: Mapping[str, Any], inputs: Mapping[str, Values]) -> dict[str, Values]:
         names = {i["name"]: i for i in spec["inputs"]}
@@ -123,13 +128,9 @@ class Engine:
         return feed
 
     def _rows(self, names: Mapping[str, Any], inputs: Mapping[str, Values]) -> int:
-        sizes = {
-            k: v.shape[0] if isinstance(v, np.ndarray) else np.shape(v)[0]
-            for k, v in inputs.items()
-            if names[k]["shape"][:1] == ["B"] and np.ndim(v)
-        }
+        sizes = {k: len(v) for k, v in inputs.items() if names[k]["shape"][:1] == ["B"] and v.ndim}
         sizes = sizes or {
-            k: np.shape(v)[0] for k, v in inputs.items() if names[k]["shape"][:1] == ["Bc"]
+            k: len(v) for k, v in inputs.items() if names[k]["shape"][:1] == ["Bc"] and v.ndim
         }
         if len(set(sizes.values())) > 1:
             raise PccError("R104", f"inputs have different numbers of rows: {sizes}")
@@ -188,8 +189,26 @@ def _refuse(name: str, bad: Values, value: Values) -> None:
         )
 
 
-def _convert(name: str, spec: Mapping[str, Any], value: Any, rows: int) -> Values:
-    a = np.asarray(value)
+def _array(name: str, value: Any) -> Values:
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError) as e:  # rows of unequal lengths
+        raise PccError("R106", f"input {name[:40]!r} is no array: {e}") from None
+
+
+def _check_finite(query: str, name: str, value: Values) -> None:
+    """Refuse NaN: finite inputs give it only where a number on the way left float32's range."""
+    if value.dtype.kind != "f" or not value.size or not np.isnan(value.max()):
+        return
+    row = int(np.argwhere(np.isnan(value))[0][0]) if value.ndim else 0
+    raise PccError(
+        "R109",
+        f"'{query}' has no number for {name!r} in row {row}: float32 overflowed",
+        hint="the context or the logits of that row are too large: scale them down",
+    )
+
+
+def _convert(name: str, spec: Mapping[str, Any], a: Values, rows: int) -> Values:
     kind = DTYPES[spec["dtype"]]
     allowed = {"f32": "fiu", "i64": "iu", "bool": "b"}[spec["dtype"]]
     if a.dtype.kind not in allowed:
@@ -213,4 +232,7 @@ def _describe(spec: Mapping[str, Any]) -> str:
 
 def load(path: str | Path, provider: str = "cpu", threads: int | None = None) -> Engine:
     """Open a bundle for running; checks schema, hashes, versions and the provider."""
+    if not isinstance(path, str | Path):
+        what = f"the path of a bundle is {type(path).__name__}"
+        raise PccError("R109", what, hint="a str or a Path")
     return Engine(Path(path), provider, threads)

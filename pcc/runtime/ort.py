@@ -42,7 +42,7 @@ def check_opset(opset: int) -> None:
 
 def check_provider(provider: str) -> str:
     """Return ONNX Runtime's name of a provider, which must be there."""
-    if provider not in PROVIDERS:
+    if not isinstance(provider, str) or provider not in PROVIDERS:
         hint = f"one of {', '.join(PROVIDERS)}"
         raise PccError("R108", f"unknown provider {provider!r}", hint=hint)
     want = PROVIDERS[provider]

@@ -7,6 +7,7 @@ import json
 import struct
 import sys
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 import pcc
 from pcc.bundle import seal
 from pcc.cli import main
+from pcc.errors import PccError
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -42,6 +44,14 @@ JOINT = 0.5 * np.outer([0.25, 0.75], [0.25, 0.25, 0.5]) + 0.5 * np.outer(
 def small() -> pcc.Circuit:
     """Return a circuit of 3 variables with a context of width 5."""
     return pcc.templates.cp(3, 2, 4, context=5, seed=3)
+
+
+def refused(code: str, call: Callable[[], Any]) -> PccError:
+    """Return the error that a call must end in."""
+    with pytest.raises(PccError) as caught:
+        call()
+    assert caught.value.code == code, caught.value
+    return caught.value
 
 
 @dataclass(frozen=True)
