@@ -63,6 +63,6 @@ def _univariate(q: Query) -> Op:
     hit = t.Equal(mk.reshape(x, (n, 1)), mk.const(np.arange(v).reshape(1, v)))
     never = mk.full((1, 1), -np.inf)
     known = t.Where(hit, mk.full((1, 1), 0.0), never)
-    possible = t.Less(never, mk.reshape(t.Log(Value(q.root, x, observed)), (1, 1)))
-    answer = t.Where(mask, known, free)
-    return t.Where(possible, answer, never)
+    # Equality: parameters that overflowed to NaN must not pass for evidence of probability zero.
+    impossible = t.Equal(mk.reshape(t.Log(Value(q.root, x, observed)), (1, 1)), never)
+    return t.Where(impossible, never, t.Where(mask, known, free))

@@ -246,13 +246,15 @@ class _Represent:
             return t.Lookup((yield "log", table), index)
         # The linear softmax is computed anyway. Its largest entry is at least 1/V and cannot
         # underflow, so log-sum-exp = max(logits) - log(max(softmax)): two reductions instead of a
-        # second pass of exponentials; the looked-up logit itself keeps full range.
+        # second pass of exponentials; the looked-up logit itself keeps full range. The maximum goes
+        # first: beside logits of 1e8 and more the logarithm would vanish, and ties count as one.
         logits = yield "lin", base.x
         probs = yield "lin", base
-        lse: Op = t.Sub(t.ReduceMax(logits, 2), t.Log(t.ReduceMax(probs, 2)))
+        top: Op = t.ReduceMax(logits, 2)
+        share: Op = t.Log(t.ReduceMax(probs, 2))
         if rows is not None:
-            logits, lse = mk.take(logits, rows), mk.take(lse, rows)
-        return t.Sub(t.Lookup(logits, index), lse)
+            logits, top, share = (mk.take(v, rows) for v in (logits, top, share))
+        return t.Add(t.Sub(t.Lookup(logits, index), top), share)
 
 
 def _truncated(table: Op) -> bool:
