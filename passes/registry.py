@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import re
 from typing import Any
 
@@ -44,6 +45,9 @@ def make(name: str, **options: Any) -> Pass:
             raise PccError(
                 "E320", f"pass {name!r} has no option {k}={v!r}", hint=f"its options are {fields}"
             )
+        if isinstance(v, int | float) and not isinstance(v, bool) and not 0 < v < math.inf:
+            what = f"{k}={v!r} of pass {name!r} is out of range"
+            raise PccError("E320", what, hint="a number above 0")
     return made(**options)
 
 

@@ -15,7 +15,7 @@ import typer
 
 import pcc
 from pcc.cli import bundles, environment, explore, generation, passes, sources, training
-from pcc.cli.output import printable, say
+from pcc.cli.output import say
 from pcc.errors import PccError
 
 app = typer.Typer(
@@ -91,5 +91,5 @@ def fail(e: PccError) -> None:
     hint = f" (help: {e.hint})" if e.hint else ""
     place = f"{e.at}: " if e.at else ""
     line = f"{place}error[{e.code}]: {e.what}{hint}"
-    say(printable(" ".join(line.split())))  # names in messages come from strangers' files
+    say(" ".join(line.split()))
     sys.exit(e.exit_code)

@@ -12,14 +12,14 @@ WIDEST = 200  # characters of a cell
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
-def say(line: str) -> None:
-    """Print a line of the log on stderr."""
-    print(line, file=sys.stderr, flush=True)
-
-
 def printable(text: str) -> str:
     """Return a stranger's text without control characters: none reaches the terminal."""
     return "".join(c if c.isprintable() else " " for c in text)
+
+
+def say(line: str) -> None:
+    """Print a line of the log on stderr; it may hold names from strangers' files."""
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 def progress(line: str) -> None:

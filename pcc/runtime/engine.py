@@ -48,7 +48,7 @@ class Engine:
     def spec_of(self, query: str) -> dict[str, Any]:
         """Return the manifest's entry of a query, which the bundle must have."""
         if not isinstance(query, str) or query not in self.queries:
-            reason = self.manifest["unsupported"].get(query)
+            reason = self.manifest["unsupported"].get(str(query))
             raise PccError(
                 "R101",
                 f"the bundle has no query {query!r}" + (f": {reason}" if reason else ""),

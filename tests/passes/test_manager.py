@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -167,7 +168,7 @@ def test_pipelines_read_back() -> None:
 @pytest.mark.parametrize(("first", "then", "reason"), ORDER)
 def test_every_constraint_has_a_reason_and_is_enforced(first: str, then: str, reason: str) -> None:
     check((first, then))
-    with pytest.raises(ValueError, match=reason.split()[0]):
+    with pytest.raises(PccError, match=f"E322.*{re.escape(reason)}"):
         check((then, first))
     assert len(reason) > 20
     assert {first, then} <= set(registry.PASSES)
