@@ -1,15 +1,17 @@
-"""Strangers' files that are no files: every reader refuses pipes, devices and folders."""
+"""Strangers' files: no pipes, devices or folders; what they say is printed as plain text."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
-from shipped import TINY, Arena, Command, small
+from shipped import TINY, Arena, Command, archive, rewrite_manifest, small
 
 import pcc
+from pcc.bundle import sha256
 from pcc.files import read_bounded
 
 
@@ -63,3 +65,45 @@ def test_a_file_that_says_it_is_empty() -> None:
         read_bounded(Path("/proc/self/maps"), 100, "C111", large="C110")
     assert found.value.code == "C110"
     assert read_bounded(Path("/proc/self/comm"), 100, "C111")
+
+
+def test_an_archive_that_unpacks_to_gigabytes(arena: Arena, bundle: Path) -> None:
+    """A directory of two members of 4 GiB in a file of 2 KB: nothing is unpacked."""
+    data = bytearray(archive(x=bytes(1 << 20)))
+    at, end = data.rindex(b"PK\x01\x02"), data.rindex(b"PK\x05\x06")
+    data[at + 24 : at + 28] = struct.pack("<I", 0xFFFFFFF0)
+    entry, tail = bytes(data[at:end]), bytearray(data[end:])
+    struct.pack_into("<HHI", tail, 8, 2, 2, 2 * len(entry))
+    (arena.folder / "bomb.npz").write_bytes(bytes(data[:at]) + entry + entry + bytes(tail))
+    ask = ("query", bundle, "prefix", "--input", "bomb.npz")
+    assert "unpacks to" in arena.refuses("C110", *ask)
+
+
+def test_control_characters_do_not_reach_the_terminal(arena: Arena) -> None:
+    found = arena.refuses("E140", "compile", "a\x1b[31m\nb\rc")
+    assert "\x1b" not in found
+    assert "\r" not in found
+
+
+def test_names_in_a_bundle_do_not_reach_the_terminal_raw(arena: Arena, bundle: Path) -> None:
+    """Escapes, half characters, and numbers of any size: a table of plain text."""
+    copy = Path(shutil.copytree(bundle, arena.folder / "copy.pcc"))
+    record = {"name": "\x1b]0;owned\x07", "of": "\ud800", "changed": True, "nodes_before": 1,
+              "nodes_after": -(1 << 62), "ms": 1e18, "check_ms": 0, "error": None}  # fmt: skip
+    rewrite_manifest(copy, circuit__name="\x1b[31m" * 100, unsupported={"\x9b2J": "a\nb\r\0"},
+                     passes=[record])  # fmt: skip
+    done = arena.command("inspect", copy)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.replace("\n", "").isprintable()
+    assert max(map(len, done.out.splitlines())) < 1000
+    as_json = arena.command("inspect", copy, "--json")
+    assert as_json.out.replace("\n", "").isprintable()
+    assert as_json.json["passes"] == [record]
+    stage = copy / "ir" / "00-circuit.pcir"
+    stage.write_bytes(b"// \x1b[2J \xff\n" + stage.read_bytes())
+    files = as_json.json["files"] | {"ir/00-circuit.pcir": sha256(stage)}
+    rewrite_manifest(copy, files=files)
+    shown = arena.command("inspect", copy, "--ir", "circuit")
+    assert shown.code == 0
+    assert shown.out.replace("\n", "").isprintable()
+    assert shown.out.count("\n") == stage.read_bytes().count(b"\n")
