@@ -180,3 +180,27 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         pcc.compile(small(), out=tmp_path / "a.pcc", progress=interrupt)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("mixture", [False, True])
+def test_a_circuit_that_is_zero_everywhere(tmp_path: Path, mixture: bool) -> None:
+    """It has no law: probability zero throughout, draws in range, no NaN, and no false alarm."""
+    b = pcc.Builder([2, 3])
+    root = b.product(b.categorical(0, [0.0, 0.0]), b.categorical(1, [0.2, 0.3, 0.5]))
+    if mixture:
+        other = b.product(b.categorical(0, [0.5, 0.5]), b.categorical(1, [0.0, 0.0, 0.0]))
+        root = b.sum([root, other], [0.3, 0.7])
+    made = pcc.compile(b.circuit(root), out=tmp_path / "zero.pcc")
+    assert pcc.verify(made.path).ok
+    engine, rng = pcc.load(made.path), np.random.default_rng(1)
+    x = np.array(list(product(range(2), range(3))))
+    assert np.isneginf(engine.run("loglik", x=x)["log_prob"]).all()
+    assert np.isneginf(engine.run("conditionals", x=x)["log_cond"]).all()
+    for query, more in (("sample", {}), ("draft", {"carry": x[:, 0]})):
+        slots = len(engine.queries[query]["random"]["slots"])
+        out = engine.run(query, u=rng.random((6, slots), dtype=np.float32), **more)
+        assert ((out["x"] >= 0) & (out["x"] < ([2, 3] if query == "sample" else [3]))).all()
+        if query == "sample":
+            assert np.isneginf(out["log_prob"]).all()
+        else:
+            assert ((out["q"] >= 0) & (out["q"] <= 1 + 1e-6)).all()

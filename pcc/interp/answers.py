@@ -21,6 +21,7 @@ from pcc.ir.core import Op, Values, postorder, tensor
 from pcc.ir.module import Module
 from pcc.ir.semiring import MaxPlus
 
+TOP = 1 + 1e-6  # of a probability that was rounded
 TERMS = 1 << 22  # float64 values of one layer's terms: rows are judged in parts of this size
 
 
@@ -63,12 +64,18 @@ def _sample(q: Query, env: dict[str, Values], out: Mapping[str, Values]) -> dict
     value = m.value(out["x"], np.ones(x.shape, bool))
     possible = ~np.isneginf(m.value(x, seen))
     want = drawn(m, x, seen, env["u"], range(q.variables))
+    law = lawful(m, x)
     return {
         "evidence kept": _kept(x, seen, out["x"]),
         "drawn rows are possible": _flag(not np.isneginf(value[possible]).any()),
         "log_prob of the row": gap(value, out["log_prob"]),
-        "values drawn from u": _flag(np.array_equal(want, out["x"])),
+        "values drawn from u": _flag(np.array_equal(want[law], out["x"][law])),
     }
+
+
+def lawful(m: Evaluations, x: Values) -> Values:
+    """Return the rows `[B]` with a prior: a circuit that is zero everywhere has no law to judge."""
+    return ~np.isneginf(m.value(x, np.zeros(x.shape, bool)))
 
 
 # ---------------------------------------------------------------- drafts
@@ -82,10 +89,14 @@ def _draft(q: Query, env: dict[str, Values], out: Mapping[str, Values]) -> dict[
     x = np.zeros((len(env["carry"]), n), np.int64)
     x[:, 0] = env["carry"]
     want = drawn(m, x, np.arange(n) == 0, env["u"], range(1, n))[:, 1:]
+    law, rows = lawful(m, x), out["q"]
     return {
-        "drawn values are possible": _flag((inside & ~np.isneginf(chosen)).all()),
-        "q against masked evaluations": gap(np.exp(table), out["q"]),
-        "values drawn from u": _flag(np.array_equal(want, out["x"])),
+        "values and laws are in range": _flag(
+            inside.all() and ((q_ >= 0) & (q_ <= 1 + SLACK)).all()
+        ),
+        "drawn values are possible": _flag(not np.isneginf(chosen[law]).any()),
+        "q against masked evaluations": gap(np.exp(table)[law], rows[law]),
+        "values drawn from u": _flag(np.array_equal(want[law], out["x"][law])),
     }
 
 
@@ -93,9 +104,10 @@ def _stepwise(m: Evaluations, carry: Values, x: Values, card: int) -> dict[str, 
     """Each choice must have the largest conditional; which one of equal ones is not judged."""
     table = _laws(m, carry, x, card)
     inside, chosen = _entries(table, x)
+    law = lawful(m, np.zeros((len(x), m.n), np.int64))
     return {
-        "chosen values are possible": _flag((inside & ~np.isneginf(chosen)).all()),
-        "conditional of the choice below the largest": gap(table.max(axis=-1), chosen),
+        "chosen values are possible": _flag(inside.all() and not np.isneginf(chosen[law]).any()),
+        "conditional of the choice below the largest": gap(table.max(axis=-1)[law], chosen[law]),
     }
 
 
