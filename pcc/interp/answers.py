@@ -91,9 +91,7 @@ def _draft(q: Query, env: dict[str, Values], out: Mapping[str, Values]) -> dict[
     want = drawn(m, x, np.arange(n) == 0, env["u"], range(1, n))[:, 1:]
     law, rows = lawful(m, x), out["q"]
     return {
-        "values and laws are in range": _flag(
-            inside.all() and ((q_ >= 0) & (q_ <= 1 + SLACK)).all()
-        ),
+        "values and laws are in range": _flag(inside.all() and ((rows >= 0) & (rows <= TOP)).all()),
         "drawn values are possible": _flag(not np.isneginf(chosen[law]).any()),
         "q against masked evaluations": gap(np.exp(table)[law], rows[law]),
         "values drawn from u": _flag(np.array_equal(want[law], out["x"][law])),
