@@ -13,7 +13,7 @@ import numpy as np
 from pcc.ir.core import Op, Values
 from pcc.ir.semiring import Semiring
 from pcc.ir.types import Type
-from pcc.tensor.nn import NetworkOp
+from pcc.tensor.nn import NetworkOp, RowWrite
 
 
 def _rows(lead: tuple[int, ...], *values: tuple[Values, int]) -> list[Values]:
@@ -25,19 +25,8 @@ def _lead(*values: tuple[Values, int]) -> tuple[int, ...]:
     return np.broadcast_shapes(*(x.shape[: x.ndim - rank] for x, rank in values))
 
 
-class RingWrite(NetworkOp, name="t.ring_write"):
+class RingWrite(RowWrite, name="t.ring_write"):
     """Row (start + i) mod R of `cache [H,R,hd]` becomes row i of `update [H,N,hd]`; start >= 0."""
-
-    cache: Op
-    update: Op
-    start: Op
-
-    def infer(self) -> Type:
-        cache, update = self.rank(self.cache, 3, "cache"), self.rank(self.update, 3, "update")
-        start = self.rank(self.start, 0, "start", "i64")
-        same = cache.shape[::2] == update.shape[::2] and update.shape[1] <= cache.shape[1]
-        self.require(same, "E110", f"cannot write {update} into {cache} at {start}")
-        return self.like(cache.shape)
 
     def eval(self, s: Semiring, *args: Values) -> Values:
         cache, update, start = args

@@ -174,8 +174,8 @@ class Rotary(NetworkOp, name="t.rotary"):
 # ---------------------------------------------------------------- caches and attention
 
 
-class CacheWrite(NetworkOp, name="t.cache_write"):
-    """Rows start..start+N-1 of `cache [H,S,hd]` become `update [H,N,hd]`; start + N <= S."""
+class RowWrite(NetworkOp):
+    """Some rows of `cache [H,S,hd]` become `update [H,N,hd]`, N <= S."""
 
     cache: Op
     update: Op
@@ -187,6 +187,10 @@ class CacheWrite(NetworkOp, name="t.cache_write"):
         same = cache.shape[::2] == update.shape[::2] and update.shape[1] <= cache.shape[1]
         self.require(same, "E110", f"cannot write {update} into {cache} at {start}")
         return self.like(cache.shape)
+
+
+class CacheWrite(RowWrite, name="t.cache_write"):
+    """Rows start..start+N-1 of `cache [H,S,hd]` become `update [H,N,hd]`; start + N <= S."""
 
     def eval(self, s: Semiring, *args: Values) -> Values:
         cache, update, start = args
