@@ -217,7 +217,7 @@ def test_arguments_of_other_types(made: Path) -> None:
     for threads in ("4", 1.5, True, []):
         refused("R107", lambda t=threads: load(made, threads=t))  # type: ignore[misc]
     for path in (None, 3, b"m.pcc"):
-        refused("R109", lambda p=path: load(p))  # type: ignore[misc]
+        refused("B210", lambda p=path: load(p))  # type: ignore[misc]
     refused("R108", lambda: load(made, provider=[]))
     engine: Any = load(made)
     refused("R101", lambda: engine.run(3))

@@ -234,5 +234,5 @@ def load(path: str | Path, provider: str = "cpu", threads: int | None = None) ->
     """Open a bundle for running; checks schema, hashes, versions and the provider."""
     if not isinstance(path, str | Path):
         what = f"the path of a bundle is {type(path).__name__}"
-        raise PccError("R109", what, hint="a str or a Path")
+        raise PccError("B210", what, hint="a str or a Path")
     return Engine(Path(path), provider, threads)
