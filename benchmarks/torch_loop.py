@@ -14,7 +14,8 @@ residual  after a rejection: q(. | x_<i) from V masked rows, then a draw from ma
 
 It restates the published loop without the circuit library around it and without its n-gram
 dictionary, and it skips the extra pass that the published loop pays after a round without any
-accepted token: it is faster than the published code. The cache is cropped by a length.
+accepted token. It does less than the published code; the two were not timed side by side. The cache
+is cropped by a length. The head's weights lie as published, `[n,r,V,D]`.
 """
 
 from __future__ import annotations
