@@ -235,11 +235,8 @@ def sample(q: Query, notes: Notes) -> dict[str, Op]:
     return {"x": rowwise(out, x), "log_prob": rowwise(log, x)}
 
 
-def mode(q: Query, notes: Notes) -> dict[str, Op]:
-    """Max over latents and unobserved variables jointly; ties give the first index."""
-    root, (x, observed), n = expand_fused(q.root), q.inputs, q.variables
-    up = MaxUp(Evidence(x, [None] * n, observed))
-    best = up(root)
+def largest(root: Op, up: MaxUp) -> Draw:
+    """Choose an input of every sum, from the root down: argmax_z log w_z + up_z, first on ties."""
 
     def pick(node: Op, row: Op, below: Op | tuple[Op, ...]) -> Op:
         if isinstance(below, tuple):
@@ -252,6 +249,16 @@ def mode(q: Query, notes: Notes) -> dict[str, Op]:
 
     draw = Draw(root, pick)
     draw.run()
+    return draw
+
+
+def mode(q: Query, notes: Notes) -> dict[str, Op]:
+    """Max over latents and unobserved variables jointly; ties give the first index."""
+    root, (x, observed), n = expand_fused(q.root), q.inputs, q.variables
+    up = MaxUp(Evidence(x, [None] * n, observed))
+    best = up(root)
+
+    draw = largest(root, up)
 
     def leaf(node: c.InputOp, unit: Op) -> Op:
         if isinstance(node, c.Gaussian):

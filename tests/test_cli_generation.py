@@ -49,7 +49,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return pcc.load(made.path, threads=1)
 
 
-def process(*args: object) -> subprocess.CompletedProcess[bytes]:
+def program(*args: object) -> subprocess.CompletedProcess[bytes]:
     whole = [sys.executable, "-P", "-m", "pcc.cli", *map(str, args)]
     return subprocess.run(whole, capture_output=True, check=False)
 
@@ -60,7 +60,7 @@ def process(*args: object) -> subprocess.CompletedProcess[bytes]:
 def test_run_writes_the_bytes_of_the_text(engine: Any) -> None:
     """Bytes that are no UTF-8 too; statistics and the memory go to stderr."""
     want = engine.session(seed=5).generate(PROMPT, 60)
-    done = process("run", engine.path, "--prompt", PROMPT, "--max-new-bytes", 60, "--seed", 5,
+    done = program("run", engine.path, "--prompt", PROMPT, "--max-new-bytes", 60, "--seed", 5,
                    "--stats")  # fmt: skip
     assert done.returncode == 0
     assert want.bytes.startswith(done.stdout)  # a character that the limit cuts is left out

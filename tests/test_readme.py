@@ -19,32 +19,32 @@ COMMANDS = [
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "examples").symlink_to(EXAMPLES)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(TINY))
     return tmp_path
 
 
-def test_python_runs(workplace: Path) -> None:
+def test_python_runs(folder: Path) -> None:
     assert len(PYTHON) == 2
     exec(compile("\n".join(PYTHON), "README.md", "exec"), {})
-    assert {p.name for p in workplace.iterdir()} >= {"two.pcc", "tree.pcc"}
+    assert {p.name for p in folder.iterdir()} >= {"two.pcc", "tree.pcc"}
 
 
 def test_commands_run(
-    workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = Command(capsys, monkeypatch)
-    np.savez(workplace / "data.npz", x=np.full((2, 8), 32), context=np.zeros((1, 32), np.float32))
-    (workplace / "circuit.pcir").write_text(PCIR)
+    np.savez(folder / "data.npz", x=np.full((2, 8), 32), context=np.zeros((1, 32), np.float32))
+    (folder / "circuit.pcir").write_text(PCIR)
     assert {c.split()[1] for c in COMMANDS} >= {"compile", "inspect", "verify", "query", "opt"}
     for line in COMMANDS:
         program, *args = shlex.split(line)
         assert program == "pcc"
         done = command(*args)
         assert done.code == 0, f"{line}: {done.err}"
-    with np.load(workplace / "out.npz") as out:
+    with np.load(folder / "out.npz") as out:
         assert out["log_cond"].shape == (2, 8)
 
 

@@ -27,7 +27,7 @@ from pcc.passes.evidence import Evidence
 from pcc.passes.manager import Manager
 from pcc.passes.messages import MaxUp, Up, expand_fused
 from pcc.passes.pipelines import circuit_pipeline, lazy_pipeline, tensor_pipeline
-from pcc.passes.to_tensor import Ancestral, possible, slots_of
+from pcc.passes.to_tensor import Ancestral, largest, possible, slots_of
 from pcc.tensor import ops as t
 from pcc.tensor.sampling import Temper, Truncate
 
@@ -219,17 +219,7 @@ def latent_first_mode(root: Op, carry: Op) -> Op:
     up = Latent(Evidence(started(carry, n), [True] + [False] * (n - 1)))
     up(root)
 
-    def pick(node: Op, row: Op, below: Op | tuple[Op, ...]) -> Op:
-        if isinstance(below, tuple):
-            f, k = units(node).folds, units(node).k
-            stacked = mk.concat([mk.reshape(up(y), (f, k, 1)) for y in below], 2)
-            score = draw.row(node, stacked)
-        else:
-            score = up(below)
-        return t.ArgMax(t.Add(t.Log(row), score))
-
-    draw = Draw(root, pick)
-    draw.run()
+    draw = largest(root, up)
     leaves = [x for x in postorder(root) if isinstance(x, c.Categorical)]
     card = max(tensor(x.p).shape[2] for x in leaves)
     return _rowwise(t.ArgMax(_experts(root, draw, n, card)), carry)
