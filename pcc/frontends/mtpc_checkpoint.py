@@ -129,10 +129,9 @@ def from_arrays(
     Wiring: from ``_in_fold_idx`` entries where present, else rebuilt from the published rule.
     Errors: F110 kind or n, F111 tensors, F112 values, F113 shapes, F114-F116 wiring, F117 bias.
     """
-    kind = _kind(kind, n, source)
-    bias = _bias_map(hmm_bias, source)
-    named = {strip_prefixes(key): np.asarray(value) for key, value in weights.items()}
-    named = experts.dequantise(named, source)
+    kind, bias = _kind(kind, n, source), _bias_map(hmm_bias, source)
+    stripped = {strip_prefixes(key): np.asarray(value) for key, value in weights.items()}
+    named = experts.dequantise(stripped, source)
     numbers = _classify(named, bias, source)
     given = (None if repetitions is None else n * repetitions, r, vocab, width)
     emissions, low_rank, trunk = _emissions(named, n, given, source)
@@ -146,8 +145,9 @@ def from_arrays(
     places, wiring = _wire(named, sizes, shapes, scope, source)
     biases = _biases(named, bias, shapes, source)
     extra = [x for part in (low_rank, trunk) if part for x in vars(part).values()]
-    arrays = [emissions, *sums, *biases.values(), *extra]
-    mark = _fingerprint((*sizes, places, wiring), arrays, biases)
+    mark = _fingerprint(
+        (*sizes, places, wiring), [emissions, *sums, *biases.values(), *extra], biases
+    )
     origin = (config or {}, step, source, mark)
     return MtpcHead(*sizes, emissions, sums, places, wiring, biases, *origin, low_rank, trunk)
 
