@@ -9,17 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 import pcc
 from pcc.bundle import RUNTIME_OF_OPSET, write_manifest
-from pcc.circuit import ops as c
 from pcc.circuit import text
 from pcc.circuit.queries import QUERIES
 from pcc.circuit.text import write as write_file
-from pcc.ir.core import Op, Values, postorder, tensor
+from pcc.ir.core import Op, Values, tensor
 from pcc.ir.module import Module
 from pcc.ir.text import resources
+from pcc.passes.supports import deterministic
 
 if TYPE_CHECKING:
     from pcc.driver import Emission, Job
@@ -59,7 +57,7 @@ def write(job: Job, folder: Path, parameters: str) -> dict[str, Any]:
             listed = [{"role": s.role, "layer": s.layer, "index": s.index} for s in e.slots]
             specs[q]["random"] = {"slots": listed}
         if q == "mode":
-            specs[q]["exact"] = _deterministic(job.root(q))
+            specs[q]["exact"] = deterministic(job.root(q))
     graphs = folder / "graphs"
     graphs.mkdir()
     placed = save_models(models, graphs)
@@ -165,14 +163,3 @@ def _io(name: str, n: Op, e: Emission) -> dict[str, Any]:
     open_axes = e.symbols.get(name, {})
     sizes = [open_axes.get(i, d) for i, d in enumerate(kind.shape)]
     return {"name": name, "dtype": kind.dtype, "shape": [*batch, *sizes]}
-
-
-def _deterministic(root: Op) -> bool:
-    """Whether max-product is the true maximum: proved only where no sum has a choice."""
-    sums = [n for n in postorder(root) if isinstance(n, c.Sum | c.Mix | c.Tucker | c.Cpt | c.Cp)]
-    return not any(_choices(n) > 1 for n in sums)
-
-
-def _choices(n: Op) -> int:
-    weights = n.ws if isinstance(n, c.Cp) else (n.w,)  # type: ignore[attr-defined]
-    return max(int(np.prod(tensor(w).shape[2:])) for w in weights)
