@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import struct
+from collections.abc import Iterator
+from copy import deepcopy as copy_of
 from pathlib import Path
+from typing import Any
 
+import engines
+import numpy as np
 import pytest
 from shipped import TINY, Arena, Command, archive, rewrite_manifest, small
 
 import pcc
-from pcc.bundle import sha256
+from pcc.bundle import seal, sha256
+from pcc.cli.bundles import describe
+from pcc.errors import PccError
 from pcc.files import read_bounded
 
 
@@ -107,3 +115,75 @@ def test_names_in_a_bundle_do_not_reach_the_terminal_raw(arena: Arena, bundle: P
     assert shown.code == 0
     assert shown.out.replace("\n", "").isprintable()
     assert shown.out.count("\n") == stage.read_bytes().count(b"\n")
+
+
+# ------------------------------------------------------------------ manifests that are sealed
+
+
+WRONG: tuple[Any, ...] = (
+    None,
+    True,
+    "x",
+    "\x1b",
+    -1,
+    0,
+    1 << 62,
+    1 << 70,
+    1e300,
+    [],
+    {},
+    [[]],
+    [{}],
+)
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the path of every entry of a manifest."""
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, inner in items:
+        yield (*at, key)
+        if isinstance(inner, dict | list):
+            yield from places(inner, (*at, key))
+
+
+@pytest.fixture(scope="module")
+def generating(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("generating")
+    engines.llama_folder(folder / "model")
+    made = pcc.compile(
+        engines.head("cp", 4, 2), verifier=folder / "model", out=folder / "m.pcc",
+        queries=["draft"], max_seq=64, chunk=8, validate=False,
+    )  # fmt: skip
+    return made.path
+
+
+@pytest.mark.parametrize("which", ["bundle", "generating"])
+def test_entries_of_other_types(
+    which: str, tmp_path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever an honest hash covers: a bundle loads and prints, or is refused with a code."""
+    copy = Path(shutil.copytree(request.getfixturevalue(which), tmp_path / "copy.pcc"))
+    whole = json.loads((copy / "manifest.json").read_text())
+    del whole["sha256"]
+    spots = [p for p in places(whole) if p[0] != "files"]
+    rng = np.random.default_rng(3)
+    refused = 0
+    for _ in range(300):
+        spot, wrong = spots[rng.integers(len(spots))], WRONG[rng.integers(len(WRONG))]
+        manifest = copy_of(whole)
+        inner = manifest
+        for key in spot[:-1]:
+            inner = inner[key]
+        inner[spot[-1]] = wrong
+        (copy / "manifest.json").write_text(json.dumps(manifest | {"sha256": seal(manifest)}))
+        try:
+            engine = pcc.load(copy)
+            describe(copy, engine.manifest)
+            assert capsys.readouterr().out.replace("\n", "").isprintable()
+            if engine.manifest["generation"] is not None:
+                engine.session(greedy=True)
+        except PccError:
+            refused += 1
+        except Exception as e:
+            raise AssertionError((spot, wrong)) from e
+    assert refused > 200
