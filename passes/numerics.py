@@ -10,6 +10,7 @@ their largest entry on the way (`rescale`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
@@ -25,6 +26,7 @@ from pcc.tensor.sampling import Truncate
 
 # Contractions that can be summed term by term in logs, and the axis of the weight to sum.
 TERMWISE = {"fi,foi->fo": 2, "fo,foi->fi": 1, "fkh,fkh->fk": 2}
+TERMS = 1024  # of a row up to which weights of a context are summed in logs: an exponential each
 Step: TypeAlias = Generator[tuple[str, Op], Op, Op]  # asks for ("log" or "lin", node), gets it
 
 
@@ -226,8 +228,9 @@ class _Represent:
             table = yield "log", n.b
             f, k = tensor(x).shape
             return t.ReduceLse(t.Add(mk.reshape(x, (f, k, 1)), table), 1)
-        if n.eq in TERMWISE and _holds_zero(n.b):
-            # The largest x may meet a weight of zero: shifted by it, the others would underflow.
+        if n.eq in TERMWISE and (_holds_zero(n.b) or _small_softmax(n.b)):
+            # The largest x may meet a weight of zero, or of e^-100: shifted by x alone, the others
+            # would underflow.
             table, axis = (yield "log", n.b), TERMWISE[n.eq]
             sizes = tensor(x).shape
             if len(sizes) < 3:
@@ -266,6 +269,13 @@ def _holds_zero(w: Op) -> bool:
     while isinstance(w, t.Reshape | t.Take | t.Transpose):
         w = w.x
     return isinstance(w, t.Const) and bool((w.value.value == 0).any())
+
+
+def _small_softmax(w: Op) -> bool:
+    size = math.prod(tensor(w).shape)
+    while isinstance(w, t.Reshape | t.Take | t.Transpose):
+        w = w.x
+    return isinstance(w, t.Softmax) and size <= TERMS
 
 
 def _done(value: Op) -> Step:

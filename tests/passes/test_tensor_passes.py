@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ import sympy
 from laws import applied, const, leaf, module, outline, prove, symbols, values
 
 import pcc
+from pcc.check import stored_circuit
 from pcc.circuit import ops as c
 from pcc.circuit.circuit import Circuit
 from pcc.circuit.queries import QUERIES, Query, query_inputs
 from pcc.errors import PccError
+from pcc.interp.queries import evaluations
 from pcc.interp.run import run
 from pcc.ir.core import Op
 from pcc.ir.module import Module
@@ -142,9 +145,13 @@ def same_log(u: sympy.Expr, v: sympy.Expr) -> bool:
     return True
 
 
-def test_numerics_before_and_after() -> None:
+def test_numerics_before_and_after(monkeypatch: pytest.MonkeyPatch) -> None:
     m = asked(pair(trained=False), "loglik", 2, 2)
     linear = applied(ToTensor(), applied(ExpandQuery(), m)[0])[0]
+    small, _ = applied(Numerics(), linear)  # few weights of a context: term by term
+    assert "t.log_softmax" in names(small)
+    assert "t.log_contract" not in names(small)
+    monkeypatch.setattr("pcc.passes.numerics.TERMS", 0)
     after, _ = applied(Numerics(), linear)
     assert names(linear)[-1] == "t.log"
     assert "t.log_contract" in names(after)
@@ -159,6 +166,23 @@ def test_numerics_stays_linear_where_a_range_is_proven() -> None:
     assert "t.log_contract" not in names(after)
     narrow, _ = applied(Numerics(low=0.5, high=0.6), linear)  # no range fits: logarithms
     assert "t.log_contract" in names(narrow)
+
+
+@pytest.mark.parametrize("make", [pcc.templates.cp, pcc.templates.hmm, pcc.templates.btree])
+def test_a_small_weight_of_a_context_at_the_largest_term(make: Any, tmp_path: Path) -> None:
+    """Logits 50 apart: a weight below the smallest float may meet the only term that counts."""
+    circuit, rng = make(8, 8, 32, context=3, seed=1), np.random.default_rng(0)
+    made = pcc.compile(circuit, out=tmp_path / "m.pcc", queries=["loglik"], parameters="logits")
+    engine = pcc.load(made.path, threads=1)
+    logits = {
+        i["name"]: (rng.normal(size=(64, *i["shape"][1:])) * 50).astype(np.float32)
+        for i in engine.queries["loglik"]["inputs"]
+        if "logits" in i["name"]
+    }
+    x = rng.integers(0, 32, (64, 8))
+    got = engine.run("loglik", x=x, **logits)["log_prob"]
+    want = evaluations(stored_circuit(engine).root, logits).value(x, np.ones(x.shape, bool))
+    np.testing.assert_allclose(got, want, atol=1e-3)
 
 
 def test_a_zero_weight_at_the_largest_term_in_float32(tmp_path: Path) -> None:
