@@ -21,7 +21,7 @@ $(SETUP): pyproject.toml constraints.txt
 	.venv-demo/bin/python -m pip install -qq -e '.[cpu]'
 	touch $@
 
-demo: $(DEMO)/.setup-done  ## compile, run and check the circuit that ships with pcc
+demo: $(DEMO)/.setup-done  ## the trained models draft, are checked and timed; no torch
 	$(DEMO)/bin/python examples/demo.py
 
 lint: $(SETUP)  ## ruff and mypy

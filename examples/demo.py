@@ -1,7 +1,7 @@
-"""Compile, run and check the heads that ship in `examples/tiny`; no torch, no network.
+"""Circuits that draft: compiled, checked, and decoding beside the model that they draft for.
 
-Three heads of one small context encoder draft the next 8 bytes of Python source that none of them
-was trained on. A draft is as good as the number of its first bytes that are right.
+No torch, no network. First the three tiny heads of `examples/tiny`, whose queries can be looked at
+one by one; then the trained models of `examples/models`, draft and verifier in one engine.
 """
 
 from __future__ import annotations
@@ -10,173 +10,155 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-
-import pcc
-from pcc.cli.bundles import describe
-from pcc.cli.output import progress, table
 
 HERE = Path(__file__).resolve().parent
-TINY = HERE / "tiny"
-sys.path.insert(0, str(TINY))
+sys.path.insert(0, str(HERE))
 
-from encoder import WINDOW, load  # noqa: E402
+import decoding  # noqa: E402
+import drafts  # noqa: E402
 
-HEADS = ("ff-n-8-r-1", "cp-n-8-r-4", "btree-n-8-r-4")
-BLOCK = 2048  # windows of one call
-SHOWN = 6  # drafts that are printed, evenly spaced
+import pcc  # noqa: E402
+from pcc.cli.output import progress, table  # noqa: E402
 
-Ids = npt.NDArray[np.integer[Any]]
-Floats = npt.NDArray[np.floating[Any]]
-
-
-class Held:
-    """Held-out files: every window of n bytes `x [N, n]`, and `context [N, D]` before it."""
-
-    def __init__(self, n: int, every: int = 1) -> None:
-        with np.load(TINY / "heldout.npz", allow_pickle=False) as data:
-            names, lengths = data["names"].tolist(), data["lengths"].tolist()
-            self.counts, stream = data["unigram_counts"], data["data"].tobytes()
-        self.before: list[bytes] = []
-        self.file: list[str] = []
-        rows: list[bytes] = []
-        for name, length in zip(names, lengths, strict=True):
-            text, stream = stream[:length], stream[length:]
-            for i in range(0, length - n + 1, every):
-                self.file.append(name)
-                self.before.append(text[max(0, i - WINDOW) : i])
-                rows.append(text[i : i + n])
-        self.x = np.frombuffer(b"".join(rows), np.uint8).reshape(-1, n).astype(np.int64)
-        self.context = load(TINY).context(self.before)
-
-    def blocks(self) -> Iterator[slice]:
-        """Yield the rows in blocks."""
-        for i in range(0, len(self.x), BLOCK):
-            yield slice(i, i + BLOCK)
+PLACES = 3  # drafts that are printed
+MODE = "stepwise"  # how greedy drafts are made
 
 
-def stepwise(engine: Any, context: Floats) -> Ids:
-    """x_i = argmax_v q(x_i = v | x_<i) for i = 1..n: one `conditionals` call for each byte."""
-    n = engine.manifest["circuit"]["n"]
-    x = np.zeros((len(context), n), np.int64)
-    for i in range(n):
-        x[:, i] = engine.run("conditionals", x=x, context=context)["log_cond"][:, i].argmax(-1)
-    return x
+def step(title: str) -> None:
+    """Print the title of a part."""
+    print(f"\n== {title}", flush=True)
 
 
-def mode(engine: Any, context: Floats) -> Ids:
-    """Return the bytes of the best term of the circuit: latents and bytes at once."""
-    x: Ids = engine.run("mode", context=context)["x"]
-    return x
-
-
-def sampled(engine: Any, context: Floats, first: Ids, rng: np.random.Generator) -> Ids:
-    """x_2..x_n ~ q(. | x_1 = first): how a speculative decoder drafts behind its carry."""
-    slots = engine.queries["draft"]["inputs"][1]["shape"][1]
-    u = rng.integers(1 << 24, size=(len(context), slots)).astype(np.float32) / (1 << 24)
-    x: Ids = engine.run("draft", carry=first, u=u, context=context)["x"]
-    return x
-
-
-def accepted(draft: Ids, x: Ids) -> Ids:
-    """Return how many first bytes of each draft are right."""
-    right: Ids = np.cumprod(draft == x, axis=1).sum(1)
-    return right
-
-
-def measure(engine: Any, held: Held) -> dict[str, float]:
-    """Mean accepted length of three drafts, and nats per byte, over every held-out window."""
-    rng = np.random.default_rng(0)
-    sums = dict.fromkeys(("mode", "stepwise", "draft", "nats"), 0.0)
-    for block in held.blocks():
-        x, context = held.x[block], held.context[block]
-        sums["mode"] += accepted(mode(engine, context), x).sum()
-        # One call instead of n: up to its first wrong byte, a stepwise draft equals x itself.
-        rows = engine.run("conditionals", x=x, context=context)["log_cond"].argmax(-1)
-        sums["stepwise"] += accepted(rows, x).sum()
-        sums["draft"] += accepted(sampled(engine, context, x[:, 0], rng), x[:, 1:]).sum()
-        sums["nats"] -= engine.run("loglik", x=x, context=context)["log_prob"].sum() / x.shape[1]
-    return {k: v / len(held.x) for k, v in sums.items()}
-
-
-def unigram(held: Held) -> dict[str, float]:
-    """The same numbers for the most frequent byte and the training frequencies."""
-    log_p = np.log((held.counts + 1) / (held.counts + 1).sum())
-    best = np.full_like(held.x, held.counts.argmax())
-    length = float(accepted(best, held.x).mean())
-    q = (held.counts + 1) / (held.counts + 1).sum()
-    runs = np.cumprod(q[held.x[:, 1:]], axis=1).sum(1)  # P(the first k sampled bytes are right)
-    return {"mode": length, "stepwise": length, "draft": float(runs.mean()),
-            "nats": float(-log_p[held.x].mean())}  # fmt: skip
-
-
-def show(row: Ids | bytes) -> str:
-    """Return bytes as a Python string literal."""
-    return repr(bytes(row).decode("ascii", "replace"))
-
-
-def drafts(engines: dict[str, Any], held: Held) -> None:
-    """Print drafts beside what really follows."""
-    print(
-        f"\nStepwise drafts beside what follows, at {SHOWN} evenly spaced places of held-out files:"
-    )
-    for k in range(SHOWN):
-        i = (k + 1) * len(held.x) // (SHOWN + 1)
-        print(f"  {held.file[i]}: after {show(held.before[i])}")
-        print(f"    {'true':14} {show(held.x[i].astype(np.uint8))}")
-        for name, engine in engines.items():
-            draft = stepwise(engine, held.context[i : i + 1])
-            right = accepted(draft, held.x[i : i + 1])[0]
-            print(f"    {name:14} {show(draft[0].astype(np.uint8)):16} {right} right")
-
-
-def compiled(name: str, folder: Path) -> tuple[Any, bool]:
-    """Compile a head, print what came out, check it; return the engine and the verdict."""
-    print()
-    artifact = pcc.compile(TINY / name, out=folder / f"{name}.pcc", progress=progress)
-    describe(artifact.path, artifact.manifest)
+def compiled(artifact: pcc.Artifact) -> tuple[Any, bool]:
+    """Print what a compilation made, check it; return the engine and the verdict."""
+    m, path = artifact.manifest, artifact.path
+    c = m["circuit"]
+    size = sum((path / p).stat().st_size for p in m["files"])
+    runs: dict[str, int] = {}
+    for p in m["passes"]:
+        if p["changed"]:
+            runs[p["name"]] = runs.get(p["name"], 0) + 1
     start = time.perf_counter()
-    report = pcc.verify(artifact.path)
-    worst = max(report.checks, key=lambda c: c.error)
+    report = pcc.verify(path)
+    seconds = time.perf_counter() - start
+    worst = max(report.checks, key=lambda k: k.error)
+    print(
+        f"{path.name}: {c['kind']} circuit, n={c['n']} r={c['r']} V={c['V']}; "
+        f"{len(m['queries'])} graphs, {size / 1e6:.2f} MB, compiled in {artifact.seconds:.1f} s"
+    )
+    print(f"  passes: {', '.join(f'{k} x{v}' for k, v in runs.items())}")
     verdict = "agrees with" if report.ok else "DIFFERS from"
-    print(f"compiled in {artifact.seconds:.2f} s; {verdict} the float64 reference in "
-          f"{len(report.checks)} checks, largest error {worst.error:.1e} ({worst.query}), "
-          f"{time.perf_counter() - start:.2f} s")  # fmt: skip
-    return pcc.load(artifact.path), report.ok
+    print(f"  {verdict} the float64 reference: {len(report.checks)} checks, largest error "
+          f"{worst.error:.1e} ({worst.query}), {seconds:.1f} s", flush=True)  # fmt: skip
+    return pcc.load(path, threads=1), report.ok
 
 
-def main() -> int:
+def tiny(folder: Path, every: int) -> bool:
+    """Compile, check and measure the tiny heads; return whether every check passed."""
+    step("Three tiny heads in the published checkpoint layout (examples/tiny)")
+    made = {
+        name: compiled(
+            pcc.compile(drafts.TINY / name, out=folder / f"{name}.pcc", queries=drafts.QUERIES,
+                        progress=progress)
+        )
+        for name in drafts.HEADS
+    }  # fmt: skip
+    engines = {name: engine for name, (engine, _) in made.items()}
+    held = drafts.Held(8, every)
+    print("Drafts, argmax byte by byte, beside what follows in held-out files:")
+    for line in drafts.shown(engines, held, PLACES):
+        print(line)
+    rows = {"unigram": drafts.unigram(held)}
+    rows |= {k: drafts.measure(e, held) for k, e in engines.items()}
+    table(
+        f"Bytes right in a row of 8, mean over {len(held.x)} held-out windows (draft: of 7, "
+        "sampled behind the true first byte)",
+        ["head", "nats per byte", "stepwise", "mode", "draft"],
+        [[k, *(f"{r[c]:.3f}" for c in ("nats", "stepwise", "mode", "draft"))]
+         for k, r in rows.items()],
+    )  # fmt: skip
+    return all(ok for _, ok in made.values())
+
+
+def stream(engine: Any, prompt: bytes, count: int) -> None:
+    """Write a prompt and its continuation to stdout, bytes as they are made."""
+    out = sys.stdout
+    session = engine.session(greedy=True)
+    out.write(prompt.decode("utf-8", "replace") + "\N{BROKEN BAR}")
+    for chunk in session.stream(prompt, count):
+        out.write(chunk.decode("utf-8", "replace"))
+        out.flush()
+    s = session.stats
+    rate = 1e3 * s["tokens_emitted"] / max(1e-9, s["total_ms"] - s["total_prefill_ms"])
+    print(f"\n({s['rounds']} rounds, {s['tokens_per_round']:.2f} bytes each, {rate:.0f} bytes/s)")
+
+
+def compared(engines: Mapping[str, Any], prompts: Sequence[bytes], count: int) -> bool:
+    """Print the table of all ways to decode; return whether greedy texts are the same."""
+    lanes = decoding.race(engines, prompts, count, progress)
+    base = lanes[decoding.PLAIN].per_token()
+    rows = []
+    for name, lane in lanes.items():
+        low, middle, high = np.percentile(base / lane.per_token(), [10, 50, 90])
+        same = f"{lane.identical}/{len(prompts)}" + lane.remark()
+        gain = ["1.00", "", same] if name == decoding.PLAIN else [
+            f"{middle:.2f}", f"{low:.2f} to {high:.2f}", same]  # fmt: skip
+        rows.append([decoding.TITLES.get(name, name), f"{lane.rate():.0f}",
+                     f"{lane.round_size():.2f}", *gain])  # fmt: skip
+    table(
+        f"Greedy, one thread, {len(prompts)} held-out prompts, {count} bytes each; "
+        "speed-up: median over prompts",
+        ["decoding", "bytes/s", "bytes/round", "speed-up", "p10 to p90", "same text"], rows,
+    )  # fmt: skip
+    return not any(lane.different for lane in lanes.values())
+
+
+def engines(folder: Path, names: Sequence[str], prompts: int, count: int, models: Path) -> bool:
+    """Compile the trained heads with their verifier, let one write, and compare them all."""
+    step(f"Draft and verifier in one engine: {len(names)} heads over one byte-level model "
+         "(examples/models)")  # fmt: skip
+    made = {
+        name: compiled(decoding.bundle(name, folder / f"{name}.pcc", MODE, progress, models))
+        for name in names
+    }
+    ready = {name: engine for name, (engine, _) in made.items()}
+    texts = decoding.prompts(prompts, models)
+    best = next(k for k in ("btree-n8", *names) if k in ready)
+    step(f"{decoding.TITLES[best]} draws, the model decides: a held-out prompt, then its text "
+         "after the bar")  # fmt: skip
+    stream(ready[best], texts[-1], 2 * count)
+    step("Every head, interleaved in this process")
+    same = compared(ready, texts, count)
+    return same and all(ok for _, ok in made.values())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the demonstration; 1 if a check found a difference."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, help="keep the bundles in this new folder")
-    parser.add_argument("--every", type=int, default=1, help="draft at every k-th byte only")
-    args = parser.parse_args()
-    out = args.out
+    parser.add_argument("--every", type=int, default=2, help="draft at every k-th byte only")
+    parser.add_argument("--models", type=Path, default=decoding.MODELS, help="folder of the models")
+    parser.add_argument("--heads", nargs="*", help="of the models; all if left out")
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--bytes", type=int, default=128, help="new bytes for each prompt")
+    args = parser.parse_args(argv)
+    names = decoding.heads(args.models) if args.heads is None else args.heads
+    if args.heads is None and not names:
+        raise pcc.PccError("E140", "there are no trained heads", at=str(args.models))
     with tempfile.TemporaryDirectory(prefix="pcc-demo-") as scratch:
-        folder = out or Path(scratch)
-        if out:
-            out.mkdir(parents=True)
-        made = {name: compiled(name, folder) for name in HEADS}
-        engines = {name: engine for name, (engine, _) in made.items()}
-        held = Held(8, args.every)
-        drafts(engines, held)
-        progress("every held-out window")
-        rows = {"unigram": unigram(held)} | {k: measure(e, held) for k, e in engines.items()}
-        print()
-        table(
-            f"Bytes right in a row, mean over {len(held.x)} held-out windows (x_1..x_8; draft: "
-            "x_2..x_8, sampled behind the true x_1)",
-            ["head", "nats per byte", "stepwise", "mode", "draft"],
-            [[k, *(f"{r[c]:.3f}" for c in ("nats", "stepwise", "mode", "draft"))]
-             for k, r in rows.items()],
-        )  # fmt: skip
-    print("every check passed" if all(ok for _, ok in made.values()) else "A CHECK FAILED")
-    return 0 if all(ok for _, ok in made.values()) else 1
+        folder = args.out or Path(scratch)
+        if args.out:
+            args.out.mkdir(parents=True)
+        ok = tiny(folder, args.every)
+        if names:
+            ok = engines(folder, names, args.prompts, args.bytes, args.models) and ok
+    print("\nevery check passed" if ok else "\nA CHECK FAILED")
+    return 0 if ok else 1
 
 
 if __name__ == "__main__":

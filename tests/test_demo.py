@@ -6,8 +6,9 @@ and shares no code with the compiler.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,12 +26,8 @@ METRICS: dict[str, Any] = json.loads((TINY / "metrics.json").read_text())["excer
 
 @pytest.fixture(scope="module")
 def demo() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("demo", EXAMPLES / "demo.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(EXAMPLES))  # drafts, decoding, demo
+    return importlib.import_module("drafts")
 
 
 def test_what_ships_is_small_and_documented() -> None:
@@ -44,22 +41,60 @@ def test_what_ships_is_small_and_documented() -> None:
 
 
 def test_demo_runs_without_torch(tmp_path: Path) -> None:
-    """As `make demo` runs it, in an environment where torch cannot be imported."""
+    """As `make demo` runs it, with one trained head, where torch cannot be imported."""
     block = tmp_path / "torch"
     block.mkdir()
     (block / "__init__.py").write_text("raise ImportError('torch is not for the demo')\n")
+    args = "--every 200 --heads ff-n8 --prompts 2 --bytes 24".split()
     code = (
-        f"import sys, runpy; sys.path.insert(0, {str(tmp_path)!r}); sys.argv[1:] = ['--every', "
-        f"'100']; runpy.run_path({str(EXAMPLES / 'demo.py')!r}, run_name='__main__')"
+        f"import sys, runpy; sys.path.insert(0, {str(tmp_path)!r}); sys.argv[1:] = {args}; "
+        f"runpy.run_path({str(EXAMPLES / 'demo.py')!r}, run_name='__main__')"
     )
     run = [sys.executable, "-c", code]
     done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    for name in HEADS:
+    for name in (*HEADS, "ff-n8"):
         assert f"{name}.pcc: " in done.stdout
-    assert done.stdout.count("agrees with the float64 reference") == 3
-    assert done.stdout.count("    true ") == 6
+    assert done.stdout.count("agrees with the float64 reference") == 4
+    assert done.stdout.count("    true ") == 3
+    assert re.search(r"\(\d+ rounds, [\d.]+ bytes each", done.stdout)
+    assert re.search(r"^  autoregressive +\d+ +1.00 +1.00 +2/2$", done.stdout, re.M)
+    assert re.search(
+        r"^  fully factorised +\d+ +[\d.]+ +[\d.]+ +.* (2/2|1/2, 1 part)", done.stdout, re.M
+    )
     assert done.stdout.endswith("every check passed\n")
+
+
+def test_a_missing_model_is_one_line(tmp_path: Path) -> None:
+    run = [sys.executable, str(EXAMPLES / "demo.py"), "--models", str(tmp_path)]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1
+    assert "error[E140]" in done.stderr
+
+
+def test_lanes_count_what_differs(demo: ModuleType) -> None:
+    """Identical, parted at a near-tie, different: each is counted as such and shown."""
+    decoding = importlib.import_module("decoding")
+    lane, margins = decoding.Lane(), [float("nan"), 1.0, 1e-5, 1.0]
+    decoding._compare(lane, [1, 2, 3, 4], [1, 2, 3, 4], margins)
+    decoding._compare(lane, [1, 2, 3, 4], [1, 2, 9, 9], margins)
+    decoding._compare(lane, [1, 2, 3, 4], [1, 9, 3, 4], margins)
+    assert (lane.identical, lane.near_ties, lane.different) == (1, 1, 1)
+    assert "1 DIFFER" in lane.remark()
+    lane.add(2.0, 1.0, 8, 2)
+    lane.add(2.0, 1.0, 4, 2)
+    assert (lane.rate(), lane.round_size()) == (3.0, 3.0)
+    assert lane.per_token().tolist() == [0.25, 0.5]
+
+
+def test_prompts_are_spread_over_held_out_text(demo: ModuleType) -> None:
+    decoding = importlib.import_module("decoding")
+    few, all_of_them = decoding.prompts(8), decoding.prompts(10_000)
+    assert len(set(few)) == 8
+    assert len(all_of_them) == 256
+    assert {len(p) for p in all_of_them} == {255}
+    assert set(few) <= set(all_of_them)
 
 
 @pytest.mark.parametrize("head", HEADS)
