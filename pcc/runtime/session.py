@@ -198,8 +198,11 @@ class Session:
     def rewind_to(self, n: int) -> None:
         """Forget everything after the first `n` tokens of the (single) sequence.
 
-        Caches are rolled back by length where they hold every position; else (windowed caches)
-        the kept tokens are processed again.
+        Caches are rolled back by length where they hold every position; else (rings, recent ids)
+        the kept tokens are processed again. The last kept token is always processed alone, so that
+        the next one is drawn with the uniforms of length n - 1. Those have only ever decided
+        tokens from position n on, and these are forgotten; the uniforms of a chunk that begins
+        earlier may have decided tokens that are kept.
         """
         if self.rounds is None or len(self.rows) != 1:
             raise PccError("S105", "there is no single sequence to rewind")
@@ -216,9 +219,10 @@ class Session:
         by_length = all(
             s["rows_axis"] is not None and not s.get("ring") for s in self.rounds.spec["states"]
         )
-        keep = min(n - 1, int(self.rounds.length[0])) if by_length else 0
-        self.rounds.length[0] = keep
-        carry = self.rounds.prefill([kept[keep:]])
+        self.rounds.length[0] = n - 1 if by_length else 0
+        if not by_length:
+            self.rounds.prefill([kept[:-1]])  # for the states; what it draws counts nowhere
+        carry = self.rounds.prefill([kept[-1:]])
         again.decide([int(carry[0])], self.rounds.first_log_probs.tolist())
         self.rows = [again]
 
