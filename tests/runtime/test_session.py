@@ -144,11 +144,13 @@ def test_damaged_and_foreign_sessions_are_refused(engine: Any, tmp_path: Path) -
 
 def test_rewinding_decodes_the_same_text_again(engine: Any) -> None:
     session = engine.session(greedy=True)
-    whole = session.generate(PROMPT, 80).bytes
+    whole = session.generate(PROMPT, 80).ids
     start = 1 + len(PROMPT)
     for kept in (59, 30, 1, 0):
         session.rewind_to(start + kept)
-        assert session.generate(None, 20).bytes == whole[kept : kept + 20]
+        again = session.generate(None, 15).ids  # ids may be one more: some are no bytes
+        assert again == whole[kept : kept + len(again)]
+        assert len(again) >= 15
     session.rewind_to(2)
     assert session.tokens == [[256, PROMPT[0]]]
     with pytest.raises(PccError, match="S105"):
