@@ -7,8 +7,9 @@ first difference, a_t bytes; the next round starts at t + a_t + 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from pcc.train.backbone import BOS, Backbone
 from pcc.train.head import CircuitHead
 from pcc.train.lora import DraftLayers
 
+Values = np.ndarray[Any, Any]
 CHUNK = 2048  # positions at once
 
 
@@ -61,22 +63,39 @@ class Acceptance:
     model: Backbone
     ids: Tensor  # [B,T]
     prompt: int
+    kept: dict[int | None, list[Tensor]] | None = None  # states of all rows, if they are to be kept
 
     @classmethod
-    def of(cls, model: Backbone, prompts: Tensor, length: int) -> Acceptance:
+    def of(cls, model: Backbone, prompts: Tensor, length: int, *, keep: bool = False) -> Acceptance:
         """Continue the prompts greedily."""
         parts = [continuations(model, p, length) for p in torch.split(prompts, 256)]
-        return cls(model, torch.cat(parts), prompts.shape[1])
+        return cls(model, torch.cat(parts), prompts.shape[1], {} if keep else None)
 
     @torch.no_grad()
-    def measure(self, head: CircuitHead, draft: DraftLayers | None) -> dict[str, float]:
-        """Return mean accepted bytes per round with 95 % half-widths over prompts, and NLL."""
+    def states(self, rows: int, stop: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield `rows` texts at a time and the states of the layers below `stop` on them."""
+        kept = None if self.kept is None else self.kept.get(stop)
+        made: list[Tensor] = []
+        for i, ids in enumerate(torch.split(self.ids, rows)):
+            h = self.model.states(ids, stop) if kept is None else kept[i]
+            made.append(h)
+            yield ids, h
+            if self.kept is None:
+                made.clear()
+        if self.kept is not None:
+            self.kept[stop] = made
+
+    @torch.no_grad()
+    def each(
+        self, head: CircuitHead, draft: DraftLayers | None
+    ) -> tuple[Tensor, dict[str, Values]]:
+        """Return -log q of each slot, [N,n], and each prompt's accepted bytes per round."""
         n, (_, t) = head.n, self.ids.shape
         start = torch.arange(self.prompt - 1, t - n, device=self.ids.device)
         accepted: dict[str, list[Tensor]] = {k: [] for k in drafts.NAMES}
         nll: list[Tensor] = []
-        for ids in torch.split(self.ids, max(1, CHUNK // len(start))):
-            shared = self.model.states(ids, draft.start if draft else None)
+        rows = max(1, CHUNK // len(start))
+        for ids, shared in self.states(rows, draft.start if draft else None):
             h = draft(shared) if draft else self.model.finish(shared, self.model.depth)
             e = h[:, start].flatten(0, 1)
             x = ids[:, start[:, None] + torch.arange(1, n + 1, device=ids.device)].flatten(0, 1)
@@ -84,14 +103,27 @@ class Acceptance:
             for k, d in drafts.draft(head, e, x[:, 0]).items():
                 same = (d == x)[:, 1:].long().cumprod(1).sum(1)
                 accepted[k].append(same.view(len(ids), -1))
-        each = torch.cat(nll).mean(0)
-        out = {"nll_per_byte": float(each.mean()), "nll_after_carry": float(each[1:].mean())}
-        for k, parts in accepted.items():
-            mean = np.array([_replay(row) for row in torch.cat(parts).tolist()])
+        means = {
+            k: np.array([_replay(row) for row in torch.cat(parts).tolist()])
+            for k, parts in accepted.items()
+        }
+        return torch.cat(nll), means
+
+    def measure(self, head: CircuitHead, draft: DraftLayers | None) -> dict[str, float]:
+        """Return mean accepted bytes per round with 95 % half-widths over prompts, and NLL."""
+        nll, means = self.each(head, draft)
+        slots = nll.mean(0)
+        out = {"nll_per_byte": float(slots.mean()), "nll_after_carry": float(slots[1:].mean())}
+        for k, mean in means.items():
             out[f"accepted_{k}"] = float(mean.mean())
-            spread = float(mean.std(ddof=1)) if len(mean) > 1 else float("inf")
-            out[f"accepted_{k}_ci95"] = 1.96 * spread / len(mean) ** 0.5
+            out[f"accepted_{k}_ci95"] = half_width(mean)
         return out
+
+
+def half_width(values: Values) -> float:
+    """Return half the 95 % interval of a mean: 1.96 s / sqrt(N)."""
+    spread = float(values.std(ddof=1)) if len(values) > 1 else float("inf")
+    return 1.96 * spread / len(values) ** 0.5
 
 
 def _replay(accepted: list[int]) -> float:

@@ -17,10 +17,11 @@ import yaml  # type: ignore[import-untyped, unused-ignore]
 
 from pcc.frontends.mtpc_checkpoint import SCOPE
 from pcc.frontends.rows import BITS, SCALE, pack, quantise
-from pcc.frontends.state import find_model
+from pcc.frontends.state import find_model, lookup, read_config
 from pcc.train import config as cfg
-from pcc.train.files import DTYPES, read_tensors, write, write_tensors
-from pcc.train.head import CircuitHead
+from pcc.train.backbone import Backbone
+from pcc.train.files import DTYPES, read_tensors, read_weights, write, write_tensors
+from pcc.train.head import KEYS, CircuitHead
 from pcc.train.lora import DraftLayers
 
 SINGLE = "model.safetensors"
@@ -88,6 +89,41 @@ def save_head(
     text = yaml.safe_dump(describe(config, head, draft), sort_keys=False)
     write(folder / "config.yaml", text.encode())
     return path
+
+
+def read_head(folder: Path, model: Backbone) -> tuple[CircuitHead, DraftLayers | None]:
+    """Return a head on `model` from a folder of this layout, and its adapted layers if any."""
+    config = read_config(folder / "config.yaml")
+    values = read_weights(find_model(folder))
+    options, kinds = lookup(config, "mt_head.hyperparameters"), {v: k for k, v in NAMES.items()}
+    low = options["expander_type"] == "low-rank"
+    sizes = cfg.Head(
+        kind=kinds[lookup(config, "circuit.name")],
+        n=lookup(config, "circuit.n_token"),
+        r=lookup(config, "circuit.n_component"),
+        repetitions=lookup(config, "circuit.n_repetition"),
+        shuffle=lookup(config, "circuit.model.kind") == "random-btree",
+        emissions="low-rank" if low else "linear",
+        rank=len(values[KEYS["code"]]) if KEYS["code"] in values else 1,
+        trunk=options["trunk"],
+        sum_bias=options["sum_bias"],
+    )
+    head = CircuitHead(sizes, lookup(config, "data.vocab_size"), options["n_embd"])
+    head.assign(values)
+    if lookup(config, "adaptor.name") != "lora":
+        return head, None
+    given = lookup(config, "adaptor.hyperparameters")
+    lora = cfg.Lora(
+        layers=len(given["layers_to_transform"]),
+        r=given["r"],
+        alpha=given["lora_alpha"],
+        targets=tuple(given["target_modules"]),
+    )
+    draft = DraftLayers(model, lora)
+    with torch.no_grad():
+        for key, p in draft.trained().items():
+            p.copy_(values[key])
+    return head, draft
 
 
 def quantise_head(source: Path, out: Path, bits: int = 8) -> Path:

@@ -53,6 +53,72 @@ def test_every_format_gives_its_numbers(dtype: torch.dtype, shards: int, tmp_pat
     assert np.abs(out["logits"] - want).max() <= 2e-5 * max(1.0, np.abs(want).max())
 
 
+def rows_of(bits: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Return a state with matrices as integers of `bits`, packed below 8, and what it stands for.
+
+    Packing here is arithmetic on one big number per row, unlike the code under test.
+    """
+    stored, wide = {}, {}
+    rng = np.random.default_rng(bits)
+    for key, value in decoder_state(CONFIG, 0).items():
+        if value.ndim < 2:
+            stored[key] = wide[key] = value
+            continue
+        top = 2 ** (bits - 1)
+        q = rng.integers(1 - top, top, value.shape)
+        scale = torch.tensor(rng.uniform(0.01, 0.02, len(q)) / top, dtype=torch.float16)
+        wide[key] = torch.tensor(q) * scale.float()[:, None]
+        stored[key + ".scale"] = scale
+        stored[key] = torch.tensor(q.astype(np.int8))
+        if bits < 8:
+            size = q.shape[1] * bits // 8
+            numbers = [sum((int(v) + top) << bits * i for i, v in enumerate(r[::-1])) for r in q]
+            raw = np.array([list(v.to_bytes(size, "big")) for v in numbers], np.uint8)
+            stored[key] = torch.from_numpy(raw)
+            stored[key + ".bits"] = torch.tensor(bits, dtype=torch.uint8)
+    return stored, wide
+
+
+@pytest.mark.parametrize("bits", [8, 7, 6, 4, 2])
+def test_rows_of_integers(bits: int, tmp_path: Path) -> None:
+    stored, wide = rows_of(bits)
+    model = load_model(write_folder(tmp_path / "m", CONFIG, stored, 2), max_rows=9)
+    ids = np.random.default_rng(0).integers(0, 300, (1, 6))
+    out = Runner(model, 9, 24)(ids, np.zeros(1, np.int64), state_of(model, 9, 1))
+    want = decoder(CONFIG, wide, torch.tensor(ids))[1].numpy()
+    assert np.abs(out["logits"] - want).max() <= 2e-5 * max(1.0, np.abs(want).max())
+
+
+BITS, SCALE = UP + ".bits", UP + ".scale"
+
+
+@pytest.mark.parametrize(
+    ("bits", "key", "value", "code"),
+    [
+        (8, SCALE, None, "M105"),
+        (8, SCALE, torch.ones(23), "F113"),
+        (8, SCALE, torch.ones(24, dtype=torch.int32), "F113"),
+        (8, SCALE, torch.full((24,), float("nan")), "M107"),
+        (7, BITS, None, "M105"),
+        (7, BITS, torch.tensor(0, dtype=torch.uint8), "M105"),
+        (7, BITS, torch.tensor(8, dtype=torch.uint8), "M105"),
+        (7, BITS, torch.tensor([7, 7], dtype=torch.uint8), "M105"),
+        (7, BITS, torch.tensor(7.0), "M105"),
+    ],
+)
+def test_broken_rows_are_refused(
+    bits: int, key: str, value: torch.Tensor | None, code: str, tmp_path: Path
+) -> None:
+    stored, _ = rows_of(bits)
+    stored.pop(key)
+    if value is not None:
+        stored[key] = value
+    folder = write_folder(tmp_path / "m", CONFIG, stored)
+    with pytest.raises(PccError) as caught:
+        load_model(folder, max_rows=9)
+    assert caught.value.code == code, caught.value
+
+
 def test_equal_weights_are_one_array(tmp_path: Path) -> None:
     """Two loads, and graphs over 1 and 4 tokens, hold each matrix once."""
     one, two = (load_model(folder_of(tmp_path), max_rows=9) for _ in range(2))

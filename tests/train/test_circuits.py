@@ -14,9 +14,12 @@ import pcc  # noqa: E402
 from pcc.errors import PccError  # noqa: E402
 from pcc.frontends.mtpc import load_mtpc  # noqa: E402
 from pcc.frontends.mtpc_checkpoint import load  # noqa: E402
+from pcc.frontends.mtpc_experts import dequantise  # noqa: E402
+from pcc.frontends.rows import pack, quantise  # noqa: E402
 from pcc.interp.reference import reference  # noqa: E402
 from pcc.train import config as cfg  # noqa: E402
 from pcc.train import drafts  # noqa: E402
+from pcc.train.files import read_weights, write_tensors  # noqa: E402
 from pcc.train.head import CircuitHead  # noqa: E402
 from pcc.train.layout import quantise_head, save_head  # noqa: E402
 
@@ -91,6 +94,22 @@ def test_int8_rows_are_read_back(tmp_path: Path) -> None:
         assert (x != y).any()
     sizes = [next(p.glob("*.safetensors")).stat().st_size for p in (folder, tmp_path / "b")]
     assert sizes[1] < sizes[0]
+
+
+@pytest.mark.parametrize("bits", [8, 7, 4])
+def test_packed_rows_are_read_by_compiler_and_training(bits: int, tmp_path: Path) -> None:
+    values = np.random.default_rng(bits).normal(size=(3, 5, 16)).astype(np.float32)
+    rows, scale = quantise(values, bits)
+    stored = {"T": rows if bits == 8 else pack(rows, bits), "T.scale": scale}
+    stored |= {"T.bits": np.array(bits, np.uint8)} if bits < 8 else {}
+    write_tensors(tmp_path / "t.safetensors", {k: torch.tensor(v) for k, v in stored.items()})
+    back = read_weights(tmp_path / "t.safetensors")
+    assert set(back) == set(dequantise(stored, "here")) == {"T"}
+    np.testing.assert_array_equal(back["T"].numpy(), dequantise(stored, "here")["T"])
+    bound = np.abs(values).max(-1, keepdims=True) / (2**bits - 2) * 1.01
+    assert (np.abs(back["T"].numpy() - values) <= bound).all()
+    with pytest.raises(PccError, match="F113"):
+        dequantise(stored | {"T.scale": scale[:-1]}, "here")
 
 
 @pytest.mark.parametrize("kind", KINDS)
