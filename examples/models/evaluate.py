@@ -4,14 +4,15 @@
     python examples/models/evaluate.py --backbone .train/backbone --heads .train/heads --out x.json
 
 256 held-out prompts (`heldout.npz`: BOS and 255 bytes, from a line's start) are continued greedily
-by the verifier for 192 bytes; decoding with drafts is replayed on that text. Accepted: drafted
-bytes of 7 per round, its mean over prompts and 1.96 standard errors. Needs torch; float32, CPU.
+by the compiled engine for 192 bytes; decoding with each head is replayed on that text in torch.
+Accepted: drafted bytes of 7 per round, mean over prompts and 1.96 standard errors. float32, CPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,18 @@ from typing import Any
 import numpy as np
 import torch
 
+import pcc
 from pcc.frontends.state import find_model
 from pcc.train import backbone as bb
+from pcc.train import drafts
 from pcc.train.evaluate import Acceptance, half_width
 from pcc.train.files import write_json
+from pcc.train.head import CircuitHead
 from pcc.train.layout import read_head
 
 HERE = Path(__file__).resolve().parent
 HEADS = ("ff-n8", "cp-n8", "hmm-n8", "btree-n8", "btree-n8-lora")
-BYTES, GRAM, ROWS = 192, 8, 11
+BYTES, GRAM, ROWS, STRIDE = 192, 8, 16, 4
 
 
 def mean_of(values: np.ndarray[Any, Any]) -> dict[str, float]:
@@ -39,8 +43,8 @@ def prompt_bits(texts: Acceptance) -> np.ndarray[Any, Any]:
     """Return -log2 p of each prompt's bytes, mean over its bytes, f64[B]."""
     model, rows = texts.model, []
     with torch.no_grad():
-        for ids, h in texts.states(ROWS, None):
-            e = model.finish(h[:, : texts.prompt - 1], model.depth)
+        for ids, h in texts.states(ROWS, model.depth - 1):
+            e = model.finish(h[:, : texts.prompt - 1], model.depth - 1)
             logp = torch.log_softmax(model.lm_head(e), -1)
             rows.append(logp.gather(-1, ids[:, 1 : texts.prompt, None]).mean((1, 2)))
     return -torch.cat(rows).double().numpy() / np.log(2)
@@ -55,13 +59,41 @@ def repetition(texts: Acceptance) -> np.ndarray[Any, Any]:
     return np.array(shares)
 
 
+@torch.no_grad()
+def replayed(
+    texts: Acceptance, head: CircuitHead, e: torch.Tensor, kind: str
+) -> np.ndarray[Any, Any]:
+    """Return accepted bytes per round of each prompt, f64[B]: the rounds of decoding, replayed.
+
+    All prompts take their k-th round together; e [B,T,D] are the draft's features.
+    """
+    n, (count, length) = head.n, texts.ids.shape
+    at, rounds, total = (np.full(count, v) for v in (texts.prompt - 1, 0, 0))
+    while (live := np.flatnonzero(at < length - n)).size:
+        start = torch.from_numpy(at[live])
+        x = texts.ids[torch.from_numpy(live)[:, None], start[:, None] + torch.arange(1, n + 1)]
+        made = drafts.draft(head, e[torch.from_numpy(live), start], x[:, 0], (kind,))[kind]
+        right = (made == x)[:, 1:].long().cumprod(1).sum(1).numpy()
+        rounds[live] += 1
+        total[live] += right
+        at[live] += right + 1
+    return np.asarray(total / rounds)
+
+
 def measured(texts: Acceptance, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what is reported of a head, and its accepted bytes by prompt."""
     head, draft = read_head(folder, texts.model)
-    began = time.perf_counter()
+    began, model = time.perf_counter(), texts.model
+    at = torch.arange(texts.prompt - 1, texts.ids.shape[1] - head.n, STRIDE)
+    window = at[:, None] + torch.arange(1, head.n + 1)
+    features, nll = [], []
     with torch.no_grad():
-        nll, accepted = texts.each(head, draft)
-    slots = nll.mean(0)
+        for ids, h in texts.states(ROWS, model.depth - 1):
+            e = draft(h) if draft else model.finish(h, model.depth - 1)
+            features.append(e)
+            nll.append(-head(e[:, at].flatten(0, 1), ids[:, window].flatten(0, 1)))
+    slots, e = torch.cat(nll).mean(0), torch.cat(features)
+    accepted = {k: replayed(texts, head, e, k) for k in ("stepwise", "max_product")}
     found: dict[str, Any] = {
         "file_bytes": find_model(folder).stat().st_size,
         "nll_per_byte": round(float(slots.mean()), 4),
@@ -70,6 +102,26 @@ def measured(texts: Acceptance, folder: Path) -> tuple[dict[str, Any], dict[str,
     }
     print(f"{folder.name}: {found} ({time.perf_counter() - began:.0f} s)", flush=True)
     return found, accepted
+
+
+def greedy_texts(backbone: Path, head: Path, rows: np.ndarray[Any, Any]) -> torch.Tensor:
+    """Return prompts and greedy continuations, i64[B,T], by the compiled engine (any head will do).
+
+    The engine's own mean of accepted bytes is printed: the replay below must come to it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "m.pcc"
+        pcc.compile(
+            head, verifier=backbone, queries=("prefix",), max_seq=512, chunk=64,
+            draft_mode="stepwise", out=out,
+        )  # fmt: skip
+        session = pcc.load(out).session(greedy=True)
+        made, means = [], []
+        for row in rows.tolist():
+            made.append([*row, *session.generate_ids(row, BYTES)])
+            means.append(session.stats["effective_k"])
+    print(f"{head.name}: {np.mean(means):.3f} bytes accepted by the engine", flush=True)
+    return torch.tensor(made)
 
 
 def main() -> int:
@@ -83,7 +135,8 @@ def main() -> int:
     rows = np.load(HERE / "heldout.npz")["prompts"].astype(np.int64)
     rows = rows[np.linspace(0, len(rows) - 1, args.prompts).round().astype(int)]
     model = bb.load(args.backbone).requires_grad_(False)
-    texts = Acceptance.of(model, torch.from_numpy(rows), BYTES, keep=True)
+    ids = greedy_texts(args.backbone, args.heads / HEADS[-1], rows)
+    texts = Acceptance(model, ids, rows.shape[1], {})
     share = repetition(texts)
     card: dict[str, Any] = {
         "prompts": len(rows),

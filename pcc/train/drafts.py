@@ -16,15 +16,19 @@ from pcc.train.head import CircuitHead
 NAMES = ("stepwise", "max_product", "latent_first")
 
 
-def draft(head: CircuitHead, e: Tensor, carry: Tensor) -> dict[str, Tensor]:
+def draft(
+    head: CircuitHead, e: Tensor, carry: Tensor, kinds: Sequence[str] = NAMES
+) -> dict[str, Tensor]:
     """Return each draft, i64[N,n] with the carry first, of hidden states [N,D]."""
     h = head.trunk(e)
     table = torch.log_softmax(head.emission_logits(h), -1)
     sums = head.sum_log_weights(h)
+    rest = {"max_product": lambda: table.amax(-1), "latent_first": lambda: 0 * table[..., 0]}
     return {
-        "stepwise": _stepwise(head, table, sums, carry),
-        "max_product": _latents(head, table, sums, carry, table.amax(-1)),
-        "latent_first": _latents(head, table, sums, carry, torch.zeros_like(table[..., 0])),
+        k: _latents(head, table, sums, carry, rest[k]())
+        if k in rest
+        else _stepwise(head, table, sums, carry)
+        for k in kinds
     }
 
 

@@ -123,7 +123,7 @@ class Acceptance:
 def half_width(values: Values) -> float:
     """Return half the 95 % interval of a mean: 1.96 s / sqrt(N)."""
     spread = float(values.std(ddof=1)) if len(values) > 1 else float("inf")
-    return 1.96 * spread / len(values) ** 0.5
+    return 1.96 * spread / float(len(values)) ** 0.5
 
 
 def _replay(accepted: list[int]) -> float:
