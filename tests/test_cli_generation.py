@@ -145,6 +145,8 @@ def test_chat_templates_that_are_refused(
         (("--prompt", "a", "--temperature", "-1"), "S102"),
         (("--prompt", "a", "--top-p", "nan"), "S102"),
         (("--prompt", "a", "--stop", ""), "S104"),
+        (("--prompt", "a", "--top-k", "100000000000000000000"), "S102"),
+        (("--prompt", "", "--no-bos"), "S106"),
     ],
 )
 def test_run_refuses(command: Command, engine: Any, args: tuple[str, ...], code: str) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from pcc.errors import PccError
+from pcc.runtime.arguments import flag, integer, number
+from pcc.runtime.contract import MAX_TOKENS
 from pcc.runtime.philox import split_seed
 
 
@@ -23,21 +24,22 @@ class Sampling:
 
     def __post_init__(self) -> None:
         split_seed(self.seed)  # refuses what is no seed, for greedy sessions too
-        for name in ("temperature", "draft_temperature"):
-            v = getattr(self, name)
-            low = 0.0 if name == "temperature" else 1e-3
-            if not (isinstance(v, int | float) and math.isfinite(v) and low <= v <= 100):
-                raise PccError("S102", f"{name}={v!r}", hint=f"a number in {low:g} .. 100")
-        for name in ("top_p", "draft_top_p"):
-            v = getattr(self, name)
-            if not (isinstance(v, int | float) and 0 <= v <= 1):
-                raise PccError("S102", f"{name}={v!r}", hint="a number in 0 .. 1")
-        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 0:
-            raise PccError("S102", f"top_k={self.top_k!r}", hint="0 (off) or a positive integer")
-        if self.temperature == 0:
-            object.__setattr__(self, "greedy", True)
-        elif self.temperature < 1e-3:
+        values = {
+            "seed": int(self.seed),
+            "temperature": number("temperature", self.temperature, 0.0, 100.0),
+            "top_p": number("top_p", self.top_p, 0.0, 1.0),
+            # No vocabulary is larger, so that a larger number can only be a mistake.
+            "top_k": integer("top_k", self.top_k, 0, MAX_TOKENS, code="S102"),
+            "greedy": flag("greedy", self.greedy, code="S102"),
+            "draft_temperature": number("draft_temperature", self.draft_temperature, 1e-3, 100.0),
+            "draft_top_p": number("draft_top_p", self.draft_top_p, 0.0, 1.0),
+        }
+        if values["temperature"] == 0:
+            values["greedy"] = True
+        elif values["temperature"] < 1e-3:
             raise PccError("S102", f"temperature={self.temperature!r}", hint="0, or at least 0.001")
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     def inputs(self) -> dict[str, float | int]:
         """Return the graph inputs that are the same in every call and row."""

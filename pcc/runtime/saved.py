@@ -16,7 +16,7 @@ from pcc.errors import PccError
 from pcc.runtime.arrays import read_npz
 from pcc.runtime.rounds import Rounds
 from pcc.runtime.rows import Row
-from pcc.runtime.session import Session
+from pcc.runtime.session import Session, streams_of
 
 if TYPE_CHECKING:
     from pcc.runtime.engine import Engine
@@ -70,7 +70,7 @@ def load(engine: Engine, path: Path) -> Session:
             )  # fmt: skip
         session = Session(engine, stream=meta["stream"], **meta["sampling"])
         session.rows = [_row(session, r) for r in meta["rows"]]
-        streams = [session.stream_id + i for i in range(len(session.rows))]
+        streams = streams_of(session.stream_id, len(session.rows))
         session.rounds = Rounds(engine, session.sampling, streams)
         window = arrays["window"]
         if ((window < 0) | (window >= session.vocabulary.size)).any():

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pcc.errors import PccError
+from pcc.runtime.arguments import TEXT, flag, id_lists, integer, texts, token_ids
 from pcc.runtime.rounds import Rounds, memory_of
 from pcc.runtime.rows import Goal, Row
 from pcc.runtime.sampling import Sampling
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pcc.runtime.engine import Engine
 
 Prompt = bytes | str
+LAST_STREAM = (1 << 32) - 1  # a word of the counter
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,8 @@ class Session:
             self.sampling = Sampling(**options)
         except TypeError as e:
             raise PccError("S102", f"unknown option: {e}", hint="see Engine.session") from None
-        if isinstance(stream, bool) or not isinstance(stream, int) or not 0 <= stream < 1 << 32:
-            raise PccError("S102", f"stream={stream!r}", hint="an integer in 0 .. 2^32 - 1")
-        self.engine, self.stream_id = engine, stream
+        self.engine = engine
+        self.stream_id = integer("stream", stream, 0, LAST_STREAM, code="S102")
         spec = engine.generation()
         self.max_seq = int(spec["max_seq"])
         self.vocabulary = Vocabulary.of(engine.manifest, int(spec["vocab"]))
@@ -84,8 +85,8 @@ class Session:
         logprobs: bool = False,
     ) -> Any:
         """Return the `Result` of a prompt, or a list of them for a list of prompts."""
-        goal = self._goal(max_new_bytes, stop, keep_stop)
-        many = not (prompt is None or isinstance(prompt, str | bytes | bytearray))
+        goal, logprobs = self._goal(max_new_bytes, stop, keep_stop), flag("logprobs", logprobs)
+        many = not (prompt is None or isinstance(prompt, TEXT))
         self._open(prompt, bos=bos)
         ends = self._drive(goal)
         results = [
@@ -108,9 +109,9 @@ class Session:
         A character that `max_new_bytes` would cut stays pending, whole. Closing the iterator or
         `cancel()` keeps what was decided: it is pending for the next call.
         """
-        goal = self._goal(max_new_bytes, stop, keep_stop)
-        one = isinstance(prompt, str | bytes | bytearray) or (prompt is None and len(self.rows) < 2)
-        if not one:
+        goal, text = self._goal(max_new_bytes, stop, keep_stop), flag("text", text)
+        several = isinstance(prompt, Iterable) and not isinstance(prompt, TEXT)
+        if several or (prompt is None and len(self.rows) > 1):
             raise PccError("S103", "a stream is of one sequence", hint="use generate for a list")
         self._open(prompt, bos=bos)
         return self._chunks(self.rows[0], goal, text)
@@ -149,19 +150,14 @@ class Session:
 
         Nothing is prepended; only `stop_ids` end a sequence before `max_new_tokens`.
         """
-        many = len(ids) > 0 and not isinstance(ids[0], int | np.integer)
-        listed: Any = ids if many else [ids]
-        prompts = [[int(t) for t in p] for p in listed]
-        size = self.vocabulary.size
-        if bad := [t for p in prompts for t in p if not 0 <= t < size]:
-            raise PccError("S110", f"id {bad[0]} is outside the model's {size}")
-        if max_new_tokens < 0:
-            raise PccError("S104", f"max_new_tokens={max_new_tokens}")
-        goal = Goal(max_ids=int(max_new_tokens), stop_ids=frozenset(stop_ids) or frozenset({-1}))
+        prompts, many = id_lists("ids", ids, self.vocabulary.size)
+        most = integer("max_new_tokens", max_new_tokens)
+        ends = frozenset(token_ids("stop_ids", stop_ids, self.vocabulary.size))
+        goal = Goal(max_ids=most, stop_ids=ends or frozenset({-1}))
         self._stopped = False
         self._start(prompts)
-        ends = self._drive(goal)
-        out = [row.ids[row.first_id : end[1]] for row, end in zip(self.rows, ends, strict=True)]
+        done = self._drive(goal)
+        out = [row.ids[row.first_id : end[1]] for row, end in zip(self.rows, done, strict=True)]
         return out if many else out[0]
 
     def cancel(self) -> None:
@@ -173,7 +169,9 @@ class Session:
 
         Nothing is allocated. Buffers grow in steps: see `generation.buckets` in the manifest.
         """
-        return memory_of(self.engine, rows, tokens, greedy=self.sampling.greedy)
+        most = integer("tokens", tokens)
+        count = integer("rows", rows, 1, LAST_STREAM)
+        return memory_of(self.engine, count, most, greedy=self.sampling.greedy)
 
     @property
     def stats(self) -> dict[str, Any]:
@@ -208,8 +206,7 @@ class Session:
             raise PccError("S105", "there is no single sequence to rewind")
         (row,) = self.rows
         whole = [*row.prompt, *row.ids[: row.done_ids]]
-        if not 1 <= n <= len(whole):
-            raise PccError("S105", f"cannot rewind to {n} of {len(whole)} tokens")
+        n = integer("the number of tokens to keep", n, 1, len(whole), code="S105")
         if n == len(whole) and row.done_ids == len(row.ids):
             return
         kept = whole[:n]
@@ -242,13 +239,11 @@ class Session:
     # ------------------------------------------------------------ inside
 
     def _goal(self, max_new_bytes: int, stop: Iterable[Prompt], keep_stop: bool) -> Goal:
-        if isinstance(max_new_bytes, bool) or max_new_bytes < 0:
-            raise PccError("S104", f"max_new_bytes={max_new_bytes!r}", hint="0 or more")
-        listed = [stop] if isinstance(stop, str | bytes) else list(stop)
-        stops = tuple(s.encode() if isinstance(s, str) else bytes(s) for s in listed)
+        most = integer("max_new_bytes", max_new_bytes)
+        stops = tuple(texts("stop", stop))
         if any(not s for s in stops):
-            raise PccError("S104", "a stop string is empty")
-        return Goal(int(max_new_bytes), None, stops, frozenset(), keep_stop)
+            raise PccError("S104", "a stop string is empty", hint="leave it out")
+        return Goal(most, None, stops, frozenset(), flag("keep_stop", keep_stop))
 
     def _open(self, prompt: Prompt | Sequence[Prompt] | None, *, bos: bool) -> None:
         self._stopped = False
@@ -258,7 +253,7 @@ class Session:
             if not self.rows:
                 raise PccError("S106", "there is nothing to go on from", hint="give a prompt")
             return
-        listed = [prompt] if isinstance(prompt, str | bytes | bytearray) else list(prompt)
+        listed, bos = texts("prompt", prompt), flag("bos", bos)
         if not listed:
             raise PccError("S106", "the list of prompts is empty")
         self._start([self.vocabulary.encode(p, bos=bos) for p in listed])
@@ -266,14 +261,17 @@ class Session:
     def _start(self, prompts: list[list[int]]) -> None:
         for i, p in enumerate(prompts):
             if not p:
-                raise PccError("S106", f"prompt {i} is empty and the model has no BOS token")
+                what, hint = f"prompt {i} holds no token", "give it text"
+                if self.vocabulary.bos is not None:
+                    hint += ", or let the model's BOS stand in front"
+                raise PccError("S106", what, hint=hint)
             if len(p) > self.max_seq:
                 raise PccError(
                     "S121",
                     f"prompt {i} has {len(p)} tokens, the engine holds {self.max_seq}",
                     hint="shorten it, or compile with a larger --max-seq",
                 )
-        streams = [self.stream_id + i for i in range(len(prompts))]
+        streams = streams_of(self.stream_id, len(prompts))
         rounds = Rounds(self.engine, self.sampling, streams)
         began = time.perf_counter()
         carry = rounds.prefill(prompts)
@@ -332,3 +330,11 @@ class Session:
             raise PccError("S107", "this engine does not compute log-probabilities")
         data = bytes(row.text[row.first_byte : shown])
         return Result(data, row.ids[row.first_id : ids], reason, self.stats, logs)
+
+
+def streams_of(first: int, count: int) -> list[int]:
+    """Return the streams of `count` rows: first, first + 1, …; none may come round to 0."""
+    if first + count - 1 > LAST_STREAM:
+        what = f"stream {first} and {count} sequences pass the last stream"
+        raise PccError("S102", what, hint=f"streams end at {LAST_STREAM}")
+    return list(range(first, first + count))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pcc.errors import PccError
+from pcc.runtime.arguments import text as read_text
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Vocabulary:
         if self.byte_offset is None:
             what = f"the model's {self.size} ids are not bytes"
             raise PccError("S111", what, hint="use generate_ids")
-        data = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else bytes(text)
+        data = read_text("the prompt", text)
         ids = [b + self.byte_offset for b in data]
         if data and max(ids) >= self.size:
             at = next(i for i, t in enumerate(ids) if t >= self.size)
