@@ -8,7 +8,7 @@ uniforms; nothing else crosses.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -163,22 +163,16 @@ class Rounds:
             out["draft_q"] = q
         return out | {f"past.{k}": b.array for k, b in self.states.past.items()}
 
-    def restore(self, arrays: dict[str, Any]) -> None:
-        """Take the place of a session that was saved."""
-        self.reserve(int(arrays["length"].max(initial=0)) + self.n)
+    def restore(self, arrays: Mapping[str, Values], bucket: int) -> None:
+        """Take the place of a session with buffers of this size, whose arrays are checked."""
+        self.reserve(int(self.buckets[bucket]["rows"]))
         window, q = self._drafts()
-        pairs = [(self.length, "length"), (self.active, "active"), (window, "window")]
-        pairs += [(q, "draft_q")] if q is not None else []
-        for target, name in pairs:
-            if arrays[name].shape != target.shape or arrays[name].dtype != target.dtype:
-                raise PccError("S141", f"the saved '{name}' has shape {arrays[name].shape}")
-            target[:] = arrays[name]
+        self.length[:], self.active[:] = arrays["length"], arrays["active"]
+        window[:] = arrays["window"]
+        if q is not None:
+            q[:] = arrays["draft_q"]
         for name, b in self.states.past.items():
-            saved = arrays[f"past.{name}"]
-            if saved.dtype != b.array.dtype or saved.ndim != b.array.ndim:
-                raise PccError("S141", f"the saved state '{name}' is {saved.dtype}{saved.shape}")
-            at = tuple(slice(min(a, z)) for a, z in zip(saved.shape, b.array.shape, strict=True))
-            b.array[at] = saved[at]
+            b.array[:] = arrays[f"past.{name}"]
 
 
 def memory_of(engine: Engine, rows: int, tokens: int, *, greedy: bool) -> int:
