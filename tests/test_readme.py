@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,9 @@ import pytest
 from shipped import EXAMPLES, PCIR, ROOT, TINY, Command
 
 README = (ROOT / "README.md").read_text()
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
-COMMANDS = [
-    line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()
-]
+BLOCKS = re.findall(r"```(python|sh)\n(.*?)```", README, re.S)
+COMMANDS = [line for kind, block in BLOCKS if kind == "sh" for line in block.splitlines()]
+MADE = {"code.pcc", "two.pcc", "tree.pcc", "cp.pcc", "out.npz"}
 
 
 @pytest.fixture
@@ -26,26 +27,46 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_python_runs(folder: Path) -> None:
-    assert len(PYTHON) == 2
-    exec(compile("\n".join(PYTHON), "README.md", "exec"), {})
-    assert {p.name for p in folder.iterdir()} >= {"two.pcc", "tree.pcc"}
-
-
-def test_commands_run(
+def test_examples_run_in_order(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = Command(capsys, monkeypatch)
+    command, names = Command(capsys, monkeypatch), {}
     np.savez(folder / "data.npz", x=np.full((2, 8), 32), context=np.zeros((1, 32), np.float32))
     (folder / "circuit.pcir").write_text(PCIR)
-    assert {c.split()[1] for c in COMMANDS} >= {"compile", "inspect", "verify", "query", "opt"}
-    for line in COMMANDS:
-        program, *args = shlex.split(line)
-        assert program == "pcc"
-        done = command(*args)
-        assert done.code == 0, f"{line}: {done.err}"
+    (folder / "prompts.txt").write_text("class Queue:\n")
+    for kind, block in BLOCKS:
+        if kind == "python":
+            exec(compile(block, "README.md", "exec"), names)
+            continue
+        for line in block.splitlines():
+            program, *args = shlex.split(line)
+            assert program == "pcc"
+            done = command(*args)
+            assert done.code == 0, f"{line}: {done.err}"
+    assert {p.name for p in folder.iterdir()} >= MADE
     with np.load(folder / "out.npz") as out:
         assert out["log_cond"].shape == (2, 8)
+    assert names["first"].reason in ("length", "stop")
+    assert len(names["more"].bytes) == 20
+    assert len(b"".join(names["chunks"])) == 40
+
+
+def test_what_is_shown() -> None:
+    assert sum(kind == "python" for kind, _ in BLOCKS) == 3
+    shown = {"compile", "run", "bench", "inspect", "verify", "query", "opt", "doctor"}
+    assert {c.split()[1] for c in COMMANDS} >= shown
+
+
+def test_speedups_are_those_of_the_script() -> None:
+    """The table is what the script makes of the file that it wrote; the texts were the same."""
+    sys.path.insert(0, str(ROOT))
+    speedup = importlib.import_module("benchmarks.speedup")
+    document = json.loads(speedup.RESULTS.read_text())
+    assert speedup.into(README, document) == README
+    assert document["prompts"] >= 40
+    assert {r["head"] for r in document["rows"]} == {"autoregressive", *speedup.decoding.heads()}
+    for r in document["rows"]:
+        assert r["identical"] + r["near_ties"] == document["prompts"], r["head"]
 
 
 def test_links_lead_somewhere() -> None:
