@@ -258,6 +258,7 @@ class _Parser:
         self.budget.read(c, [values[f] for f, k in fields if KINDS[k][1]])
         try:
             node = cls(**values, loc=loc)  # type: ignore[call-arg]
+            node.__dict__["loc"] = loc  # an equal node may come from another file: the last counts
         except PccError as e:
             raise c.error(e.code, e.what, e.hint) from None
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
