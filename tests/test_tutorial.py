@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from shipped import EXAMPLES, Command
 
-pytest.importorskip("torch", reason="training needs torch, which is not installed")
+torch = pytest.importorskip("torch", reason="training needs torch, which is not installed")
 
 TUTORIAL = EXAMPLES / "tutorial"
 TEXT = (TUTORIAL / "README.md").read_text()
@@ -39,8 +39,9 @@ def shorter(words: list[str]) -> list[str]:
 
 
 def test_every_step_runs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
     (tmp_path / "examples").symlink_to(EXAMPLES)
     monkeypatch.chdir(tmp_path)
     spec = importlib.util.spec_from_file_location("tutorial_text", TUTORIAL / "text.py")
@@ -50,6 +51,9 @@ def test_every_step_runs(
     spec.loader.exec_module(module)
     module.main()
     command, out = Command(capsys, monkeypatch), {}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # two threads that wait for each other are slow on a busy machine
+    request.addfinalizer(lambda: torch.set_num_threads(threads))
     assert [w[1] for w in COMMANDS] == [
         "train", "train", "train", "compile", "verify", "run", "run", "bench",
     ]  # fmt: skip
