@@ -1,4 +1,7 @@
-"""Building circuits by hand: each call returns an IR value over some variables."""
+"""Building circuits by hand: each call returns an IR value over some variables.
+
+Parameters are arrays, or softmaxes of expressions over a context (a verifier's hidden state).
+"""
 
 from __future__ import annotations
 
@@ -11,33 +14,43 @@ import numpy as np
 from pcc.circuit import ops as c
 from pcc.circuit.circuit import Circuit
 from pcc.errors import PccError
+from pcc.frontends.expressions import Expressions, law
 from pcc.ir.array import Array
-from pcc.ir.core import Op, Values, units
+from pcc.ir.core import Op, Values, tensor, units
 from pcc.knobs import MAX_TRIALS
 from pcc.tensor import ops as t
 
 
-class Builder:
+class Builder(Expressions):
     """Makes the layers of one circuit over variables with cardinalities `cards` (0: continuous).
 
     >>> b = Builder(cards=[2, 2])
     >>> x, y = b.bernoulli(0, [0.2, 0.7]), b.bernoulli(1, [0.5, 0.1])   # two units each
     >>> circuit = b.circuit(b.sum(b.product(x, y), [[0.4, 0.6]]))
+
+    With `context=D` the circuit is a head: `context()` is the features f32[D], `linear`, `add`,
+    `relu`, `silu`, `gelu` compute on them, and `softmax` makes tables and weights.
+
+    >>> b = Builder(cards=[256, 256], context=64)
+    >>> h = b.silu(b.linear(b.context(), up))  # up [H, 64]
+    >>> x, y = (b.categorical(i, b.softmax(b.linear(h, out[i]))) for i in (0, 1))  # out [2,K,256,H]
+    >>> head = b.circuit(b.sum(b.product(x, y), b.softmax(b.linear(h, mix))))  # mix [K, H]
     """
 
-    def __init__(self, cards: Sequence[int]) -> None:
+    def __init__(self, cards: Sequence[int], *, context: int = 0) -> None:
         self.cards = tuple(int(v) for v in cards)
+        super().__init__(context)
         if any(v < 0 or v == 1 for v in self.cards):
             raise PccError("B101", f"cardinalities are 0 or at least 2, not {list(self.cards)}")
 
     def categorical(self, var: int, probs: Any) -> Op:
         """y[k] = probs[k, x_var]; `probs` is `[K, V]`, or `[V]` for one unit."""
-        p = self._weights("probs", probs)
-        p = p[None] if p.ndim == 1 else p
         card = self._card(var, finite=True)
-        if p.ndim != 2 or p.shape[1] != card:
-            raise PccError("B102", f"probs has shape {p.shape}, variable {var} has {card} values")
-        return c.Categorical((var,), self._const(p[None]))
+        p = self._parameter("probs", probs)
+        if (shape := tensor(p).shape)[2] != card:
+            what = f"probs has shape {shape[1:]}, variable {var} has {card} values"
+            raise PccError("B102", what)
+        return c.Categorical((var,), p)
 
     def bernoulli(self, var: int, p: Any) -> Op:
         """P(x_var = 1) = p[k]."""
@@ -80,19 +93,20 @@ class Builder:
 
     def sum(self, x: Op | Sequence[Op], weights: Any) -> Op:
         """Weighted sum: one layer with weights `[Ko, Ki]`, or several with `[H]` or `[K, H]`."""
-        w = self._weights("weights", weights)
         if isinstance(x, Op):
-            w = w[None] if w.ndim == 1 else w
-            if w.ndim != 2 or w.shape[1] != units(x).k:
-                raise PccError("B102", f"weights have shape {w.shape} for {units(x).k} units")
-            return c.Sum(x, self._const(w[None]))
+            w = self._parameter("weights", weights)
+            if (shape := tensor(w).shape)[2] != units(x).k:
+                raise PccError("B102", f"weights have shape {shape[1:]} for {units(x).k} units")
+            return c.Sum(x, w)
         if not isinstance(x, Sequence) or not x or not all(isinstance(v, Op) for v in x):
             raise PccError("B102", "a sum needs a layer, or a list of one or more layers")
-        xs = tuple(x)
-        w = np.tile(w, (units(xs[0]).k, 1)) if w.ndim == 1 else w
-        if w.shape != (units(xs[0]).k, len(xs)):
-            raise PccError("B102", f"weights have shape {w.shape} for {len(xs)} operands")
-        return c.Mix(xs, self._const(w[None]))
+        xs, k = tuple(x), units(x[0]).k
+        if not isinstance(weights, Op) and np.ndim(w1 := self._weights("weights", weights)) == 1:
+            weights = np.tile(w1, (k, 1))
+        w = self._parameter("weights", weights)
+        if (shape := tensor(w).shape[1:]) != (k, len(xs)):
+            raise PccError("B102", f"weights have shape {shape} for {len(xs)} operands")
+        return c.Mix(xs, w)
 
     def circuit(self, root: Op, name: str = "circuit") -> Circuit:
         """Return the finished circuit; its root has one unit over every variable."""
@@ -119,6 +133,16 @@ class Builder:
         if not np.isfinite(w).all() or (w < 0).any():
             raise PccError("B103", f"'{name}' holds a negative number, NaN or infinity")
         return w
+
+    def _parameter(self, name: str, value: Any) -> Op:
+        """Return laws over the context, or an array, as `[1, K, V]`."""
+        if isinstance(value, Op):
+            return law(name, value)
+        w = self._weights(name, value)
+        w = w[None] if w.ndim == 1 else w
+        if w.ndim != 2:
+            raise PccError("B102", f"{name} has shape {w.shape}, expected one axis or two")
+        return self._const(w[None])
 
     def _const(self, value: Values) -> Op:
         with np.errstate(over="ignore"):
