@@ -7,6 +7,7 @@ first difference, a_t bytes; the next round starts at t + a_t + 1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -123,7 +124,7 @@ class Acceptance:
 def half_width(values: Values) -> float:
     """Return half the 95 % interval of a mean: 1.96 s / sqrt(N)."""
     spread = float(values.std(ddof=1)) if len(values) > 1 else float("inf")
-    return 1.96 * spread / float(len(values)) ** 0.5
+    return 1.96 * spread / math.sqrt(len(values))
 
 
 def _replay(accepted: list[int]) -> float:
