@@ -20,7 +20,7 @@ from pcc.runtime.rounds import Rounds, memory_of
 from pcc.runtime.rows import Goal, Row
 from pcc.runtime.sampling import Sampling
 from pcc.runtime.statistics import Statistics
-from pcc.runtime.vocabulary import Vocabulary, whole_characters
+from pcc.runtime.vocabulary import Vocabulary, cut_by, whole_characters
 
 if TYPE_CHECKING:
     from pcc.runtime.engine import Engine
@@ -127,7 +127,7 @@ class Session:
                 reason, ids, stop, _ = end
                 if text and reason in ("length", "cancelled"):
                     whole = whole_characters(chunk)
-                    if whole < len(chunk):
+                    if whole < len(chunk) and self._cuts(row, chunk[whole:], ids, stop):
                         stop -= len(chunk) - whole
                         ids, chunk = row.owner[stop], chunk[:whole]
                 row.finish(ids, stop, reason)
@@ -286,6 +286,20 @@ class Session:
         if end is None and self._stopped:
             return "cancelled", len(row.ids), len(row.text), len(row.text)
         return end
+
+    def _cuts(self, row: Row, tail: bytes, ids: int, stop: int) -> bool:
+        """Return whether the bytes after `stop` go on with the character that `tail` begins.
+
+        Where they are not decided yet, rounds are run: what is left out must not depend on how
+        many tokens the last round happened to decide.
+        """
+        ends = set(self.vocabulary.eos)
+        while True:
+            following = bytes(row.text[stop : stop + 3])
+            known = whole_characters(tail + following) > 0 or ends & set(row.ids[ids:])
+            if known or self._stopped or len(row.ids) >= self.max_seq - len(row.prompt):
+                return cut_by(tail, following)
+            self._round()
 
     def _drive(self, goal: Goal) -> list[tuple[str, int, int, int]]:
         assert self.rounds is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,17 +66,40 @@ class Vocabulary:
 def whole_characters(data: bytes) -> int:
     """Return how many leading bytes of `data` end on a character's edge.
 
-    At most three trailing bytes can begin a character that is not finished; bytes that cannot
-    become one are let through, so that a broken stream never stalls.
+    The bytes beyond, at most three, are the beginning of a character in UTF-8. What cannot become
+    one (a lone C0, E0 80, half of a surrogate pair) is let through, so that nothing ever stalls.
     """
-    for back in range(1, min(3, len(data)) + 1):
-        b = data[-back]
-        if b < 0x80:
-            break
-        if b >= 0xC0:
-            need = 2 if b < 0xE0 else 3 if b < 0xF0 else 4 if b < 0xF8 else 0
-            return len(data) - back if need > back else len(data)
-    return len(data)
+    held = (k for k in (1, 2, 3) if k <= len(data) and _begins(data[-k:]))
+    return len(data) - next(held, 0)
+
+
+LEADS = (0xC2, 0xE0, 0xF0, 0xF5)  # of 2, 3, 4 bytes; of none
+SECOND = {0xE0: (0xA0, 0xBF), 0xED: (0x80, 0x9F), 0xF0: (0x90, 0xBF), 0xF4: (0x80, 0x8F)}
+
+
+def _begins(tail: bytes) -> bool:
+    """Return whether bytes can follow that make one character of `tail` (Unicode, table 3-7)."""
+    lead, rest = tail[0], tail[1:]
+    size = (0, 2, 3, 4, 0)[bisect.bisect(LEADS, lead)]
+    low, high = SECOND.get(lead, (0x80, 0xBF))
+    return len(tail) < size and all(0x80 <= b < 0xC0 for b in rest) and (
+        not rest or low <= rest[0] <= high
+    )  # fmt: skip
+
+
+def cut_by(tail: bytes, following: bytes) -> bool:
+    """Return whether `tail`, the beginning of a character, is one as far as `following` tells."""
+    for k in range(1, len(following) + 1):
+        if not _begins(tail + following[:k]):
+            return _whole(tail + following[:k])
+    return True
+
+
+def _whole(data: bytes) -> bool:
+    try:
+        return len(data.decode()) == 1
+    except UnicodeDecodeError:
+        return False
 
 
 def find_stop(

@@ -169,6 +169,39 @@ def test_streams_keep_cut_characters_whole(engine: Any) -> None:
     assert session.reasons == ["length"]
 
 
+@pytest.mark.parametrize(
+    "text", [b"a\xc0b", b"a\xe2\x82b", b"a\xed\xa0b", b"a\xc3(", b"a\xf5\x80\x80b"]
+)
+def test_broken_characters_are_let_through_at_the_limit(engine: Any, text: bytes) -> None:
+    """What follows, decided but beyond the limit, shows that they are no cut characters."""
+    for most in range(len(text) + 1):
+        session = engine.session(greedy=True)
+        row = session.generate(PROMPT, 1) and session.rows[0]
+        row.text[row.done_bytes :], row.ids[row.done_ids :] = b"", []
+        row.owner = row.owner[: len(row.text)]
+        row.decide(list(text), [0.0] * len(text))
+        assert b"".join(session.stream(None, most)) == text[:most]
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_whether_a_character_is_cut_does_not_depend_on_the_rounds(engine: Any, cut: int) -> None:
+    """A beginning of a character is decided last: further rounds say what follows it."""
+    for seed in range(6):
+        session = engine.session(seed=seed)
+        row = session.generate(PROMPT, 1) and session.rows[0]
+        row.text[row.done_bytes :], row.ids[row.done_ids :] = b"", []
+        row.owner = row.owner[: len(row.text)]
+        begun = b"a" + "\U0001f600".encode()[:cut]
+        row.decide(list(begun), [0.0] * len(begun))
+        out = b"".join(session.stream(None, len(begun)))
+        after = bytes(row.text[-len(session.pending[0]) :] if session.pending[0] else b"")
+        assert out + after == bytes(row.text[1:])
+        assert len(row.text) > 1 + len(begun)  # it was found out
+        whole = begun + bytes(row.text[1 + len(begun) :])
+        broken = "\ufffd" in whole[1:5].decode("utf-8", "replace")[0]
+        assert out == (begun if broken else b"a")
+
+
 def test_ids_that_are_not_bytes(tmp_path: Path) -> None:
     engine = engines.engine(
         tmp_path, config={"vocab": 40, "bos_token_id": None, "byte_offset": None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from pcc.errors import PccError
 from pcc.runtime.rows import Goal, Row
-from pcc.runtime.vocabulary import Vocabulary, find_stop, whole_characters, withheld
+from pcc.runtime.vocabulary import Vocabulary, cut_by, find_stop, whole_characters, withheld
 
 BYTES = Vocabulary(260, 0, bos=256, eos=(257,), pad=258)
 SHIFTED = Vocabulary(320, 64, bos=1, eos=(2,), pad=0)
@@ -37,6 +38,41 @@ def test_whole_characters_cuts_only_between_them(text: str, at: int) -> None:
 def test_broken_bytes_never_stall(data: bytes) -> None:
     assert len(data) - whole_characters(data) <= 3
     assert whole_characters(data + b"aaaa") == len(data) + 4
+
+
+def begins_a_character(data: bytes) -> bool:
+    """Whether something can follow that makes one character of it, by trying."""
+    lead = {n for n, k in ((2, 0xC0), (3, 0xE0), (4, 0xF0)) if data[0] >= k}
+    for size in lead:
+        for second in range(0x80, 0xC0):
+            whole = (data + bytes([second]) + b"\x80\x80")[:size] if len(data) == 1 else (
+                data + b"\x80\x80")[:size]  # fmt: skip
+            with contextlib.suppress(UnicodeDecodeError):
+                if len(data) < size and len(whole.decode()) == 1:
+                    return True
+    return False
+
+
+def test_only_beginnings_of_characters_are_held_back() -> None:
+    """Every one or two bytes after a letter, and some threes, against trying every way to go on."""
+    tails = [bytes([a]) for a in range(256)]
+    tails += [bytes([a, b]) for a in range(256) for b in range(0x70, 0xD0)]
+    tails += [bytes([a, b, 0x80]) for a in range(0xE0, 256) for b in range(0x80, 0xC0, 5)]
+    for tail in tails:
+        held = next((k for k in (3, 2, 1) if len(tail) >= k and begins_a_character(tail[-k:])), 0)
+        assert whole_characters(b"a" + tail) == 1 + len(tail) - held, tail
+
+
+@pytest.mark.parametrize(
+    ("tail", "following", "cut"),
+    [("c3", "", True), ("c3", "a9", True), ("c3", "41", False), ("e282", "ac61ff", True),
+     ("e282", "61", False), ("f09f98", "8041", True), ("f09f98", "c3a9", False),
+     ("efbf", "bd", True), ("c3", "a9ff", True), ("ed", "a0", False), ("ed", "9fbf", True)],
+)  # fmt: skip
+def test_what_follows_tells_a_cut_character_from_a_broken_one(
+    tail: str, following: str, cut: bool
+) -> None:
+    assert cut_by(bytes.fromhex(tail), bytes.fromhex(following)) == cut
 
 
 @given(
