@@ -238,6 +238,67 @@ def test_bench_refuses(
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(("plot", "code"), [("x.pdf", "C133"), ("nowhere/x.svg", "C134")])
+def test_bench_refuses_a_plot_before_it_measures(
+    command: Command, engine: Any, tmp_path: Path, plot: str, code: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def measured(*_: Any, **__: Any) -> None:
+        raise AssertionError("it was measured first")
+
+    (tmp_path / "p").write_text("one\n")
+    monkeypatch.setattr("pcc.cli.generation.measure", measured)
+    args = ("bench", engine.path, "--prompts", tmp_path / "p", "--plot", tmp_path / plot)
+    Arena(tmp_path, command).refuses(code, *args)
+
+
+@pytest.mark.parametrize("most", [60, 7])
+def test_an_interruption_loses_nothing(
+    engine: Any, most: int, monkeypatch: pytest.MonkeyPatch, capfdbinary: Any
+) -> None:
+    """What was decided is written, up to what was asked for."""
+    from pcc.cli.generation import _stream
+    from pcc.runtime.rounds import Rounds
+
+    session, rounds, step = engine.session(seed=5), [0], Rounds.step
+
+    def interrupted(self: Rounds) -> Any:
+        rounds[0] += 1
+        if rounds[0] > 3:
+            raise KeyboardInterrupt
+        return step(self)
+
+    monkeypatch.setattr(Rounds, "step", interrupted)
+    # Any byte may begin this stop string, so that all of them are withheld at some time.
+    _stream(session, PROMPT.encode(), most, [bytes(range(256)) * 2], bos=True)
+    decided = bytes(session.rows[0].text)
+    written = capfdbinary.readouterr().out
+    assert written == decided[:most]
+
+
+def test_verify_says_the_verdict_first(command: Command, engine: Any) -> None:
+    """States that agree are one line for each graph; --json has all of them."""
+    checks = command("verify", engine.path, "--json").json["checks"]
+    lines = command("verify", engine.path).out.splitlines()
+    said = f"agrees, {len(checks)} of {len(checks)} checks are within bounds"
+    assert lines[0].endswith(said)
+    assert sum("states" in line and line.endswith("ok") for line in lines) >= 5
+    assert not [line for line in lines if " present." in line]
+    states = sum(c["what"].startswith("present.") for c in checks)
+    counts = [int(line.split()[1]) for line in lines if " states" in line]
+    assert sum(counts) == states
+    assert len(lines) == 2 + len(checks) - states + len(counts)
+
+
+def test_verify_shows_what_differs_first(command: Command, engine: Any, tmp_path: Path) -> None:
+    bad = altered(engine.path, tmp_path / "bad.pcc", "step")
+    lines = command("verify", bad).out.splitlines()
+    assert "DIFFERS, " in lines[0]
+    wrong = [line.endswith("DIFFERS") for line in lines[2:]]
+    assert any(wrong)
+    assert wrong == sorted(wrong, reverse=True)
+
+
 def test_verify_compares_every_graph(command: Command, engine: Any, tmp_path: Path) -> None:
     checks = command("verify", engine.path, "--json").json["checks"]
     assert all(c["ok"] for c in checks)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import pcc
+from pcc.cli import plots
 from pcc.cli.bundles import Bundle, Provider, Threads
 from pcc.cli.output import Json, emit, progress, say, table
 from pcc.errors import PccError
@@ -67,17 +68,19 @@ def run(
 
 def _stream(session: Any, data: bytes, most: int, stop: list[str], *, bos: bool) -> None:
     """Write bytes to stdout as they are made; an interruption or an error loses none of them."""
+    left = most
     try:
         for chunk in session.stream(data, most, stop, bos=bos):
+            left -= len(chunk)
             sys.stdout.buffer.write(chunk)
             sys.stdout.buffer.flush()
-    except KeyboardInterrupt:
-        say("")
-    except PccError:
+    except (KeyboardInterrupt, PccError) as e:
         if session.rows:  # what was withheld: a possible stop string, half a character
-            sys.stdout.buffer.write(session.pending[0])
+            sys.stdout.buffer.write(session.pending[0][:left])
             sys.stdout.buffer.flush()
-        raise
+        if isinstance(e, PccError):
+            raise
+        say("")
     if sys.stdout.isatty():
         print()
 
@@ -109,13 +112,13 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Compare speculative with autoregressive decoding; their greedy texts must be identical."""
+    if plot is not None:
+        plots.ready(plot)  # before minutes are spent on measuring
     texts = _prompts(prompts, prompt_bytes)[:limit]
     engine = pcc.load(bundle, provider=provider, threads=threads)
     report = measure(engine, texts, max_new_tokens, repeats, sampled=sampled)
     if plot is not None:
-        from pcc.cli.plots import draw_bench
-
-        draw_bench(report, plot)
+        plots.draw_bench(report, plot)
     if as_json:
         emit(report)
     else:

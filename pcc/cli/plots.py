@@ -11,14 +11,20 @@ from pcc.errors import PccError
 INK, PALE, ACCENT = "#222222", "#b8b8b8", "#2a6f97"
 
 
-def figure(columns: int) -> tuple[Any, Any]:
-    """Return a matplotlib figure without a display, and its axes."""
+def library() -> Any:
+    """Return matplotlib. Errors: X220."""
     try:
         import matplotlib
     except ImportError:
         raise PccError(
             "X220", "matplotlib is not installed", hint="pip install 'pcc[plot]'"
         ) from None
+    return matplotlib
+
+
+def figure(columns: int) -> tuple[Any, Any]:
+    """Return a matplotlib figure without a display, and its axes."""
+    matplotlib = library()
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -36,6 +42,14 @@ def check(path: Path) -> str:
             "C133", f"cannot write a {path.suffix or 'nameless'} plot", hint=".svg, .png"
         )
     return kind
+
+
+def ready(path: Path) -> None:
+    """Refuse, before anything is measured, what could not be drawn or written afterwards."""
+    check(path)
+    library()
+    if not path.parent.is_dir():
+        raise PccError("C134", "there is no such folder", at=str(path.parent))
 
 
 def save(made: Any, path: Path) -> None:
