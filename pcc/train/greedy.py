@@ -36,4 +36,7 @@ def make(c: cfg.Config, *, progress: bool = True) -> dict[str, float]:
     meta = {"prompt": str(g.prompt), "seed": str(c.seed)}
     rows = torch.cat(parts)
     write_tensors(Path(c.out), {"ids": rows}, None, meta)
-    return {"rows": float(len(rows)), "distinct_bytes": float(torch.unique(rows[:, g.prompt :]).numel())}
+    return {
+        "rows": float(len(rows)),
+        "distinct_bytes": float(torch.unique(rows[:, g.prompt :]).numel()),
+    }
