@@ -128,13 +128,13 @@ def test_numbers_that_overflow_are_an_error_and_never_nan(tmp_path: Path) -> Non
 
 
 def test_ties_of_the_largest_logits_share_the_probability(tmp_path: Path) -> None:
-    """Beside 3e38 the logarithm of a normaliser vanishes, unless the maximum is subtracted first."""
+    """Beside 3e38 the logarithm of a normaliser vanishes, unless the maximum goes first."""
     made = pcc.compile(pcc.templates.ff(2, 5, context=3), out=tmp_path / "m.pcc",
                        queries=["loglik"], parameters="logits")  # fmt: skip
     engine = pcc.load(made.path)
     (name,) = (i["name"] for i in engine.queries["loglik"]["inputs"] if "logits" in i["name"])
     shape = next(i["shape"] for i in engine.queries["loglik"]["inputs"] if i["name"] == name)
-    logits = np.full((1, *shape[1:]), -3.3e38, np.float32)
+    logits = np.full((2, *shape[1:]), -3.3e38, np.float32)
     logits[..., 1:4] = 3.3e38
     got = engine.run("loglik", x=np.array([[1, 3], [0, 2]]), **{name: logits})["log_prob"]
     np.testing.assert_allclose(got, [2 * np.log(1 / 3), -np.inf], atol=1e-6)
