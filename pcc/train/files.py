@@ -53,10 +53,11 @@ def write_tensors(
     plain = {}
     for name, value in tensors.items():
         x = value.detach().cpu().contiguous()
-        if dtype is not None and x.is_floating_point():
-            y = x.to(dtype)
+        if x.is_floating_point():  # cast here or by the caller: what overflowed is infinite
+            y = x if dtype is None else x.to(dtype)
             if not torch.isfinite(y).all():
-                raise PccError("N131", f"{name} does not fit {dtype}", at=str(path))
+                hint = "store it as bf16 or f32 (run.storage)"
+                raise PccError("N131", f"{name} does not fit {y.dtype}", at=str(path), hint=hint)
             x = y
         plain[name] = x.clone()
     write(path, save(plain, metadata=dict(meta) if meta else None))

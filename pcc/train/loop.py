@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pcc.errors import PccError
 from pcc.train import checkpoint
 from pcc.train import config as cfg
+from pcc.train.files import write
 
 
 class Task(Protocol):
@@ -90,25 +91,26 @@ class Loop:
         start = self._resume()
         last = o.steps if until is None else min(until, o.steps)
         began, bar = time.perf_counter(), _Bar(self.progress, o.steps, self.config.name or "train")
-        for step in range(start, last):
-            self._step(step)
-            done = step + 1
-            if done % c.check_every == 0 or done == last:
-                self._check()
-            if done % c.log_every == 0 or done == last:
-                seconds = (time.perf_counter() - began) / (done - start)
-                self._log(done, seconds, bar)
-            if c.eval_every and done % c.eval_every == 0 and done < last:
-                self._evaluate(done, bar)
-            if (c.save_every and done % c.save_every == 0) or done == last:
-                self._check()
-                self.save(done)
-        bar.close()
+        try:
+            for step in range(start, last):
+                self._step(step)
+                done = step + 1
+                if (c.check_every and done % c.check_every == 0) or done == last:
+                    self._check()
+                if (c.log_every and done % c.log_every == 0) or done == last:
+                    seconds = (time.perf_counter() - began) / (done - start)
+                    self._log(done, seconds, bar)
+                if c.eval_every and done % c.eval_every == 0 and done < last:
+                    self._evaluate(done, bar)
+                if (c.save_every and done % c.save_every == 0) or done == last:
+                    self._check()
+                    self.save(done)
+        finally:
+            bar.close()  # gives the cursor back
         if last < o.steps:
             return {}
-        found = self._evaluate(last, bar) if c.eval_every else {}
-        self.task.export(last)
-        return found
+        self.task.export(last)  # first: no evaluation may cost a trained model
+        return self._evaluate(last, bar) if c.eval_every else {}
 
     def save(self, step: int) -> None:
         """Write the state."""
@@ -128,7 +130,7 @@ class Loop:
         if self.metrics.is_file():
             lines = self.metrics.read_text().splitlines(keepends=True)
             kept = [x for x in lines if step and _line_step(x) <= step]
-            self.metrics.write_text("".join(kept))
+            write(self.metrics, "".join(kept).encode())
 
     def _step(self, step: int) -> None:
         o = self.config.optim
@@ -146,7 +148,7 @@ class Loop:
                     total[k] = total.get(k, torch.zeros_like(v)) + v.detach() / o.accumulate
         total["grad_norm"] = nn.utils.clip_grad_norm_(self.params.values(), o.clip or math.inf)
         self.pending.append((step, total))
-        self.recent = [*self.recent, total][-self.config.run.log_every :]
+        self.recent = [*self.recent, total][-max(1, self.config.run.log_every) :]
         if self.config.run.check_every == 1:
             self._check()  # before the update: a NaN must not reach the weights
         self.optimizer.step()

@@ -287,3 +287,26 @@ def test_command_line(ground: Path, tmp_path: Path, capfd: pytest.CaptureFixture
     assert (tmp_path / "h" / "model@2.safetensors").is_file()
     assert cli.main([str(tmp_path / "absent.yaml")]) == 2
     assert "F102" in capfd.readouterr().err
+
+
+def test_an_evaluation_that_fails_costs_no_model(
+    ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: HeadTask) -> dict[str, float]:
+        raise PccError("N110", "this cannot be evaluated")
+
+    settings = head(ground, tmp_path / "h")
+    settings["run"] |= {"eval_every": 1000, "log_every": 0, "check_every": 0}  # 0: never
+    monkeypatch.setattr(HeadTask, "evaluate", fail)
+    with pytest.raises(PccError, match="N110"):
+        cli.run(cfg.build(settings), progress=False)
+    assert weights(tmp_path / "h")
+
+
+def test_numbers_that_do_not_fit_are_never_written(tmp_path: Path) -> None:
+    large = torch.tensor([7e4])
+    for given, dtype in ((large.half(), None), (large, torch.float16)):
+        with pytest.raises(PccError, match="N131"):
+            files.write_tensors(tmp_path / "x.safetensors", {"w": given}, dtype)
+        assert not (tmp_path / "x.safetensors").exists()
+    files.write_tensors(tmp_path / "x.safetensors", {"w": large}, torch.bfloat16)
