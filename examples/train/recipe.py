@@ -1,4 +1,4 @@
-"""Train all models of examples/models in a given time: measure the speed, choose steps, train.
+"""Train the models of examples/models in a given time: measure the speed, choose steps, train.
 
     python examples/train/recipe.py backbone --seconds 480     # then greedy continuations
     python examples/train/recipe.py heads --seconds 480
@@ -23,7 +23,7 @@ from pcc.train.loop import Loop
 from pcc.train.tasks import BackboneTask, HeadTask
 
 HERE = Path(__file__).parent
-HEADS = ("ff-n8", "cp-n8", "hmm-n8", "btree-n8", "btree-n8-lora", "btree-n16")
+HEADS = ("ff-n8", "cp-n8", "hmm-n8", "btree-n8", "btree-n8-lora")  # what examples/models ships
 WARM, TIMED = 15, 40
 
 
