@@ -57,7 +57,8 @@ def load_state(
     """Restore weights and moments bit for bit; return the step. Errors: N150, N151."""
     tensors, meta = read_tensors(path)
     if meta.get("run") != mark:
-        what = "this state was written by a run with another configuration"
+        names = ", ".join(changed(meta.get("run", ""), mark))
+        what = f"this state was written by a run with other settings or inputs: {names}"
         hint = "use another `out`, or delete the old states to start afresh"
         raise PccError("N150", what, at=str(path), hint=hint)
     for name, p in params.items():
@@ -77,5 +78,24 @@ def load_state(
 
 
 def fingerprint(value: object) -> str:
-    """Return a text that is equal for equal configurations."""
+    """Return a text that is equal for equal configurations and inputs."""
     return json.dumps(value, sort_keys=True)
+
+
+def changed(old: str, new: str) -> list[str]:
+    """Return the dotted names whose values differ between two fingerprints."""
+    try:
+        a, b = _leaves(json.loads(old)), _leaves(json.loads(new))
+    except (ValueError, RecursionError):
+        return ["all (the state does not say what it came from)"]
+    return sorted(k for k in a.keys() | b.keys() if k not in a or k not in b or a[k] != b[k])
+
+
+def _leaves(value: object, name: str = "") -> dict[str, object]:
+    """Return the values of nested mappings by dotted name."""
+    if not isinstance(value, dict):
+        return {name: value}
+    found: dict[str, object] = {}
+    for k, v in value.items():
+        found |= _leaves(v, f"{name}.{k}".strip("."))
+    return found

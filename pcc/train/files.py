@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -83,6 +84,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         return stored
     named = dequantise({k: v.numpy() for k, v in stored.items()}, str(path))
     return {k: torch.from_numpy(v) for k, v in named.items()}
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes. Errors: N132."""
+    try:
+        with path.open("rb") as f:
+            return hashlib.file_digest(f, "sha256").hexdigest()
+    except OSError as e:
+        raise PccError("N132", f"cannot read: {e.strerror or e}", at=str(path)) from None
 
 
 def newest(folder: Path, pattern: str, number: Callable[[Path], int]) -> Path | None:

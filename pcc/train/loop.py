@@ -24,6 +24,9 @@ class Task(Protocol):
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return the trained parameters by name."""
 
+    def inputs(self) -> dict[str, str]:
+        """Return the hash of each file that decides the weights."""
+
     def loss(self, step: int, part: int) -> dict[str, Tensor]:
         """Return `loss` and other tensors worth a look, for micro-batch `part` of `step`."""
 
@@ -79,7 +82,7 @@ class Loop:
         self.folder = Path(config.out)
         self.params = task.parameters()
         self.optimizer = adamw(self.params, config.optim)
-        self.mark = checkpoint.fingerprint(_lasting(cfg.plain(config)))
+        self.mark = checkpoint.fingerprint(_lasting(cfg.plain(config)) | {"inputs": task.inputs()})
         self.pending: list[tuple[int, dict[str, Tensor]]] = []  # not looked at yet
         self.recent: list[dict[str, Tensor]] = []
         self.metrics = self.folder / "metrics.jsonl"

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pcc.errors import PccError
+from pcc.frontends.state import find_model
 from pcc.train import backbone as bb
 from pcc.train import config as cfg
 from pcc.train import data
 from pcc.train.evaluate import Acceptance, bits_per_byte
-from pcc.train.files import read_tensors, read_weights, write_json, write_tensors
+from pcc.train.files import read_tensors, read_weights, sha256, write_json, write_tensors
 from pcc.train.head import CircuitHead
 from pcc.train.layout import save_head
 from pcc.train.loop import device_of
@@ -45,6 +46,9 @@ class _Shared:
             "train_sha256": self.packed.sha256,
             "heldout": {k: len(v) for k, v in self.heldout.items()},
         }
+
+    def inputs(self) -> dict[str, str]:
+        return {"data": self.packed.sha256}
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.run.bf16)
@@ -149,9 +153,20 @@ class HeadTask(_Shared):
         self.greedy = self._greedy(config.loss.greedy)
         self.acceptance: Acceptance | None = None
 
-    def _continue(self, folder: Path) -> None:
-        from pcc.frontends.state import find_model
+    def inputs(self) -> dict[str, str]:
+        c = self.config
+        folder = Path(c.backbone)
+        files = {
+            "backbone": folder / "model.safetensors",
+            "backbone_config": folder / "config.json",
+        }
+        if c.loss.greedy:
+            files["greedy"] = Path(c.loss.greedy)
+        if c.init:
+            files["init"] = find_model(Path(c.init))
+        return super().inputs() | {k: sha256(p) for k, p in files.items()}
 
+    def _continue(self, folder: Path) -> None:
         values = read_weights(find_model(folder))
         self.head.assign(values)
 

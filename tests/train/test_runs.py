@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -310,3 +311,30 @@ def test_numbers_that_do_not_fit_are_never_written(tmp_path: Path) -> None:
             files.write_tensors(tmp_path / "x.safetensors", {"w": given}, dtype)
         assert not (tmp_path / "x.safetensors").exists()
     files.write_tensors(tmp_path / "x.safetensors", {"w": large}, torch.bfloat16)
+
+
+@pytest.mark.parametrize("kind", ["data", "backbone", "greedy"])
+def test_resume_refuses_inputs_that_changed(ground: Path, tmp_path: Path, kind: str) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(ground, root)
+    conf = cfg.build(head(root, tmp_path / "h"))
+    cli.run(conf, progress=False, until=2)
+    if kind == "data":
+        data.save_packed(
+            root / "d.npz", TEXT | {"f0": b"other text\n" * 9}, {"held": b"h = 1\n" * 99}
+        )
+    else:
+        path = (
+            root / "backbone" / "model.safetensors"
+            if kind == "backbone"
+            else root / "g.safetensors"
+        )
+        values, meta = files.read_tensors(path)
+        name = min(values)
+        values[name] = values[name] + 1
+        files.write_tensors(path, values, None, meta)
+    with pytest.raises(PccError, match=rf"N150.*inputs: inputs\.{kind}\n"):
+        cli.run(conf, progress=False)
+    again = cfg.build(head(root, tmp_path / "h", seed=3))
+    with pytest.raises(PccError, match="seed"):
+        cli.run(again, progress=False)
