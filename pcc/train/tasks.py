@@ -23,13 +23,19 @@ from pcc.train.lora import DraftLayers
 
 
 def documents(c: cfg.Data) -> tuple[dict[str, bytes], dict[str, bytes]]:
-    """Return (train, held out) documents of a configuration; held-out text is deduplicated."""
+    """Return (train, held out) documents of a configuration; held-out text is deduplicated.
+
+    Errors: C110, C111, N141, N142, N144.
+    """
     if c.packed:
         return data.load_packed(Path(c.packed))
     train, held = data.read_paths(c.paths, c.suffix), data.read_paths(c.heldout, c.suffix)
     train = {k: v for k, v in train.items() if k not in held}
     if held:
         held, _ = data.remove_near_duplicates(held, train.values())
+    if c.heldout and not held:
+        what = "no held-out text is left: it is empty, or all of it occurs in the training text"
+        raise PccError("N144", what, at=", ".join(c.heldout), hint="hold out other files")
     return train, held
 
 
@@ -49,6 +55,12 @@ class _Shared:
 
     def inputs(self) -> dict[str, str]:
         return {"data": self.packed.sha256}
+
+    def _needs_text(self) -> None:
+        """Refuse an evaluation without held-out text before the first step. Errors: N144."""
+        if not self.heldout:
+            hint = "name held-out text (data.heldout), or set run.eval_every=0"
+            raise PccError("N144", "there is no held-out text to evaluate on", hint=hint)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.run.bf16)
@@ -80,7 +92,18 @@ class BackboneTask(_Shared):
         shape = (extra, bb.VOCAB, config.model.width)
         self.extra = nn.Parameter(0.02 * torch.randn(*shape, generator=g).to(self.device))
         self.model.to(self.device)
+        if config.run.eval_every:
+            self._evaluable()
         self.run = torch.compile(self.model) if config.run.compile else self.model
+
+    def _evaluable(self) -> None:
+        """Refuse before the first step what could not be evaluated after it. Errors: N143, N144."""
+        self._needs_text()
+        least = self.config.data.length - 1
+        if max(map(len, self.heldout.values())) < least:
+            what = f"no held-out document fills a row of {least} bytes"
+            hint = "hold out longer text, or set data.length lower, or run.eval_every=0"
+            raise PccError("N143", what, hint=hint)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         named = dict(self.model.named_parameters())
@@ -152,6 +175,29 @@ class HeadTask(_Shared):
         self.head.to(self.device)
         self.greedy = self._greedy(config.loss.greedy)
         self.acceptance: Acceptance | None = None
+        if config.run.eval_every:
+            self._evaluable()
+
+    def _evaluable(self) -> None:
+        """Refuse before the first step what could not be evaluated after it.
+
+        Errors: N102, N110, N120, N143, N144.
+        """
+        self._needs_text()
+        r, off = self.config.run, "or set run.eval_every=0"
+        if not self.head.circuit.ordered:
+            what = "this tree interleaves its variables: it has no drafts to evaluate"
+            raise PccError("N110", what, hint=f"set head.shuffle=false, {off}")
+        if r.eval_bytes < self.head.n:
+            what = f"run.eval_bytes is {r.eval_bytes}, less than the window of {self.head.n}"
+            raise PccError("N102", what, hint=f"raise run.eval_bytes, {off}")
+        room = self.model.config["max_position_embeddings"]
+        if r.eval_prompt + r.eval_bytes > room:
+            what = (
+                f"prompts and their continuations are longer than the backbone's {room} positions"
+            )
+            raise PccError("N120", what, hint=f"lower run.eval_prompt or run.eval_bytes, {off}")
+        data.prompts(self.heldout, r.eval_prompts, r.eval_prompt, self.config.seed)
 
     def inputs(self) -> dict[str, str]:
         c = self.config

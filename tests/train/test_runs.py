@@ -338,3 +338,41 @@ def test_resume_refuses_inputs_that_changed(ground: Path, tmp_path: Path, kind: 
     again = cfg.build(head(root, tmp_path / "h", seed=3))
     with pytest.raises(PccError, match="seed"):
         cli.run(again, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("code", "block", "change"),
+    [
+        ("N110", "head", {"kind": "btree", "n": 8, "shuffle": True}),
+        ("N143", "run", {"eval_prompts": 10**6}),
+        ("N120", "run", {"eval_prompt": 90}),
+        ("N102", "run", {"eval_bytes": 3}),
+    ],
+)
+def test_an_impossible_evaluation_is_refused_before_the_first_step(
+    ground: Path, tmp_path: Path, code: str, block: str, change: dict[str, Any]
+) -> None:
+    raw = head(ground, tmp_path / "h")
+    raw["loss"] |= {"distill": 0.0}
+    raw[block] |= change
+    with pytest.raises(PccError, match=code):
+        cli.run(cfg.build(raw), progress=False)
+    assert not (tmp_path / "h").exists()
+    raw["run"] |= {"eval_every": 0}
+    cli.run(cfg.build(raw), progress=False)  # without the evaluation it trains
+    assert (tmp_path / "h" / "model@4.safetensors").is_file()
+
+
+def test_held_out_text_that_is_gone_is_an_error(ground: Path, tmp_path: Path) -> None:
+    for name in ("a.py", "b.py"):
+        (tmp_path / name).write_bytes(b"".join(b"line %d of the text\n" % i for i in range(30)))
+    raw = backbone(ground, tmp_path / "o")
+    paths = {"paths": [str(tmp_path / "a.py")], "heldout": [str(tmp_path / "b.py")]}
+    for given, code in (
+        (paths | {"length": 32}, "N144"),
+        ({"paths": paths["paths"], "length": 32}, "N144"),
+        ({"packed": str(ground / "d.npz"), "length": 1000}, "N143"),
+    ):
+        with pytest.raises(PccError, match=code):
+            cli.run(cfg.build(raw | {"data": given}), progress=False)
+    assert not (tmp_path / "o").exists()
