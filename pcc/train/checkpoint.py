@@ -54,8 +54,8 @@ def save_state(
 def load_state(
     path: Path, params: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, mark: str
 ) -> int:
-    """Restore weights and moments bit for bit; return the step. Errors: N150, N151."""
-    tensors, meta = read_tensors(path)
+    """Restore weights and moments bit for bit; return the step. Errors: N132, N150, N151."""
+    tensors, meta = _read(path)
     if meta.get("run") != mark:
         names = ", ".join(changed(meta.get("run", ""), mark))
         what = f"this state was written by a run with other settings or inputs: {names}"
@@ -75,6 +75,25 @@ def load_state(
         if found:
             optimizer.state[p] = {k: v.to(p.device) for k, v in found.items()}
     return int(meta["step"])
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a state; if it is damaged, say which older one is good. Errors: N132."""
+    try:
+        return read_tensors(path)
+    except PccError as e:
+        older = sorted(path.parent.glob("state@*.safetensors"), key=_step, reverse=True)
+        good = next((p for p in older if _step(p) < _step(path) and _readable(p)), None)
+        hint = f"delete it: the run goes on from {good.name if good else 'the start'}"
+        raise PccError(e.code, e.what, at=e.at, hint=hint) from None
+
+
+def _readable(path: Path) -> bool:
+    try:
+        read_tensors(path)
+    except PccError:
+        return False
+    return True
 
 
 def fingerprint(value: object) -> str:

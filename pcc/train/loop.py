@@ -83,7 +83,7 @@ class Loop:
         self.params = task.parameters()
         self.optimizer = adamw(self.params, config.optim)
         self.mark = checkpoint.fingerprint(_lasting(cfg.plain(config)) | {"inputs": task.inputs()})
-        self.pending: list[tuple[int, dict[str, Tensor]]] = []  # not looked at yet
+        self.bad: Tensor | None = None  # 2 (first bad step) + (0: loss, 1: gradient); -1: none
         self.recent: list[dict[str, Tensor]] = []
         self.metrics = self.folder / "metrics.jsonl"
 
@@ -149,24 +149,33 @@ class Loop:
             for k, v in found.items():
                 if v.ndim == 0:
                     total[k] = total.get(k, torch.zeros_like(v)) + v.detach() / o.accumulate
-        total["grad_norm"] = nn.utils.clip_grad_norm_(self.params.values(), o.clip or math.inf)
-        self.pending.append((step, total))
+        total["grad_norm"] = self._clip(step, total)
+        self._flag(step, total)
         self.recent = [*self.recent, total][-max(1, self.config.run.log_every) :]
-        if self.config.run.check_every == 1:
-            self._check()  # before the update: a NaN must not reach the weights
         self.optimizer.step()
 
+    def _clip(self, step: int, found: dict[str, Tensor]) -> Tensor:
+        """Return the gradient's norm before it is clipped."""
+        params = list(self.params.values())
+        norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
+        if self.config.run.check_every == 1 and not torch.isfinite(norm):
+            self._stop(step, found)  # before a NaN norm scales all gradients, and the update
+        nn.utils.clip_grads_with_norm_(params, self.config.optim.clip or math.inf, norm)
+        return norm
+
+    def _flag(self, step: int, found: dict[str, Tensor]) -> None:
+        """Keep the first step that is not finite, on the device: looking would make it wait."""
+        loss, norm = torch.isfinite(found["loss"]), torch.isfinite(found["grad_norm"])
+        none = torch.full((), -1, dtype=torch.long, device=loss.device)
+        now = torch.where(loss & norm, none, 2 * step + loss.long())
+        self.bad = now if self.bad is None else torch.where(self.bad < 0, now, self.bad)
+
     def _check(self) -> None:
-        """Look at the losses since the last look. Errors: N160."""
-        if self.pending:
-            values = torch.stack(
-                [torch.stack([f["loss"], f["grad_norm"]]) for _, f in self.pending]
-            )
-            good = torch.isfinite(values).all(1).tolist()
-            bad = next((i for i, ok in enumerate(good) if not ok), None)
-            if bad is not None:
-                self._stop(*self.pending[bad])
-        self.pending = []
+        """Look at the losses since the start. Errors: N160."""
+        bad = -1 if self.bad is None else int(self.bad)
+        if bad >= 0:
+            what = "the gradient's norm" if bad % 2 else "the loss"
+            self._fail(bad // 2, what, "run.check_every=1 names the tensor; ")
 
     def _stop(self, step: int, found: dict[str, Tensor]) -> None:
         """Name the step and the first tensor that is not finite. Errors: N160."""
@@ -175,11 +184,15 @@ class Loop:
         names += [
             (f"gradient of {n}", p.grad) for n, p in self.params.items() if p.grad is not None
         ]
-        where = next((n for n, v in names if not torch.isfinite(v).all()), "loss")
+        where = next((n for n, v in names if not torch.isfinite(v).all()), "the gradient's norm")
+        self._fail(step, where, "")
+
+    def _fail(self, step: int, where: str, more: str) -> None:
+        """Stop at a step. Errors: N160."""
         what = f"step {step}: {where} is not finite"
         saved = checkpoint.latest(self.folder)
-        hint = f"the last good state is {saved.name if saved else 'the start'}; lower optim.lr"
-        raise PccError("N160", what, at=self.config.out, hint=hint)
+        good = f"the last good state is {saved.name if saved else 'the start'}"
+        raise PccError("N160", what, at=self.config.out, hint=f"{more}{good}; lower optim.lr")
 
     def _log(self, step: int, seconds: float, bar: _Bar) -> None:
         recent = self.recent

@@ -199,10 +199,36 @@ def test_nan_stops_with_step_and_tensor(
     with pytest.raises(PccError) as e:
         cli.run(cfg.build(raw), progress=False)
     assert e.value.code == "N160"
-    assert "step 2: weight base is not finite" in str(e.value)
+    named = "weight base" if every == 1 else "the loss"  # the tensors of that step are gone
+    assert f"step 2: {named} is not finite" in str(e.value)
     assert "state@2.safetensors" in str(e.value)
     good = weights(tmp_path / "h")
     assert all(torch.isfinite(v).all() for v in good.values())
+
+
+@pytest.mark.parametrize("every", [1, 0])
+def test_a_gradient_that_is_not_finite_is_named_before_it_spreads(
+    ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    real = HeadTask.loss
+
+    def broken(self: HeadTask, step: int, part: int) -> dict[str, torch.Tensor]:
+        found = real(self, step, part)
+        if step == 1:  # zero, of infinite slope: only the gradient of `factor` is bad
+            found["loss"] = found["loss"] + (
+                0 * self.head.factor[0, 0, 0, 0].detach()
+                + (self.head.factor[0, 0, 0, 0] * 0).sqrt()
+            )
+        return found
+
+    monkeypatch.setattr(HeadTask, "loss", broken)
+    raw = head(ground, tmp_path / "h")
+    raw["run"] |= {"check_every": every, "save_every": 0}
+    with pytest.raises(PccError) as e:
+        cli.run(cfg.build(raw), progress=False)
+    named = "gradient of factor" if every == 1 else "the gradient's norm"
+    assert f"step 1: {named} is not finite" in str(e.value)
+    assert checkpoint.latest(tmp_path / "h") is None
 
 
 def test_full_disk_loses_no_checkpoint(
@@ -240,12 +266,15 @@ def test_missing_and_damaged_files(ground: Path, tmp_path: Path) -> None:
             cli.run(cfg.build(head(ground, tmp_path / "h", **change)), progress=False)
         assert e.value.code == code, change
     conf = cfg.build(head(ground, tmp_path / "d"))
-    cli.run(conf, progress=False, until=2)
-    path = checkpoint.latest(tmp_path / "d")
-    assert path is not None
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(PccError, match="N132"):
-        cli.run(conf, progress=False)
+    cli.run(conf, progress=False)
+    for older in ("from state@2.safetensors", "from the start"):
+        path = checkpoint.latest(tmp_path / "d")
+        assert path is not None
+        path.write_bytes(path.read_bytes()[:1000])
+        with pytest.raises(PccError, match="N132") as e:
+            cli.run(conf, progress=False)
+        assert older in str(e.value)
+        path.unlink()
 
 
 def test_configurations(tmp_path: Path) -> None:
