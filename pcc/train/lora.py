@@ -5,6 +5,8 @@ Keys are those of published checkpoints (peft's names under `lm._lm.base_model.m
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -48,6 +50,10 @@ class DraftLayers(nn.Module):
                 for name, base in getattr(layer, part).named_children():
                     if name in c.targets:
                         adapters[f"{i}.{part}.{name}"] = Adapter(base, c.r, c.alpha, g)
+        idle = sorted(set(c.targets) - {key.rpartition(".")[2] for key in adapters})
+        if idle or not adapters:
+            what = f"no layer has '{idle[0]}' to adapt" if idle else "lora.targets is empty"
+            raise PccError("N113", what, hint=f"lora.targets may hold {list(cfg.Lora.targets)}")
         self.adapters = adapters
         for name, a in adapters.items():
             self.add_module(name.replace(".", "_"), a)
@@ -66,6 +72,20 @@ class DraftLayers(nn.Module):
         finally:
             for owner, name, base in swapped:
                 setattr(owner, name, base)
+
+    @torch.no_grad()
+    def assign(self, values: Mapping[str, Tensor]) -> None:
+        """Set the factors from a mapping of checkpoint names. Errors: N112."""
+        mine = self.trained()
+        hint = "adapt the layers and targets that were adapted there, with the same r"
+        if differ := sorted(set(mine) ^ set(values)):
+            what = f"{differ[0]} is adapted {'here' if differ[0] in mine else 'there'} only"
+            raise PccError("N112", what, hint=hint)
+        for key, p in mine.items():
+            if values[key].shape != p.shape:
+                what = f"{key} has shape {tuple(values[key].shape)}, expected {tuple(p.shape)}"
+                raise PccError("N112", what, hint=hint)
+            p.copy_(values[key].to(p))
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Return the factors by checkpoint name."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pcc.errors import PccError
-from pcc.frontends.state import find_model
+from pcc.frontends.state import find_model, lookup, read_config
 from pcc.train import backbone as bb
 from pcc.train import config as cfg
 from pcc.train import data
@@ -213,8 +213,22 @@ class HeadTask(_Shared):
         return super().inputs() | {k: sha256(p) for k, p in files.items()}
 
     def _continue(self, folder: Path) -> None:
+        """Take the weights of a head folder, its adapters included. Errors: F101, F102, N112."""
+        described = read_config(folder / "config.yaml")
         values = read_weights(find_model(folder))
         self.head.assign(values)
+        stored = {k: v for k, v in values.items() if ".lora_" in k}
+        if not stored:
+            return  # new adapters start at zero: the draft is the same
+        if self.draft is None:
+            hint = "set lora.layers, lora.r, lora.alpha and lora.targets as they were there"
+            raise PccError(
+                "N112", "this head has adapters, the new one none", at=str(folder), hint=hint
+            )
+        alpha = lookup(described, "adaptor.hyperparameters.lora_alpha")
+        if alpha != self.config.lora.alpha:
+            raise PccError("N112", f"the adapters there have lora.alpha {alpha}", at=str(folder))
+        self.draft.assign(stored)
 
     def _greedy(self, name: str) -> data.Ids | None:
         if not name:

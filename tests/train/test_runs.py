@@ -405,3 +405,31 @@ def test_held_out_text_that_is_gone_is_an_error(ground: Path, tmp_path: Path) ->
         with pytest.raises(PccError, match=code):
             cli.run(cfg.build(raw | {"data": given}), progress=False)
     assert not (tmp_path / "o").exists()
+
+
+def test_init_takes_the_adapters_or_refuses(ground: Path, tmp_path: Path) -> None:
+    lora = {"layers": 1, "r": 2, "alpha": 6.0, "targets": ["q_proj", "up_proj"]}
+    cli.run(cfg.build(head(ground, tmp_path / "a", lora=lora)), progress=False)
+    stored = files.read_weights(next((tmp_path / "a").glob("model@*")))
+    more = {"init": str(tmp_path / "a"), "lora": lora}
+    task = HeadTask(cfg.build(head(ground, tmp_path / "b", **more)))
+    adapters = {k: p for k, p in task.parameters().items() if "lora_" in k}
+    assert len(adapters) == 4
+    for name, p in adapters.items():
+        assert torch.equal(p, stored[name])
+        assert "lora_B" not in name or p.any()
+    for change in ({"layers": 0}, {"layers": 2}, {"r": 3}, {"alpha": 5.0}, {"targets": ["q_proj"]}):
+        wrong = head(ground, tmp_path / "b", **more | {"lora": lora | change})
+        with pytest.raises(PccError, match="N112"):
+            HeadTask(cfg.build(wrong))
+    with pytest.raises(PccError, match="F102"):
+        HeadTask(cfg.build(head(ground, tmp_path / "b", init=str(tmp_path / "absent"))))
+
+
+@pytest.mark.parametrize("targets", [[], ["q_proj", "c_attn"]])
+def test_adapters_that_match_nothing_are_refused(
+    ground: Path, tmp_path: Path, targets: list[str]
+) -> None:
+    lora = {"layers": 1, "targets": targets}
+    with pytest.raises(PccError, match="N113"):
+        HeadTask(cfg.build(head(ground, tmp_path / "h", lora=lora)))
