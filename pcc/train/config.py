@@ -157,6 +157,48 @@ class Config:
     run: Run = field(default_factory=Run)
 
 
+# The interval of each number; every number of a configuration has one.
+RANGES = {
+    "seed": "[0, 2147483647]",
+    "data.length": "[2, inf)",
+    **{f"model.{k}": "[1, inf)" for k in ("width", "layers", "heads", "kv_heads", "hidden")},
+    "model.max_length": "[1, inf)",
+    "model.rope_theta": "(0, inf)",
+    "multi_byte.n": "[0, inf)",
+    "multi_byte.weight": "[0, inf)",
+    "multi_byte.gamma": "(0, inf)",
+    "multi_byte.fraction": "(0, 1]",
+    **{f"head.{k}": "[1, inf)" for k in ("n", "r", "repetitions", "rank")},
+    "head.trunk": "[0, inf)",
+    "head.noise": "[0, inf)",
+    "head.identity": "(-inf, inf)",
+    "lora.layers": "[0, inf)",
+    "lora.r": "[1, inf)",
+    "lora.alpha": "(0, inf)",
+    "loss.gamma": "(0, inf)",
+    "loss.first": "[0, inf)",
+    "loss.distill": "[0, inf)",
+    "loss.greedy_fraction": "[0, 1]",
+    "loss.positions": "[0, inf)",
+    "greedy.rows": "[1, inf)",
+    "greedy.batch": "[1, inf)",
+    "greedy.prompt": "[2, inf)",
+    "greedy.length": "[1, inf)",
+    **{f"optim.{k}": "[1, inf)" for k in ("steps", "batch", "accumulate")},
+    "optim.lr": "[0, inf)",
+    "optim.warmup": "[0, inf)",
+    "optim.floor": "[0, 1]",
+    "optim.betas": "[0, 1)",
+    "optim.weight_decay": "[0, inf)",
+    "optim.clip": "[0, inf)",  # 0: never
+    **{f"run.{k}_every": "[0, inf)" for k in ("save", "log", "check", "eval")},  # 0: never
+    "run.keep": "[1, inf)",
+    "run.eval_prompts": "[1, inf)",
+    "run.eval_prompt": "[2, inf)",
+    "run.eval_bytes": "[1, inf)",
+}
+
+
 def read(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML configuration; `overrides` are `a.b=value`. Errors: F102, N101, N102."""
     raw = read_config(path)
@@ -169,13 +211,38 @@ def build(raw: Mapping[str, Any], at: str = "config") -> Config:
     """Return the configuration of a plain mapping. Errors: N101 (keys, types), N102 (values)."""
     made = _build(Config, raw, at, "")
     assert isinstance(made, Config)
-    for part in (made.optim, made.head, made.greedy, made.model):
-        for f in dataclasses.fields(part):
-            value = getattr(part, f.name)
-            least = 0 if f.name in ("trunk", "warmup") else 1
-            if type(value) is int and value < least:
-                raise PccError("N102", f"{f.name} is {value}, at least {least} is needed", at=at)
+    for part in ("", *(f.name for f in dataclasses.fields(Config))):
+        _check_ranges(getattr(made, part) if part else made, part, at)
+    d, m = made.data, made.multi_byte
+    if d.packed and (d.paths or d.heldout):
+        hint = "leave out data.packed, or data.paths and data.heldout"
+        raise PccError("N102", "data.packed holds all text", at=f"{at}:data", hint=hint)
+    if made.kind == "backbone" and m.n >= d.length:
+        what = f"multi_byte.n is {m.n}, not less than data.length, {d.length}"
+        hint = "lower multi_byte.n, or raise data.length"
+        raise PccError("N102", what, at=f"{at}:multi_byte.n", hint=hint)
     return made
+
+
+def _check_ranges(part: Any, name: str, at: str) -> None:
+    """Compare all numbers of one block with their ranges. Errors: N102."""
+    if not dataclasses.is_dataclass(part):
+        return
+    for f in dataclasses.fields(part):
+        key, value = f"{name}.{f.name}".strip("."), getattr(part, f.name)
+        for x in value if isinstance(value, tuple) else (value,):
+            if type(x) not in (int, float):
+                continue
+            if not _within(x, RANGES[key]):
+                hint = f"choose a number in {RANGES[key]}"
+                raise PccError("N102", f"{key} is {x}", at=f"{at}:{key}", hint=hint)
+
+
+def _within(x: float, interval: str) -> bool:
+    """Report whether x lies in an interval as written: [ and ] include, ( and ) exclude."""
+    low, high = (float(v) for v in interval[1:-1].split(","))
+    above = low <= x if interval[0] == "[" else low < x
+    return above and (x <= high if interval[-1] == "]" else x < high)
 
 
 def build_as(cls: type[T], raw: Any, at: str) -> T:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
+
+from training import TEXT, backbone, head, weights  # noqa: E402
 
 from pcc.errors import PccError  # noqa: E402
 from pcc.frontends.mtpc import load_mtpc  # noqa: E402
@@ -23,56 +24,6 @@ from pcc.train import config as cfg  # noqa: E402
 from pcc.train.evaluate import _replay, continuations  # noqa: E402
 from pcc.train.lora import DraftLayers  # noqa: E402
 from pcc.train.tasks import HeadTask  # noqa: E402
-
-TEXT = {f"f{i}": b"def f%d(x):\n    return x + %d\n" % (i, i) * 8 for i in range(9)}
-SIZES = {"width": 16, "layers": 2, "heads": 2, "kv_heads": 1, "hidden": 24, "max_length": 96}
-
-
-@pytest.fixture(scope="module")
-def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with packed data, a trained toy backbone and its continuations."""
-    root = tmp_path_factory.mktemp("train")
-    data.save_packed(root / "d.npz", TEXT, {"held": b"def h(y):\n    return y - 1\n" * 30})
-    cli.run(cfg.build(backbone(root, root / "backbone")), progress=False)
-    cli.run(
-        cfg.build(
-            {
-                "kind": "greedy", "out": str(root / "g.safetensors"), "run": {"device": "cpu"},
-                "backbone": str(root / "backbone"), "data": {"packed": str(root / "d.npz")},
-                "greedy": {"rows": 6, "batch": 4, "prompt": 16, "length": 24},
-            }
-        ),
-        progress=False,
-    )  # fmt: skip
-    return root
-
-
-def backbone(root: Path, out: Path, **optim: Any) -> dict[str, Any]:
-    return {
-        "kind": "backbone", "out": str(out), "model": SIZES, "multi_byte": {"n": 4},
-        "data": {"packed": str(root / "d.npz"), "length": 32},
-        "optim": {"steps": 6, "batch": 2, "lr": 0.01, "warmup": 2, "accumulate": 2, **optim},
-        "run": {"device": "cpu", "save_every": 2, "log_every": 2, "eval_every": 6},
-    }  # fmt: skip
-
-
-def head(root: Path, out: Path, **more: Any) -> dict[str, Any]:
-    run = {"device": "cpu", "log_every": 2, "eval_every": 4, "eval_prompts": 3,
-           "eval_prompt": 24, "eval_bytes": 16, "save_every": 2}  # fmt: skip
-    base = {
-        "kind": "head", "out": str(out), "backbone": str(root / "backbone"),
-        "data": {"packed": str(root / "d.npz"), "length": 32},
-        "head": {"kind": "cp", "n": 4, "r": 3, "emissions": "low-rank", "rank": 2, "trunk": 8},
-        "loss": {"greedy": str(root / "g.safetensors"), "distill": 0.5, "positions": 30},
-        "optim": {"steps": 4, "batch": 2, "lr": 0.01, "warmup": 1}, "run": run,
-    }  # fmt: skip
-    return base | more
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    path = checkpoint.latest(folder)
-    assert path is not None
-    return files.read_tensors(path)[0]
 
 
 def test_backbone_folder_and_metrics(ground: Path) -> None:
@@ -340,96 +291,3 @@ def test_numbers_that_do_not_fit_are_never_written(tmp_path: Path) -> None:
             files.write_tensors(tmp_path / "x.safetensors", {"w": given}, dtype)
         assert not (tmp_path / "x.safetensors").exists()
     files.write_tensors(tmp_path / "x.safetensors", {"w": large}, torch.bfloat16)
-
-
-@pytest.mark.parametrize("kind", ["data", "backbone", "greedy"])
-def test_resume_refuses_inputs_that_changed(ground: Path, tmp_path: Path, kind: str) -> None:
-    root = tmp_path / "copy"
-    shutil.copytree(ground, root)
-    conf = cfg.build(head(root, tmp_path / "h"))
-    cli.run(conf, progress=False, until=2)
-    if kind == "data":
-        data.save_packed(
-            root / "d.npz", TEXT | {"f0": b"other text\n" * 9}, {"held": b"h = 1\n" * 99}
-        )
-    else:
-        path = (
-            root / "backbone" / "model.safetensors"
-            if kind == "backbone"
-            else root / "g.safetensors"
-        )
-        values, meta = files.read_tensors(path)
-        name = min(values)
-        values[name] = values[name] + 1
-        files.write_tensors(path, values, None, meta)
-    with pytest.raises(PccError, match=rf"N150.*inputs: inputs\.{kind}\n"):
-        cli.run(conf, progress=False)
-    again = cfg.build(head(root, tmp_path / "h", seed=3))
-    with pytest.raises(PccError, match="seed"):
-        cli.run(again, progress=False)
-
-
-@pytest.mark.parametrize(
-    ("code", "block", "change"),
-    [
-        ("N110", "head", {"kind": "btree", "n": 8, "shuffle": True}),
-        ("N143", "run", {"eval_prompts": 10**6}),
-        ("N120", "run", {"eval_prompt": 90}),
-        ("N102", "run", {"eval_bytes": 3}),
-    ],
-)
-def test_an_impossible_evaluation_is_refused_before_the_first_step(
-    ground: Path, tmp_path: Path, code: str, block: str, change: dict[str, Any]
-) -> None:
-    raw = head(ground, tmp_path / "h")
-    raw["loss"] |= {"distill": 0.0}
-    raw[block] |= change
-    with pytest.raises(PccError, match=code):
-        cli.run(cfg.build(raw), progress=False)
-    assert not (tmp_path / "h").exists()
-    raw["run"] |= {"eval_every": 0}
-    cli.run(cfg.build(raw), progress=False)  # without the evaluation it trains
-    assert (tmp_path / "h" / "model@4.safetensors").is_file()
-
-
-def test_held_out_text_that_is_gone_is_an_error(ground: Path, tmp_path: Path) -> None:
-    for name in ("a.py", "b.py"):
-        (tmp_path / name).write_bytes(b"".join(b"line %d of the text\n" % i for i in range(30)))
-    raw = backbone(ground, tmp_path / "o")
-    paths = {"paths": [str(tmp_path / "a.py")], "heldout": [str(tmp_path / "b.py")]}
-    for given, code in (
-        (paths | {"length": 32}, "N144"),
-        ({"paths": paths["paths"], "length": 32}, "N144"),
-        ({"packed": str(ground / "d.npz"), "length": 1000}, "N143"),
-    ):
-        with pytest.raises(PccError, match=code):
-            cli.run(cfg.build(raw | {"data": given}), progress=False)
-    assert not (tmp_path / "o").exists()
-
-
-def test_init_takes_the_adapters_or_refuses(ground: Path, tmp_path: Path) -> None:
-    lora = {"layers": 1, "r": 2, "alpha": 6.0, "targets": ["q_proj", "up_proj"]}
-    cli.run(cfg.build(head(ground, tmp_path / "a", lora=lora)), progress=False)
-    stored = files.read_weights(next((tmp_path / "a").glob("model@*")))
-    more = {"init": str(tmp_path / "a"), "lora": lora}
-    task = HeadTask(cfg.build(head(ground, tmp_path / "b", **more)))
-    adapters = {k: p for k, p in task.parameters().items() if "lora_" in k}
-    assert len(adapters) == 4
-    for name, p in adapters.items():
-        assert torch.equal(p, stored[name])
-        assert "lora_B" not in name or p.any()
-    for change in ({"layers": 0}, {"layers": 2}, {"r": 3}, {"alpha": 5.0}, {"targets": ["q_proj"]}):
-        wrong = head(ground, tmp_path / "b", **more | {"lora": lora | change})
-        with pytest.raises(PccError, match="N112"):
-            HeadTask(cfg.build(wrong))
-    with pytest.raises(PccError, match="F102"):
-        HeadTask(cfg.build(head(ground, tmp_path / "b", init=str(tmp_path / "absent"))))
-
-
-@pytest.mark.parametrize("targets", [[], ["q_proj", "c_attn"]])
-def test_adapters_that_match_nothing_are_refused(
-    ground: Path, tmp_path: Path, targets: list[str]
-) -> None:
-    lora = {"layers": 1, "targets": targets}
-    with pytest.raises(PccError, match="N113"):
-        HeadTask(cfg.build(head(ground, tmp_path / "h", lora=lora)))
