@@ -58,6 +58,8 @@ def write_tensors(
             y = x if dtype is None else x.to(dtype)
             if not torch.isfinite(y).all():
                 hint = "store it as bf16 or f32 (run.storage)"
+                if x.dtype == torch.float32 and not torch.isfinite(x).all():
+                    hint = "the numbers themselves are not finite; lower optim.lr"
                 raise PccError("N131", f"{name} does not fit {y.dtype}", at=str(path), hint=hint)
             x = y
         plain[name] = x.clone()

@@ -133,7 +133,8 @@ class Loop:
         if self.metrics.is_file():
             lines = self.metrics.read_text().splitlines(keepends=True)
             kept = [x for x in lines if step and _line_step(x) <= step]
-            write(self.metrics, "".join(kept).encode())
+            if kept != lines:
+                write(self.metrics, "".join(kept).encode())
 
     def _step(self, step: int) -> None:
         o = self.config.optim

@@ -19,7 +19,7 @@ from pcc.errors import PccError  # noqa: E402
 from pcc.frontends.mtpc import load_mtpc  # noqa: E402
 from pcc.interp.reference import reference  # noqa: E402
 from pcc.train import backbone as bb  # noqa: E402
-from pcc.train import checkpoint, cli, data, files  # noqa: E402
+from pcc.train import checkpoint, cli, data, files, loop  # noqa: E402
 from pcc.train import config as cfg  # noqa: E402
 from pcc.train.evaluate import _replay, continuations  # noqa: E402
 from pcc.train.lora import DraftLayers  # noqa: E402
@@ -291,3 +291,53 @@ def test_numbers_that_do_not_fit_are_never_written(tmp_path: Path) -> None:
             files.write_tensors(tmp_path / "x.safetensors", {"w": given}, dtype)
         assert not (tmp_path / "x.safetensors").exists()
     files.write_tensors(tmp_path / "x.safetensors", {"w": large}, torch.bfloat16)
+
+
+def test_a_full_disk_leaves_the_metrics_whole(
+    ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conf = cfg.build(head(ground, tmp_path / "h"))
+    cli.run(conf, progress=False, until=2)
+    metrics = tmp_path / "h" / "metrics.jsonl"
+    kept = metrics.read_text()
+    metrics.write_text(kept + '{"step": 3}\n')  # written after the state: it will be done again
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as m:
+        m.setattr(os, "fsync", full)
+        with pytest.raises(PccError, match="N130"):
+            cli.run(conf, progress=False)
+    assert metrics.read_text() == kept + '{"step": 3}\n'
+    cli.run(conf, progress=False, until=2)
+    assert metrics.read_text() == kept
+
+
+def test_a_head_that_overflows_its_storage_is_stored_wider_afterwards(
+    ground: Path, tmp_path: Path
+) -> None:
+    raw = head(ground, tmp_path / "h")
+    raw["head"] |= {"emissions": "linear", "noise": 1e9}
+    with pytest.raises(PccError, match=r"N131.*proj does not fit torch.float16"):
+        cli.run(cfg.build(raw), progress=False)
+    assert not list((tmp_path / "h").glob("model@*"))
+    raw["run"] |= {"storage": "f32", "eval_every": 0}
+    cli.run(cfg.build(raw), progress=False)  # from the last state: nothing is trained again
+    values = files.read_weights(tmp_path / "h" / "model@4.safetensors")
+    assert max(float(v.abs().max()) for v in values.values()) > 65504
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, PccError("N160", "stopped")])
+def test_the_bar_is_closed_however_a_run_ends(
+    ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: BaseException
+) -> None:
+    def broken(self: HeadTask, step: int, part: int) -> dict[str, torch.Tensor]:
+        raise stop
+
+    closed: list[bool] = []
+    monkeypatch.setattr(HeadTask, "loss", broken)
+    monkeypatch.setattr(loop._Bar, "close", lambda bar: closed.append(True))
+    with pytest.raises((KeyboardInterrupt, PccError)):
+        cli.run(cfg.build(head(ground, tmp_path / "h")), progress=False)
+    assert closed == [True]
