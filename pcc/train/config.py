@@ -217,6 +217,9 @@ def build(raw: Mapping[str, Any], at: str = "config") -> Config:
     if d.packed and (d.paths or d.heldout):
         hint = "leave out data.packed, or data.paths and data.heldout"
         raise PccError("N102", "data.packed holds all text", at=f"{at}:data", hint=hint)
+    if made.kind == "head" and made.head.n == 1 and made.loss.first == 0:
+        what = "with head.n 1 and loss.first 0 nothing is trained"
+        raise PccError("N102", what, at=f"{at}:loss.first", hint="raise head.n or loss.first")
     if made.kind == "backbone" and m.n >= d.length:
         what = f"multi_byte.n is {m.n}, not less than data.length, {d.length}"
         hint = "lower multi_byte.n, or raise data.length"

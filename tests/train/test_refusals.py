@@ -152,6 +152,7 @@ def test_settings_that_exclude_each_other() -> None:
         {"data": {"length": 8}, "multi_byte": {"n": 8}},
         {"data": {"packed": "a.npz", "paths": ["b"]}},
         {"data": {"packed": "a.npz", "heldout": ["b"]}},
+        {"kind": "head", "head": {"n": 1}, "loss": {"first": 0}},
     ):
         with pytest.raises(PccError, match="N102"):
             cfg.build(base | wrong)
