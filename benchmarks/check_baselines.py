@@ -13,15 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.baselines import (
-    CIRKIT_KINDS,
-    Array,
-    Masked,
-    MissingPackageError,
-    Rows,
-    cirkit_export,
-    random_logits,
-)
+from benchmarks.baselines import Array, Masked, Rows, random_logits
+from benchmarks.cirkit_side import CIRKIT_KINDS, MissingPackageError, cirkit_export
 
 
 def softmax(a: Array) -> Array:

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.baselines import Array, CirkitCase
+from benchmarks.baselines import Array
+from benchmarks.cirkit_side import CirkitCase
 
 CONTEXT = 16  # width of the context of the templates; with logits as inputs it does not matter
 

@@ -3,11 +3,11 @@
     python benchmarks/queries.py [--json FILE] [--quick] [--only TEXT]
 
 draft-*   the `draft` query, logits in, V=320, r=32 (ff: 1), batch 1, against the masked strategy
-          in plain torch (`baselines`, part a) in its three forms: "masked-open" (the same answer,
+          in plain torch (`baselines`) in its three forms: "masked-open" (the same answer,
           the cheapest form), "masked-expand" (the same answer, the published row routine),
           "masked-prefix" (only prefix marginals: less than `draft` answers).
 loglik-*  the log-likelihood, 8 variables x 256 values, 32 units, against libcirkit 0.3.0 exported
-          by torch.onnx.export, under ONNX Runtime (`baselines`, part b).
+          by torch.onnx.export, under ONNX Runtime (`cirkit_side`).
 
 `pcc_us` is `engine.run` with its checks, `pcc_raw_us` the ONNX Runtime session alone; `ratio` and
 `ratio_raw` are the baseline's time over these. The baseline of loglik is a raw session as well.
@@ -32,15 +32,8 @@ if __package__ in (None, ""):  # run as a file: make `benchmarks` importable
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import pcc_side
-from benchmarks.baselines import (
-    CIRKIT_KINDS,
-    KINDS,
-    Masked,
-    MissingPackageError,
-    Rows,
-    cirkit_export,
-    random_logits,
-)
+from benchmarks.baselines import KINDS, Masked, Rows, random_logits
+from benchmarks.cirkit_side import CIRKIT_KINDS, MissingPackageError, cirkit_export
 from benchmarks.timing import Call, Timing, environment, interleaved
 
 TOLERANCE = 1e-4

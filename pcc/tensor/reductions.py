@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from pcc.ir.core import Op, Values, tensor
-from pcc.ir.semiring import Semiring, rows, split_equation
+from pcc.ir.semiring import LogReal, MaxPlus, Semiring, rows, split_equation
 from pcc.ir.types import Type
 from pcc.tensor.core import NUMBERS, TensorOp, finite
 
@@ -147,8 +147,8 @@ class Contract(TensorOp, name="t.contract"):
         return s.einsum(rows(self.eq), *args)
 
 
-class LogContract(TensorOp, name="t.log_contract"):
-    """log einsum(eq, exp(x), w): `x` in logs, shifted by its maxima; `w` linear."""
+class LogOperand(TensorOp):
+    """A contraction of `x`, in logs, with `w` over per-row axes; a result in logs."""
 
     x: Op
     w: Op
@@ -160,28 +160,18 @@ class LogContract(TensorOp, name="t.log_contract"):
             self.takes(x, "f32")
         return self.like(_equation(self, self.eq, self.x, self.w))
 
-    def eval(self, s: Semiring, *args: Values) -> Values:
-        from pcc.ir.semiring import LogReal
 
+class LogContract(LogOperand, name="t.log_contract"):
+    """log einsum(eq, exp(x), w): `x` in logs, shifted by its maxima; `w` linear."""
+
+    def eval(self, s: Semiring, *args: Values) -> Values:
         (tx, tw), out = split_equation(self.eq)
         return LogReal().contract(f"{tw},{tx}->{out}", args[1], args[0])
 
 
-class MaxContract(TensorOp, name="t.max_contract"):
+class MaxContract(LogOperand, name="t.max_contract"):
     """max-plus contraction over per-row axes: max over lost axes of (x + w); both in logs."""
 
-    x: Op
-    w: Op
-    eq: str
-    opaque = True
-
-    def infer(self) -> Type:
-        for x in (self.x, self.w):
-            self.takes(x, "f32")
-        return self.like(_equation(self, self.eq, self.x, self.w))
-
     def eval(self, s: Semiring, *args: Values) -> Values:
-        from pcc.ir.semiring import MaxPlus
-
         (tx, tw), out = split_equation(self.eq)
         return MaxPlus().contract(f"{tx},{tw}->{out}", None, *args)
