@@ -120,8 +120,8 @@ def compile(
     force: bool = False,
     progress: Progress | None = None,
     chunk: int = knobs.PREFILL_CHUNK,
-    proposal: str = "full",
-    draft_mode: str = "max-product",
+    proposal: str = knobs.PROPOSAL,
+    draft_mode: str = knobs.DRAFT_MODE,
     **frontend: Any,
 ) -> Artifact:
     """Compile a circuit to a bundle of ONNX graphs, one per query, over one weight file.

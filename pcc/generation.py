@@ -40,8 +40,8 @@ class Request:
     folder: Path
     max_seq: int
     chunk: int = knobs.PREFILL_CHUNK
-    proposal: str = "full"
-    draft_mode: str = "max-product"
+    proposal: str = knobs.PROPOSAL
+    draft_mode: str = knobs.DRAFT_MODE
     lora: Path | None = None
 
     def __post_init__(self) -> None:

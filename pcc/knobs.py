@@ -1,4 +1,7 @@
-"""Every tunable number, with its reason. A limit bounds memory or time for input from strangers."""
+"""Every tunable number or default choice, with its reason.
+
+A limit bounds memory or time for input from strangers.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +40,8 @@ EVA_SPAN = 256  # widest pass over EvaByte's ring once it wraps: 12 % more rows 
 MAX_NGRAM = 64  # ids of a subword in byte-Llama's dictionary
 
 # Generation.
+PROPOSAL = "full"  # sampled drafts: all experts, the highest acceptance
+DRAFT_MODE = "stepwise"  # greedy drafts: accepted more than max-product by every shipped head
 PREFILL_CHUNK = 64  # prompt tokens of one pass: wide enough for matrix products, small to pad
 FIRST_BUCKET = 512  # rows of the smallest state buffers; each next size doubles
 MAX_SEQ = 1 << 20

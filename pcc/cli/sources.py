@@ -10,7 +10,7 @@ import typer
 import pcc
 from pcc.cli.bundles import describe
 from pcc.cli.output import Json, emit, progress
-from pcc.knobs import PREFILL_CHUNK
+from pcc.knobs import DRAFT_MODE, PREFILL_CHUNK, PROPOSAL
 
 
 def compile_command(
@@ -29,10 +29,10 @@ def compile_command(
     ] = None,
     max_seq: Annotated[int, typer.Option(help="Longest sequence, in tokens.")] = 2048,
     chunk: Annotated[int, typer.Option(help="Prompt tokens read in one pass.")] = PREFILL_CHUNK,
-    proposal: Annotated[str, typer.Option(help="full or latent-first")] = "full",
+    proposal: Annotated[str, typer.Option(help="full or latent-first")] = PROPOSAL,
     draft_mode: Annotated[
-        str, typer.Option(help="Greedy drafts: max-product, stepwise or latent-first.")
-    ] = "max-product",
+        str, typer.Option(help="Greedy drafts: stepwise, max-product or latent-first.")
+    ] = DRAFT_MODE,
     window: Annotated[int | None, typer.Option(help="Draft fewer variables.")] = None,
     step: Annotated[int | None, typer.Option(help="Checkpoint step (default: newest).")] = None,
     hmm_bias: Annotated[

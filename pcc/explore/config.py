@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pcc import knobs
 from pcc.errors import PccError
 from pcc.frontends.state import read_config
 from pcc.train import config as training
@@ -24,8 +25,8 @@ class Grid:
     n: tuple[int, ...] = ()  # windows: of heads that draft at least n
     r: tuple[int, ...] = ()  # ff has one component whatever is asked
     lora_layers: tuple[int, ...] = ()  # adapted last layers; 0: all layers are shared
-    proposal: tuple[str, ...] = ("full",)  # as `pcc compile --proposal`
-    draft_mode: tuple[str, ...] = ("max-product",)  # as `pcc compile --draft-mode`
+    proposal: tuple[str, ...] = (knobs.PROPOSAL,)  # as `pcc compile --proposal`
+    draft_mode: tuple[str, ...] = (knobs.DRAFT_MODE,)  # as `pcc compile --draft-mode`
     precision: tuple[str, ...] = ("fp32",)
 
 

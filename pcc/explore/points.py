@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import product
 
+from pcc import knobs
 from pcc.explore.config import Grid
 from pcc.explore.heads import Head
 from pcc.explore.records import Where
@@ -20,16 +21,16 @@ class Point:
     n: int
     r: int
     lora_layers: int
-    proposal: str = "full"
-    draft_mode: str = "max-product"
+    proposal: str = knobs.PROPOSAL
+    draft_mode: str = knobs.DRAFT_MODE
     precision: str = "fp32"
 
     @property
     def name(self) -> str:
         """A name that tells the points of one exploration apart."""
         more = [f"n={self.n}"]
-        more += [f"proposal {self.proposal}"] if self.proposal != "full" else []
-        more += [f"greedy {self.draft_mode}"] if self.draft_mode != "max-product" else []
+        more += [f"proposal {self.proposal}"] if self.proposal != knobs.PROPOSAL else []
+        more += [f"greedy {self.draft_mode}"] if self.draft_mode != knobs.DRAFT_MODE else []
         more += [self.precision] if self.precision != "fp32" else []
         return " ".join([self.head, *more])
 
@@ -64,7 +65,7 @@ def points_of(head: Head, grid: Grid) -> list[Point]:
         return []
     proposals, modes = grid.proposal, grid.draft_mode
     if head.architecture == "ff":  # it has no latents to draw first: both names are one engine
-        proposals, modes = ("full",), ("max-product",)
+        proposals, modes = (knobs.PROPOSAL,), (knobs.DRAFT_MODE,)
     return [
         Point(head.name, head.architecture, n, head.r, head.lora_layers, *how)
         for n in head.windows(grid)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from pcc import knobs
 from pcc.explore import pareto
 from pcc.explore.config import Config
 from pcc.explore.measure import drift, middle
@@ -24,7 +25,7 @@ def command(line: Line, source: str | None, head_n: int, config: Config, max_seq
     if p["n"] != head_n:
         words += ["--window", str(p["n"])]
     for key, plain in (
-        ("proposal", "full"), ("draft_mode", "max-product"), ("precision", "fp32"),
+        ("proposal", knobs.PROPOSAL), ("draft_mode", knobs.DRAFT_MODE), ("precision", "fp32"),
     ):  # fmt: skip
         if (value := str(p[key])) != plain:  # type: ignore[literal-required]
             words += [f"--{key.replace('_', '-')}", value]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pcc import knobs
 from pcc.circuit.circuit import Circuit
 from pcc.errors import PccError
 from pcc.ir.core import Op, tensor
@@ -36,8 +37,8 @@ class StepOptions:
     are optional outputs.
     """
 
-    proposal: str = "full"
-    draft_mode: str = "max-product"
+    proposal: str = knobs.PROPOSAL
+    draft_mode: str = knobs.DRAFT_MODE
     truncation: bool = True
     extras: tuple[str, ...] = ()
 
