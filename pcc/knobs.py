@@ -1,6 +1,6 @@
-"""Every tunable number or default choice, with its reason.
+"""Limits on input from strangers, and numbers and default choices that several files share.
 
-A limit bounds memory or time for input from strangers.
+A number that tunes one file only stands at the top of that file, with its reason.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ CELLS = 1 << 25  # float64 values that one node may hold in the reference (256 M
 # Frontends.
 MAX_TRIALS = 1000  # of a binomial: its coefficients stay within float64
 MAX_ARRAY_BYTES = 4 << 30  # of all arrays in one .npz file, unpacked
+MAX_YAML_BYTES = 1 << 20  # of a checkpoint's config.yaml
+MAX_HEADER_BYTES = 64 << 20  # of a safetensors file
+MAX_WINDOW = 4096  # tokens that a checkpoint's circuit may draft
 
 # Verifiers.
 MAX_MODEL_SIZE = 1 << 24  # of one dimension in a configuration: larger is a broken file
@@ -46,6 +49,15 @@ PREFILL_CHUNK = 64  # prompt tokens of one pass: wide enough for matrix products
 FIRST_BUCKET = 512  # rows of the smallest state buffers; each next size doubles
 MAX_SEQ = 1 << 20
 MAX_CONFIG_BYTES = 16 << 20  # of a JSON file beside a model
+MAX_TEMPLATE = 1 << 16  # characters of a chat template
+MAX_TOKENS = 1 << 24  # ids and positions that a manifest may declare
+MAX_STATE_BYTES = 1 << 44  # of one state tensor of one row: beyond it a number is a mistake
+
+# Prompts and explorations.
+MAX_PROMPT_BYTES = 64 << 20  # of a file of prompts
+MAX_PROMPT_FILES = 1 << 20  # of a folder of prompts
+MAX_HEADS = 10_000  # that the patterns of an exploration may name
+MAX_RESULT_BYTES = 1 << 28  # of results.jsonl: some hundred thousand points
 
 # Checks of generation.
 CHECK_TOKENS = 64  # greedy tokens compared with autoregressive decoding

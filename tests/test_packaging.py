@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "models": CORE | {"passes", "frontends"},  # frontends: the safetensors reader
     "backends": CORE | {"passes", "models"},
     "bundle": LEAVES | {"files"},
+    "prompts": LEAVES | {"files"},
     "samples": CORE | {"runtime"},
     "runtime": CORE | {"bundle"},
     "stored": CORE | {"bundle"},
@@ -46,8 +47,8 @@ MAY_IMPORT = {
     "package": BUILT | {"driver", "__init__"},  # driver: the type of a job
     "driver": BUILT | {"generation", "package"},
     "train": BUILT | {"driver"},
-    "explore": BUILT | {"driver", "generation", "train"},
-    "cli": BUILT | {"driver", "train", "explore", "__init__"},
+    "explore": BUILT | {"driver", "generation", "train", "prompts"},
+    "cli": BUILT | {"driver", "train", "explore", "prompts", "__init__"},
 }
 TORCH_PARTS = {"train", "frontends"}
 HEAVY = ("torch", "onnx", "onnx_ir", "sympy", "onnxruntime", "networkx")

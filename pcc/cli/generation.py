@@ -14,8 +14,8 @@ from pcc.cli.bundles import Bundle, Provider, Threads
 from pcc.cli.output import Json, emit, progress, say, table
 from pcc.errors import PccError
 from pcc.files import read_bounded
-
-MAX_PROMPTS = 64 << 20  # bytes of a file of prompts
+from pcc.knobs import MAX_PROMPT_BYTES
+from pcc.prompts import read as read_prompts
 
 
 def run(
@@ -93,7 +93,7 @@ def _prompt(text: str | None, file: Path | None) -> bytes:
 
 def _read(file: Path) -> bytes:
     try:
-        return read_bounded(file, MAX_PROMPTS, "C131")
+        return read_bounded(file, MAX_PROMPT_BYTES, "C131")
     except OSError as e:
         raise PccError("C131", f"cannot read it: {e.strerror}", at=str(file)) from None
 
@@ -114,7 +114,7 @@ def bench(
     """Compare speculative with autoregressive decoding; their greedy texts must be identical."""
     if plot is not None:
         plots.ready(plot)  # before minutes are spent on measuring
-    texts = _prompts(prompts, prompt_bytes)[:limit]
+    texts = read_prompts(prompts, limit=limit, most=prompt_bytes, code="C132")
     engine = pcc.load(bundle, provider=provider, threads=threads)
     report = measure(engine, texts, max_new_tokens, repeats, sampled=sampled)
     if plot is not None:
@@ -188,18 +188,6 @@ def _sampled(engine: Any, prompts: list[list[int]], count: int) -> dict[str, Any
 
 def _rate(count: int, seconds: float) -> float | None:
     return count / seconds if seconds > 0 and count else None
-
-
-def _prompts(path: Path, most: int) -> list[bytes]:
-    if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.is_file() and not p.is_symlink())
-        found = [_read(p)[:most] for p in files]
-    else:
-        found = [line[:most] for line in _read(path).splitlines()]
-    found = [p for p in found if p]
-    if not found:
-        raise PccError("C132", "there are no prompts", at=str(path))
-    return found
 
 
 def show_bench(r: dict[str, Any]) -> None:

@@ -14,9 +14,9 @@ from pcc.driver import load_source
 from pcc.errors import PccError
 from pcc.explore.config import Config, Grid
 from pcc.explore.records import Failure, failure_of
+from pcc.knobs import MAX_HEADS
 
 OWN = "own-heads"
-MAX_HEADS = 10_000
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from typing import Any
 from pcc.circuit.text import write
 from pcc.errors import PccError
 from pcc.explore.records import SCHEMA, STATUSES, Line, conforms
-
-MAX_BYTES = 1 << 28  # of results.jsonl: some hundred thousand points
+from pcc.files import read_bounded
+from pcc.knobs import MAX_RESULT_BYTES
 
 
 def key_of(*parts: Mapping[str, Any]) -> str:
@@ -30,9 +30,7 @@ class Results:
         self.path, self.ignored = path, 0
         self.lines: dict[str, Line] = {}
         try:
-            if path.is_file() and path.stat().st_size > MAX_BYTES:
-                raise PccError("G104", f"more than {MAX_BYTES} bytes", at=str(path))
-            data = path.read_bytes() if path.is_file() else b""
+            data = read_bounded(path, MAX_RESULT_BYTES, "G104") if path.exists() else b""
         except OSError as e:
             raise PccError("G104", f"cannot read it: {e.strerror}", at=str(path)) from None
         for text in data.splitlines():

@@ -9,10 +9,10 @@ from pathlib import Path
 from pcc.errors import PccError
 from pcc.explore.config import Config
 from pcc.explore.points import Missing
+from pcc.files import read_bounded
 from pcc.frontends.state import find_model, step_of
+from pcc.knobs import MAX_CONFIG_BYTES
 from pcc.train import config as training
-
-MAX_RECORD = 16 << 20  # bytes of train.json
 
 
 def configuration(config: Config, cell: Missing) -> training.Config:
@@ -51,9 +51,8 @@ def _whole(folder: Path, c: training.Config) -> bool:
     """Return whether the last step of this very run has been written."""
     record = folder / "train.json"
     try:
-        if not record.is_file() or record.stat().st_size > MAX_RECORD:
-            return False
-        same = json.loads(record.read_text("utf-8"))["config"] == training.plain(c)
+        data = read_bounded(record, MAX_CONFIG_BYTES, "G105")
+        same = json.loads(data.decode("utf-8"))["config"] == training.plain(c)
         return same and step_of(find_model(folder)) == c.optim.steps
     except (OSError, ValueError, KeyError, TypeError, RecursionError, PccError):
         return False  # `run` says what is wrong

@@ -21,6 +21,7 @@ from pcc.frontends import mtpc_experts as experts
 from pcc.frontends.mtpc_experts import Experts, Trunk
 from pcc.frontends.mtpc_wiring import LEAVES, SumFold, Wiring, decode, expect_shapes, rebuild
 from pcc.frontends.state import lookup, read_state, step_of, strip_prefixes
+from pcc.knobs import MAX_WINDOW
 
 __all__ = ["LEAVES", "MtpcHead", "SumFold", "Wiring", "from_arrays", "load", "read_state"]
 
@@ -38,7 +39,6 @@ _KINDS = {
     "ff": "ff", "fully_factorized": "ff", "fully_factorised": "ff", "cp": "cp", "hmm": "hmm",
     "btree": "btree", "random_btree": "btree",
 }  # fmt: skip
-_MAX_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -195,8 +195,8 @@ def _kind(kind: Any, n: Any, at: str) -> str:
     if plain is None:
         hint = "known kinds: fully-factorized, cp, hmm, btree, random-btree"
         raise PccError("F110", f"unknown circuit kind {kind!r}", at=at, hint=hint)
-    if type(n) is not int or not 2 <= n <= _MAX_TOKENS:
-        hint = f"the window must hold 2 to {_MAX_TOKENS} tokens"
+    if type(n) is not int or not 2 <= n <= MAX_WINDOW:
+        hint = f"the window must hold 2 to {MAX_WINDOW} tokens"
         raise PccError("F110", f"n_token is {n!r}", at=at, hint=hint)
     return plain
 

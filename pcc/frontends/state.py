@@ -22,11 +22,10 @@ import yaml  # type: ignore[import-untyped, unused-ignore]
 
 from pcc.errors import PccError
 from pcc.files import open_regular, read_bounded
+from pcc.knobs import MAX_HEADER_BYTES, MAX_YAML_BYTES
 
 State = dict[str, "np.ndarray[Any, Any] | None"]
 
-MAX_CONFIG_BYTES = 1 << 20
-MAX_HEADER_BYTES = 64 << 20
 _PREFIXES = ("_orig_mod.", "module.")
 _KEPT = ("mt_head.", "circuit.")
 _NAME = re.compile(r"model@(\d{1,18})\.(pt|safetensors)")
@@ -66,7 +65,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """Parse ``config.yaml`` with the safe loader; at most 1 MiB. Errors: F102."""
     where = str(path)
     try:
-        config = yaml.safe_load(read_bounded(path, MAX_CONFIG_BYTES, "F102").decode("utf-8"))
+        config = yaml.safe_load(read_bounded(path, MAX_YAML_BYTES, "F102").decode("utf-8"))
     except FileNotFoundError:
         hint = "a checkpoint folder holds config.yaml beside model@<step>.pt or .safetensors"
         raise PccError("F102", "config.yaml is missing", at=where, hint=hint) from None

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pcc.errors import PccError
+from pcc.knobs import MAX_TEMPLATE
 
 if TYPE_CHECKING:
     from pcc.runtime.engine import Engine
-
-MAX_TEMPLATE = 1 << 16
 
 
 BOS = "\ue000bos\ue000"  # stands for the BOS token while a template is rendered

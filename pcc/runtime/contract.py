@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from pcc.errors import PccError
+from pcc.knobs import MAX_STATE_BYTES, MAX_TOKENS
 from pcc.runtime.buffers import DTYPES
 from pcc.runtime.philox import ROLES
 
-MAX_BYTES = 1 << 44  # of one state tensor of one row: beyond it a number is a mistake
-MAX_TOKENS = 1 << 24
 GRAPHS = ("step", "step_greedy", "prefill", "prefill_greedy", "verify", "decode")
 
 
@@ -94,7 +93,7 @@ def _sizes(shape: object) -> bool:
         isinstance(shape, list)
         and len(shape) < 17
         and all(type(d) is int and 0 < d for d in shape)
-        and math.prod(shape) * 8 <= MAX_BYTES
+        and math.prod(shape) * 8 <= MAX_STATE_BYTES
     )
 
 

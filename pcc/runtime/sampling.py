@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pcc.errors import PccError
+from pcc.knobs import MAX_TOKENS
 from pcc.runtime.arguments import flag, integer, number
-from pcc.runtime.contract import MAX_TOKENS
 from pcc.runtime.philox import split_seed
 
 

@@ -178,7 +178,10 @@ def test_a_killed_run_goes_on(setting: Setting, config: Make, tmp_path: Path) ->
     words = [sys.executable, "-P", "-m", "pcc.cli", "explore", str(tmp_path / "c.yaml"), "--quiet"]
     running_now = subprocess.Popen(words, stdout=subprocess.DEVNULL)
     end = time.monotonic() + 60
-    while not (out / "results.jsonl").exists() and time.monotonic() < end:
+    results = out / "results.jsonl"
+    while time.monotonic() < end:  # the file exists a moment before its first line is whole
+        if results.exists() and b"\n" in results.read_bytes():
+            break
         time.sleep(0.01)
     running_now.kill()
     assert running_now.wait() == -signal.SIGKILL
