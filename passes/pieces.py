@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pcc.ir import places
 from pcc.ir.array import Array
 from pcc.ir.core import Op, tensor, units
 from pcc.ir.types import show_scope
@@ -124,6 +125,6 @@ def place(value: Op, layer: str) -> Op:
     while stack:
         n = stack.pop()
         if not n.loc and layer and not isinstance(n, t.Input | t.Const):
-            n.__dict__["loc"] = layer  # where a node comes from is no part of what it is
+            places.place(n, layer)
             stack.extend(n.args)
     return value

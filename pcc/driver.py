@@ -16,11 +16,13 @@ from pcc import knobs
 from pcc.bundle import staged
 from pcc.circuit import text
 from pcc.circuit.circuit import Circuit
+from pcc.circuit.ops import CircuitOp
 from pcc.circuit.queries import QUERIES, Query, query_inputs
 from pcc.errors import PccError
 from pcc.generation import Request, build, own_heads
 from pcc.ir.core import Op, postorder
 from pcc.ir.module import Module
+from pcc.ir.places import fresh
 from pcc.package import write
 from pcc.passes.draw import Slot
 from pcc.passes.manager import Manager, Pass, Record
@@ -152,8 +154,10 @@ def compile(
         if parameters == "logits":
             circuit = circuit.with_logits()
         job = Job(circuit, Manager(validate=validate), opset, progress or (lambda _: None))
-        _graphs(job, queries, request)
-        manifest = write(job, work, parameters)
+        layers = (n for n in circuit.module().nodes() if isinstance(n, CircuitOp))
+        with fresh(layers):  # graphs name layers of this circuit, whatever else is alive
+            _graphs(job, queries, request)
+            manifest = write(job, work, parameters)
     return Artifact(folder, manifest, tuple(job.manager.records), time.perf_counter() - start)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from pcc.errors import PccError
 from pcc.ir.array import Array
+from pcc.ir.places import place, place_of
 from pcc.ir.types import Tensor, Type, Units
 
 Uses: TypeAlias = dict["Op", int]
@@ -92,12 +93,13 @@ class _Interned(type):
             with _LOCK:
                 found = _LIVE.get(key)
             if found is not None:
+                place(found, loc)
                 return found
             node = object.__new__(cls)
             store = node.__dict__
             for name, value in zip(cls.fields, values, strict=True):
                 store[name] = value
-            store["loc"] = loc
+            place(node, loc)
             store["args"] = cls._operands(values)
             store["type"] = node.infer()
             with _LOCK:
@@ -115,7 +117,6 @@ class Op(metaclass=_Interned):
     _keys: ClassVar[tuple[Callable[[Any], object], ...]] = ()
     if TYPE_CHECKING:
         type: Type
-        loc: str
         args: tuple[Op, ...]
 
     def __init_subclass__(cls, name: str = "") -> None:
@@ -161,6 +162,11 @@ class Op(metaclass=_Interned):
     def infer(self) -> Type:
         """Return the result type, or raise `PccError` for an ill-typed node."""
         raise NotImplementedError(self.name)
+
+    @property
+    def loc(self) -> str:
+        """Where the node comes from, or ''. Not a part of it: see `pcc.ir.places`."""
+        return place_of(self)
 
     @property
     def attrs(self) -> dict[str, Any]:
@@ -217,8 +223,7 @@ def rewrite(roots: tuple[Op, ...], rule: Callable[[Op, Uses], Op | None]) -> tup
         out = rule(rebuilt, uses) or rebuilt
         if out is not rebuilt:
             uses[out] = uses[node]
-            if not out.loc:
-                out.__dict__["loc"] = node.loc  # a replacement inherits its origin
+            place(out, node.loc)  # a replacement inherits its origin
         new[node] = out
     return tuple(new[r] for r in roots)
 

@@ -31,6 +31,7 @@ from pcc.ir.budget import Budget
 from pcc.ir.core import KINDS, OPS, Op, Values
 from pcc.ir.literals import TRUTH, read_array, read_float, show_array, show_ints
 from pcc.ir.module import Module
+from pcc.ir.places import place
 from pcc.ir.scan import Cursor, is_comment, quote
 from pcc.ir.types import Type, Units, show_scope
 from pcc.knobs import INLINE_ELEMENTS, MAX_LINE, MAX_LINES, MAX_SCOPE_RUNS
@@ -258,7 +259,7 @@ class _Parser:
         self.budget.read(c, [values[f] for f, k in fields if KINDS[k][1]])
         try:
             node = cls(**values, loc=loc)  # type: ignore[call-arg]
-            node.__dict__["loc"] = loc  # an equal node may come from another file: the last counts
+            place(node, loc, again=True)  # an equal node may come from another file
         except PccError as e:
             raise c.error(e.code, e.what, e.hint) from None
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:

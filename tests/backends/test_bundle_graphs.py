@@ -201,21 +201,13 @@ def test_every_node_says_where_it_comes_from(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("query", QUERIES)
-@pytest.mark.parametrize("kind", ["hmm", "btree"])
-@pytest.mark.parametrize("context", [0, 5])
-def test_nodes_name_their_circuit_layers(kind: str, context: int, query: str) -> None:
-    """Nearly every node names a circuit layer, and every layer with weights is named.
-
-    Equal nodes are one object and keep their first name, so sizes here are like no other test's.
-    """
-    circuit = getattr(templates, kind)(6, 5, 11 + context, context=context, seed=77)
-    root = optimised(circuit, maximise=query == "mode")
-    layers = set()
-    for maximise in (False, True):  # other queries may have named a node first
-        top = optimised(circuit, maximise=maximise)
-        for x in (circuit.root, top, expand_fused(top)):
-            layers |= {layer_name(n) for n in postorder(x) if isinstance(n, CircuitOp)}
-    proto = compile_query(circuit, query).proto
+@pytest.mark.parametrize("name", ["hmm", "btree", "hmm-context", "btree-context"])
+def test_nodes_name_their_circuit_layers(name: str, query: str) -> None:
+    """Nearly every node names a circuit layer, and every layer with weights is named."""
+    root = optimised(CIRCUITS[name], maximise=query == "mode")
+    layers = {layer_name(n) for n in postorder(root) if isinstance(n, CircuitOp)}
+    layers |= {layer_name(n) for n in postorder(expand_fused(root)) if isinstance(n, CircuitOp)}
+    proto = compile_query(CIRCUITS[name], query).proto
     found = [{p.key: p.value for p in n.metadata_props} for n in proto.graph.node]
     inner = [p for p in found if p["pcc.op"] not in ("t.input", "output")]
     named = [p["pcc.layer"] for p in inner if p["pcc.layer"].startswith("c.")]

@@ -16,6 +16,7 @@ from pcc.driver import query_module
 from pcc.frontends.mtpc import from_head
 from pcc.frontends.mtpc_checkpoint import from_arrays
 from pcc.ir.core import Op
+from pcc.ir.places import fresh
 from pcc.passes.manager import Manager
 from pcc.passes.pipelines import circuit_pipeline, tensor_pipeline
 
@@ -68,10 +69,11 @@ def optimised(circuit: Circuit, *, maximise: bool = False) -> Op:
 
 def compile_query(circuit: Circuit, query: str, *, opset: int = 24) -> Compiled:
     """Compile one query with the default pipelines."""
-    root = optimised(circuit, maximise=query == "mode")
-    module, _ = query_module(circuit, root, query)
-    module = Manager(validate=False).run(module, tensor_pipeline())
-    return Compiled(module, opset=opset)
+    with fresh():
+        root = optimised(circuit, maximise=query == "mode")
+        module, _ = query_module(circuit, root, query)
+        module = Manager(validate=False).run(module, tensor_pipeline())
+        return Compiled(module, opset=opset)
 
 
 def load_head(path: Path) -> Head:
