@@ -1,0 +1,73 @@
+"""How a product is divided over a GPU: slabs of K beside groups of columns.
+
+A warp streams the packed blocks of one slab of one strip, then of its next strip. The block of
+threads holds the slab's part of x in shared memory, so x is read from L2 once per slab and not
+once per strip. Sums of a strip over its slabs meet in scratch: the last to arrive adds them in
+order, so the result does not depend on who is last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pcc.backends.cuda.pack import BLOCK, blocks_of, strips_of
+
+WARPS = 8
+STAGES = 4  # copies in flight per warp: 8 KiB, 64 KiB per block of threads
+TILE = 64  # rows of x that one block of threads holds at most; more rows read W again
+PIECE = 2 * BLOCK * 32  # bytes of one copy
+SLAB = {1: 40 << 10, 2: 44 << 10, 4: 44 << 10, 8: 132 << 10}  # bytes of x, by tiles of 8 rows
+SHORTEST = 4  # blocks in a slab: fewer would fetch less than one filling of the ring
+
+
+@dataclass(frozen=True)
+class Split:
+    """`tiles` of 8 rows in each of `parts` groups of rows; `slabs` of K; `columns` of blocks."""
+
+    tiles: int
+    parts: int
+    slabs: int
+    columns: int
+    slab_blocks: int
+
+    @property
+    def pitch(self) -> int:
+        """Bytes between rows of x in shared memory: 64 mod 128, so that no two rows collide."""
+        return self.slab_blocks * 64 + (64 if self.slab_blocks % 2 == 0 else 0)
+
+    @property
+    def shared(self) -> int:
+        """Bytes of dynamic shared memory: rings, x, scales of the rows, barriers."""
+        ring = WARPS * STAGES * PIECE
+        return ring + self.tiles * 8 * self.pitch + self.tiles * 8 * 4 + WARPS * STAGES * 8
+
+
+def split(rows: int, k: int, n: int, sms: int, slabs: int | None = None) -> Split:
+    """Return the division of x [rows,k] W [k,n] over `sms` multiprocessors."""
+    parts = -(-rows // TILE)
+    tiles = next(t for t in (1, 2, 4, 8) if 8 * t >= min(rows, TILE))
+    blocks, strips = blocks_of(k), strips_of(n)
+    if slabs is None:
+        least = -(-blocks // ((SLAB[tiles] - 64 * 8 * tiles) // (64 * 8 * tiles)))
+        most = max(least, blocks // SHORTEST)
+        slabs = min(range(least, most + 1), key=lambda s: _cost(s, rows, blocks, strips, sms))
+    columns = max(1, min(sms // slabs, -(-strips // WARPS)))
+    return Split(tiles, parts, slabs, columns, -(-blocks // slabs))
+
+
+def _cost(slabs: int, rows: int, blocks: int, strips: int, sms: int) -> float:
+    """Return a model of the time, in bytes of device memory.
+
+    Weights at a rate that falls when warps idle, and traffic through L2 (x and sums) at half cost.
+    """
+    columns = max(1, min(sms // slabs, -(-strips // WARPS)))
+    blocks_used = columns * slabs
+    warps = min(strips, columns * WARPS) * slabs
+    rounds = -(-strips // (columns * WARPS))
+    even = strips / (columns * WARPS) / rounds if strips > columns * WARPS else 1.0
+    busy = min(1.0, warps / (0.75 * sms * WARPS)) * min(1.0, 0.5 + 0.5 * even)
+    waves = max(1.0, blocks_used / sms)
+    weights = blocks * strips * PIECE * waves / busy
+    sums = 0 if slabs == 1 else 8 * slabs * rows * strips * 32
+    x = blocks_used * rows * -(-blocks // slabs) * 64
+    return weights + 0.5 * (sums + x)
