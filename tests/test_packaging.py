@@ -46,9 +46,10 @@ MAY_IMPORT = {
     "generation": BUILT,
     "package": BUILT | {"driver", "__init__"},  # driver: the type of a job
     "driver": BUILT | {"generation", "package"},
+    "conformance": BUILT | {"driver", "generation", "package"},
     "train": BUILT | {"driver"},
     "explore": BUILT | {"driver", "generation", "train", "prompts"},
-    "cli": BUILT | {"driver", "train", "explore", "prompts", "__init__"},
+    "cli": BUILT | {"driver", "train", "explore", "prompts", "conformance", "__init__"},
 }
 TORCH_PARTS = {"train", "frontends"}
 HEAVY = ("torch", "onnx", "onnx_ir", "sympy", "onnxruntime", "networkx")

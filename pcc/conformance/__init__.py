@@ -1,0 +1,1 @@
+"""What every backend must pass: each op on edge inputs, each query, the exact protocol."""
