@@ -58,12 +58,13 @@ def module_of(case: Case, batches: str, prefix: str = "") -> tuple[Module, Made]
     outs: dict[str, Op] = {}
     for combo in itertools.product(batches, repeat=len(case.operands)):
         pairs = enumerate(zip(case.operands, combo, strict=True))
-        xs = [_operand(i, *o, b, made, prefix) for i, (o, b) in pairs]
+        xs = [operand(i, *o, b, made, prefix) for i, (o, b) in pairs]
         outs[f"{prefix}y_" + "".join(combo)] = case.make(*xs)
     return Module("case", (), tuple(outs.items())), made
 
 
-def _operand(i: int, kind: str, shape: tuple[int, ...], b: str, made: Made, prefix: str) -> Op:
+def operand(i: int, kind: str, shape: tuple[int, ...], b: str, made: Made, prefix: str) -> Op:
+    """Return one operand in a batch form; inputs are noted in `made`."""
     if b == "k":
         return t.Const(Array.of(values(kind, 1, shape, i)[0]))
     key = f"{prefix}{b}{i}"

@@ -1,0 +1,121 @@
+"""Every op lowered alone: many cases share a graph, so that a backend builds few of them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pcc.conformance.bundles import Setting, open_bundle, write_modules
+from pcc.conformance.cases import Case, Made, feeds, operand
+from pcc.conformance.core_ops import CASES
+from pcc.conformance.edge import Values
+from pcc.conformance.report import Finding, compared
+from pcc.conformance.sequence_ops import cases as sequence_cases
+from pcc.errors import PccError
+from pcc.interp.run import run
+from pcc.ir.module import Module
+from pcc.ir.semiring import Real
+from pcc.runtime.engine import Engine
+
+SUITE = "ops"
+GROUP = 24  # cases of one graph: some hundred outputs
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """A case, and the prefix of its names."""
+
+    case: Case
+    prefix: str
+
+    @property
+    def title(self) -> str:
+        """How a report names the case."""
+        return f"{self.prefix[:-1]} {self.case.name}"
+
+    def module(self) -> tuple[Module, Made]:
+        """Return the case's module: half operands are stored, the others come in every form."""
+        forms = self.case.forms or ("kcb" if len(self.case.operands) < 3 else "cb")
+        made: Made = {}
+        outs = []
+        for combo in itertools.product(
+            *("k" if "@" in kind else forms for kind, _ in self.case.operands)
+        ):
+            if set(combo) == {"k"}:
+                continue  # no input reaches it: it is folded before there is a graph
+            pairs = enumerate(zip(self.case.operands, combo, strict=True))
+            xs = [operand(i, *o, b, made, self.prefix) for i, (o, b) in pairs]
+            outs.append((f"{self.prefix}y_" + "".join(combo), self.case.make(*xs)))
+        return Module("case", (), tuple(outs)), made
+
+
+def numbered(halves: Sequence[str]) -> list[Numbered]:
+    """Return all cases that a target with these half precisions must pass."""
+    found = (*CASES, *sequence_cases(tuple(halves)))
+    return [Numbered(c, f"o{i:03d}_") for i, c in enumerate(found)]
+
+
+def check_ops(
+    setting: Setting, folder: Path, say: Say, cases: Sequence[Numbered] | None = None
+) -> Iterator[Finding]:
+    """Yield a finding for each output of each case, on one batch size."""
+    listed = numbered(setting.halves) if cases is None else cases
+    yield from _part(setting, folder, list(listed), say)
+
+
+def _part(setting: Setting, folder: Path, cases: list[Numbered], say: Say) -> Iterator[Finding]:
+    """Build and judge some cases; where they cannot be built, halve them to find which."""
+    groups = [cases[i : i + GROUP] for i in range(0, len(cases), GROUP)]
+    say(f"{len(cases)} cases in {len(groups)} graphs, {setting.batch} rows")
+    out = folder / f"ops-{cases[0].prefix}{len(cases)}.pcc"
+    try:
+        modules = {f"{g[0].prefix}{g[-1].prefix[:-1]}": joined(g) for g in groups}
+        write_modules(setting, modules, out)
+        engine = open_bundle(setting, out)
+    except PccError as e:
+        if len(cases) == 1:
+            yield Finding(SUITE, cases[0].title, "", "refused", note=f"[{e.code}] {e.what}")
+            return
+        middle = len(cases) // 2
+        for half in (cases[:middle], cases[middle:]):
+            yield from _part(setting, folder, half, say)
+        return
+    for name, group in zip(modules, groups, strict=True):
+        yield from _judged(setting, engine, name, group)
+
+
+def joined(group: Sequence[Numbered]) -> Module:
+    """Return one module with the outputs of several cases."""
+    parts = [c.module()[0] for c in group]
+    return Module("ops", (), tuple(o for m in parts for o in m.outputs))
+
+
+def _judged(
+    setting: Setting, engine: Engine, name: str, group: Sequence[Numbered]
+) -> Iterator[Finding]:
+    for contexts in sorted({1, setting.batch}):
+        feed: dict[str, Values] = {}
+        wanted: dict[str, tuple[Numbered, Values]] = {}
+        for c in group:
+            module, made = c.module()
+            own = feeds(c.case, made, setting.batch, contexts, c.prefix)
+            with np.errstate(invalid="raise"):
+                values = run(module.roots, dict(own), Real())
+            pairs = zip(module.outputs, values, strict=True)
+            wanted |= {o: (c, np.asarray(v)) for (o, _), v in pairs}
+            feed |= own
+        read = {i["name"] for i in engine.queries[name]["inputs"]}
+        try:
+            got = engine.run(name, **{k: v for k, v in feed.items() if k in read})
+        except PccError as e:
+            what = f"{len(group)} cases"
+            yield Finding(SUITE, group[0].title, what, "differs", note=f"[{e.code}] {e.what}")
+            return
+        for o, (c, want) in wanted.items():
+            what = f"{o.removeprefix(c.prefix)} {setting.batch}x{contexts}"
+            yield compared(SUITE, c.title, what, want, got[o], c.case.tolerance)

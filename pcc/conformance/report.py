@@ -1,0 +1,92 @@
+"""What a run of the suite found: one line for each comparison, a verdict, JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from pcc.conformance.edge import Values
+
+VERDICTS = ("ok", "tie", "differs", "refused", "skipped")
+BAD = ("differs", "refused")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One comparison: `error` beside the `bound` that it may reach, and what follows.
+
+    Verdicts: "ok"; "tie": two answers differ where rounding decides between them, and both are
+    right; "differs"; "refused": the backend cannot run what it claims to; "skipped": not run, for
+    the reason in `note`.
+    """
+
+    suite: str
+    case: str
+    what: str
+    verdict: str
+    error: float = 0.0
+    bound: float = 0.0
+    note: str = ""
+
+    @property
+    def bad(self) -> bool:
+        """Whether this fails the suite."""
+        return self.verdict in BAD
+
+
+def compared(
+    suite: str, case: str, what: str, want: Values, got: Values, tolerance: float
+) -> Finding:
+    """Judge an answer: equal integers, infinities in the same places, never NaN, else an error.
+
+    The error is |got - want| / max(1, |want|) at its largest. Where no element has a batch axis in
+    the definition, the answer may repeat it for each row.
+    """
+    try:
+        want = np.broadcast_to(want, got.shape)
+    except ValueError:
+        note = f"shape {got.shape}, not {want.shape}"
+        return Finding(suite, case, what, "differs", math.inf, tolerance, note)
+    if want.dtype.kind in "ib":
+        wrong = int((want != got).sum())
+        verdict = "differs" if wrong or got.dtype.kind not in "ib" else "ok"
+        return Finding(suite, case, what, verdict, float(wrong), 0.0)
+    got = got.astype(np.float64)
+    if np.isnan(got).any():
+        return Finding(suite, case, what, "differs", math.inf, tolerance, "NaN")
+    if not np.array_equal(np.isinf(want) * np.sign(want), np.isinf(got) * np.sign(got)):
+        return Finding(suite, case, what, "differs", math.inf, tolerance, "infinities differ")
+    with np.errstate(invalid="ignore"):
+        gap = np.where(want == got, 0.0, np.abs(want - got) / np.maximum(1.0, np.abs(want)))
+    worst = float(gap.max(initial=0.0))
+    verdict = "ok" if worst <= tolerance else "differs"
+    return Finding(suite, case, what, verdict, worst, tolerance)
+
+
+def summary(findings: Iterable[Finding]) -> list[dict[str, Any]]:
+    """Return one entry a suite: how many of each verdict, and the error largest by its bound."""
+    groups: dict[str, list[Finding]] = {}
+    for f in findings:
+        groups.setdefault(f.suite, []).append(f)
+    out = []
+    for suite, group in groups.items():
+        near = max(group, key=lambda f: f.error / f.bound if f.bound else 0.0)
+        counts = {v: sum(f.verdict == v for f in group) for v in VERDICTS}
+        out.append({"suite": suite, **counts, "worst": near.error, "bound": near.bound,
+                    "worst_case": f"{near.case} {near.what}".strip()})  # fmt: skip
+    return out
+
+
+def as_json(findings: Iterable[Finding], **about: Any) -> dict[str, Any]:
+    """Return the report: about the run, a summary, and each finding that is not "ok"."""
+    listed = list(findings)
+    return {
+        **about,
+        "ok": not any(f.bad for f in listed),
+        "suites": summary(listed),
+        "findings": [asdict(f) for f in listed if f.verdict != "ok"],
+    }
