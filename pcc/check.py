@@ -75,7 +75,7 @@ def verify(
         checks.append(_stored(engine, circuit, query))
         inputs = sample_inputs(circuit, spec, seed, rows)
         outputs = engine.run(query, **inputs)
-        for what, found in _against(circuit, query, inputs, outputs).items():
+        for what, found in against(circuit, query, inputs, outputs).items():
             checks.append(Check(query, what, *found))
     if "marginal" in engine.queries:
         spec = engine.queries["marginal"]
@@ -116,9 +116,10 @@ def _stored(engine: Engine, circuit: Circuit, query: str) -> Check:
     return Check(query, "stored samples", *worst(circuit, query, inputs, want, outputs))
 
 
-def _against(
+def against(
     circuit: Circuit, query: str, inputs: Mapping[str, Values], outputs: Mapping[str, Values]
 ) -> dict[str, tuple[float, float]]:
+    """Return (error, bound) of a query's answers, judged by naive masked evaluations."""
     if query in ("sample", "mode", "draft"):
         found = check(circuit, query, dict(inputs), dict(outputs))
         limits = bounds(circuit, query, inputs, outputs)

@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "generation": BUILT,
     "package": BUILT | {"driver", "__init__"},  # driver: the type of a job
     "driver": BUILT | {"generation", "package"},
-    "conformance": BUILT | {"driver", "generation", "package"},
+    "conformance": BUILT | {"driver", "generation", "package", "stored"},
     "train": BUILT | {"driver"},
     "explore": BUILT | {"driver", "generation", "train", "prompts"},
     "cli": BUILT | {"driver", "train", "explore", "prompts", "conformance", "__init__"},

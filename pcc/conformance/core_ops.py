@@ -69,10 +69,10 @@ def _elementwise() -> Iterator[Case]:
     yield from each(t.LogSoftmax, ("logits",), *rows, tolerance=4e-6)
     for kind, dtype in [("index:5", "f32"), ("bool", "f32"), ("bool", "i64"), ("mass", "bool")]:
         yield Case(t.Cast, ((kind, (2, 3)),), lambda x, d=dtype: t.Cast(x, d))
-    for shape in ((3,), (2, 1), ()):
-        yield Case(t.Column, (("integer", shape),), lambda x: t.Column(x, 5))
-        yield Case(t.FloorDiv, (("count", shape),), lambda x: t.FloorDiv(x, 7))
-        yield Case(t.Remainder, (("count", shape),), lambda x: t.Remainder(x, 7))
+    for size in ((3,), (2, 1), ()):
+        yield Case(t.Column, (("integer", size),), lambda x: t.Column(x, 5))
+        yield Case(t.FloorDiv, (("count", size),), lambda x: t.FloorDiv(x, 7))
+        yield Case(t.Remainder, (("count", size),), lambda x: t.Remainder(x, 7))
 
 
 def _reductions() -> Iterator[Case]:

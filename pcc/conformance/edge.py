@@ -56,8 +56,10 @@ def values(kind: str, rows: int, shape: tuple[int, ...], seed: int) -> Values:
             return rng.uniform(0.1, 2.0, full).astype(np.float32)
         case "log" | "logits":
             return _log(full, rng, whole=name == "log")
-    assert name == "finite", kind
-    return (3 * rng.normal(size=full)).astype(np.float32)
+        case "finite":
+            return (3 * rng.normal(size=full)).astype(np.float32)
+        case _:
+            raise ValueError(f"no values are of kind {kind!r}")
 
 
 def rounded(a: Values, dtype: str) -> Values:

@@ -51,8 +51,8 @@ def _norms() -> Iterator[Case]:
 def _tables(half: str) -> Iterator[Case]:
     at = f"@{half}" if half else ""
     table = _const(f"finite{at}", (7, 3), 3)
-    for shape in ((4,), (), (2, 3)):
-        made = (("index:7", shape),)
+    for ids in ((4,), (), (2, 3)):
+        made = (("index:7", ids),)
         yield Case(Embedding, made, lambda i, w=table, h=half: Embedding(w, i), 2e-6)
     if not half:
         cos, sin = (_const("uniform", (11, 2), k) for k in (4, 5))
@@ -114,13 +114,17 @@ def _attention(half: str) -> Iterator[Case]:
     for heads, count, ring in ((2, 3, 24), (1, 1, 24), (3, 5, 12)):
         # Positions inside the first window, at both sides of an edge, and past several windows.
         starts = "sizes:0:5:6:7:8:15:16:21" if ring == 24 else "sizes:0:3:4:7:11"
-        operands = (
+        six = (
             ("finite", (heads, count, 4)), (f"finite{at}", (heads, ring, 4)),
             (f"finite{at}", (heads, ring, 4)), (f"finite{at}", (heads, 7, 4)),
             (f"finite{at}", (heads, 7, 4)), (starts, ()),
         )  # fmt: skip
         yield Case(
-            EvaAttention, operands, lambda *x: EvaAttention(*x, 0.5, 8, 4), ATTENTION[half], "b"
+            EvaAttention,
+            six,
+            lambda q, k, v, a, b, s: EvaAttention(q, k, v, a, b, s, 0.5, 8, 4),
+            ATTENTION[half],
+            "b",
         )
 
 
@@ -135,11 +139,12 @@ def _sampling() -> Iterator[Case]:
 
 
 def _words() -> Iterator[Case]:
-    keys = [[1, NONE, NONE], [2, 1, NONE], [1, 2, NONE], [2, 1, 0], [3, 3, 3], [0, NONE, NONE]]
-    table = Array.of(np.array(keys)), Array.of(np.arange(6) + 3), Array.of(np.array([3]))
+    table = [[1, NONE, NONE], [2, 1, NONE], [1, 2, NONE], [2, 1, 0], [3, 3, 3], [0, NONE, NONE]]
+    keys, rows = Array.of(np.array(table)), Array.of(np.arange(6) + 3)
+    alone = Array.of(np.array([3]))
     for count in (1, 4, 9):
         operand = (("index:4", (count + 2,)),)
-        yield Case(LongestSuffix, operand, lambda x, k=table: LongestSuffix(x, *k, 1))
+        yield Case(LongestSuffix, operand, lambda x: LongestSuffix(x, keys, rows, alone, 1))
 
 
 def cases(halves: tuple[str, ...] = ()) -> tuple[Case, ...]:

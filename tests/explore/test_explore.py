@@ -103,7 +103,7 @@ def test_own_heads_and_adapted_layers(config: Make, tmp_path: Path) -> None:
     how: dict[str, Any] = {"max_seq": 64, "chunk": 8, "queries": ["draft"], "validate": False}
     for kind in ("evabyte", "lora"):
         (tmp_path / kind).mkdir()
-        verifiers.KINDS[kind](tmp_path / kind, **how)
+        verifiers.bundle(kind, tmp_path / kind, **how)
     own = config(tmp_path / "a", verifier=str(tmp_path / "evabyte" / "model"), heads=[],
                  own_heads=True, grid={"n": [3]})  # fmt: skip
     r = explore(own)

@@ -1,0 +1,108 @@
+"""Every query on small circuits of each kind, trained and contextual, by masked evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from pcc.check import against
+from pcc.circuit.circuit import Circuit
+from pcc.conformance.bundles import Setting, open_bundle
+from pcc.conformance.edge import Values
+from pcc.conformance.report import Finding, compared
+from pcc.driver import compile
+from pcc.errors import PccError
+from pcc.frontends import templates
+from pcc.frontends.regions import RegionGraph
+from pcc.interp.run import run
+from pcc.ir.semiring import Real
+from pcc.runtime.engine import Engine
+from pcc.samples import sample_inputs
+from pcc.stored import Stages
+
+SUITE = "queries"
+WIDTH = 6  # of the contexts
+SEEDS = 3
+# Of a stored half: the same roundings on both sides, float32 sums on one of them.
+HALF_TOLERANCE = 5e-5
+
+
+def circuits() -> dict[str, Circuit]:
+    """Return the circuits by name: sizes differ, and depths are not powers of two everywhere."""
+    # {0,1,2} has two partitions, {0,1} is shared: neither a tree nor deterministic.
+    scopes = (0b1, 0b10, 0b100, 0b11, 0b110, 0b111)
+    ways = ((), (), (), ((0, 1),), ((1, 2),), ((3, 2), (0, 4)))
+    graph = RegionGraph(scopes, ways)
+    out: dict[str, Circuit] = {}
+    for name, context in (("trained", 0), ("contextual", WIDTH)):
+        out |= {
+            f"ff-{name}": templates.ff(3, 5, context=context, seed=1),
+            f"cp-{name}": templates.cp(4, 3, 7, context=context, seed=2),
+            f"hmm-{name}": templates.hmm(5, 3, 4, context=context, seed=3),
+            f"btree-{name}": templates.btree(6, 2, 5, context=context, seed=4),
+            f"region-graph-{name}": templates.region_graph(graph, 2, 3, context=context, seed=5),
+        }
+    out["btree-forest"] = templates.btree(4, 2, 3, repetitions=2, shuffle=1, seed=6)
+    return out
+
+
+def check_queries(setting: Setting, folder: Path, say: Callable[[str], None]) -> Iterator[Finding]:
+    """Yield findings for each circuit and query, on one batch size."""
+    for name, circuit in circuits().items():
+        say(f"queries of {name}")
+        out = folder / f"{name}-{setting.batch}.pcc"
+        try:
+            compile(circuit, out=out, validate=False, **setting.options())
+            engine = open_bundle(setting, out)
+        except PccError as e:
+            yield Finding(SUITE, name, "", "refused", note=f"[{e.code}] {e.what}")
+            continue
+        for query in engine.queries:
+            yield from _query(setting, engine, circuit, name, query)
+
+
+def _query(
+    setting: Setting, engine: Engine, circuit: Circuit, name: str, query: str
+) -> Iterator[Finding]:
+    spec, case = engine.queries[query], f"{name} {query}"
+    for seed in range(SEEDS):
+        inputs = edges(sample_inputs(circuit, spec, seed, setting.batch), seed)
+        try:
+            got = engine.run(query, **inputs)
+        except PccError as e:
+            yield Finding(SUITE, case, f"seed {seed}", "differs", note=f"[{e.code}] {e.what}")
+            return
+        if setting.precision == "fp32":
+            yield from _by_definition(circuit, case, query, inputs, got)
+        else:
+            yield from _by_module(engine, case, query, inputs, got)
+
+
+def edges(inputs: dict[str, Values], seed: int) -> dict[str, Values]:
+    """Put uniforms at the ends of their range, and observe all or nothing in some rows."""
+    if "u" in inputs:
+        ends = np.array([0.0, 2.0**-24, 1 - 2.0**-24], np.float32)
+        inputs["u"].ravel()[seed::4] = ends[seed % 3]
+    if "observed" in inputs and seed:
+        inputs["observed"][0] = seed == 1
+    return inputs
+
+
+def _by_definition(
+    circuit: Circuit, case: str, query: str, inputs: dict[str, Values], got: dict[str, Values]
+) -> Iterator[Finding]:
+    for what, (error, bound) in against(circuit, query, inputs, got).items():
+        verdict = "ok" if error <= bound else "differs"
+        yield Finding(SUITE, case, what, verdict, error, bound)
+
+
+def _by_module(
+    engine: Engine, case: str, query: str, inputs: dict[str, Values], got: dict[str, Values]
+) -> Iterator[Finding]:
+    """Judge by the float64 meaning of the module that was lowered, with its rounded weights."""
+    module = Stages(engine.path, engine.manifest["files"]).module(f"tensor-{query}")
+    values = run(module.roots, dict(inputs), Real())
+    for (output, _), want in zip(module.outputs, values, strict=True):
+        yield compared(SUITE, case, output, np.asarray(want), got[output], HALF_TOLERANCE)
