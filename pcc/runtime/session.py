@@ -272,7 +272,7 @@ class Session:
                     hint="shorten it, or compile with a larger --max-seq",
                 )
         streams = streams_of(self.stream_id, len(prompts))
-        rounds = Rounds(self.engine, self.sampling, streams)
+        rounds = self._rounds(streams)
         began = time.perf_counter()
         carry = rounds.prefill(prompts)
         rounds.statistics.total_seconds += time.perf_counter() - began
@@ -280,6 +280,10 @@ class Session:
         for row, token, log in zip(rows, carry, rounds.first_log_probs, strict=True):
             row.decide([int(token)], [log])
         self.rounds, self.rows = rounds, rows  # a prompt that fails leaves what was there
+
+    def _rounds(self, streams: Sequence[int]) -> Rounds:
+        """Return fresh rounds; a session that tries other uniforms replaces it."""
+        return Rounds(self.engine, self.sampling, streams)
 
     def _end(self, row: Row, goal: Goal) -> tuple[str, int, int, int] | None:
         end = row.end(goal, self.max_seq)
