@@ -19,6 +19,7 @@ SOURCES = ("f32", "half", "norm")
 EPILOGUES = ("none", "residual", "gated")
 ACTIVATIONS = ("silu", "gelu")
 ATTEND_WARPS = 4
+MOST_SPLITS = 32  # of the keys of a head: one thread adds up as many heads of a row
 MOST_POSITIONS = 128  # of one pass: its new keys and values are held in shared memory
 
 
@@ -44,13 +45,13 @@ def linear(
     Arguments in order:
     `x [rows,k]` f32, or half where `source` is "half"; where it is "norm", x f32 is normalised
     first, x * gain / sqrt(sum over strips of squares / k + eps), and these two follow:
-    `gain f32[k]`, `squares f32[strips(k),rows]`, the sums of x^2 over each 32 columns, as written by
+    `gain f32[k]`, `squares f32[rows,strips(k)]`, the sums of x^2 over each 32 columns, as written by
     whoever made x (`squares=True` of `linear` and `embedding`);
     `w dtype[packed_size(k,n)]`, packed by `pack_linear` (and before by `interleave` where gated);
     `bias f32[n]` if asked (interleaved where gated);
     `y` f32, or half where `out` is "half", [rows,n], or [rows,n/2] where `epilogue` is "gated";
     it is updated in place where `epilogue` is "residual";
-    `squares_out f32[strips(n),rows]` if `squares` (only without "gated");
+    `squares_out f32[rows,strips(n)]` if `squares` (only without "gated");
     `partial f32[..]` and `count u32[strips(n)]` (zero), scratch, where K is divided.
     dtype "f32": all values are f32, `source` is "f32" and nothing is rounded.
     """
@@ -64,7 +65,7 @@ def linear(
     args = [Argument("x", READ, dtype if source == "half" else "f32", (rows, k))]
     if source == "norm":
         args.append(Argument("gain", READ, "f32", (k,)))
-        args.append(Argument("squares", READ, "f32", (strips_of(k), rows)))
+        args.append(Argument("squares", READ, "f32", (rows, strips_of(k))))
     args.append(Argument("w", READ, dtype, (packed_size(k, n),)))
     if bias:
         args.append(Argument("bias", READ, "f32", (n,)))
@@ -72,7 +73,7 @@ def linear(
     role = UPDATE if epilogue == "residual" else WRITE
     args.append(Argument("y", role, kind, (rows, n // 2 if epilogue == "gated" else n)))
     if squares:
-        args.append(Argument("squares_out", WRITE, "f32", (strips_of(n), rows)))
+        args.append(Argument("squares_out", WRITE, "f32", (rows, strips_of(n))))
     if how.slabs > 1 and not plain:
         size = strips_of(n) * how.slabs * how.parts * how.tiles * 8 * 32
         args.append(Argument("partial", SCRATCH, "f32", (size,)))
@@ -120,7 +121,7 @@ def embedding(
     """y_m = table[ids_m] in f32; an id out of range takes the nearest row.
 
     Arguments: `ids i64[rows]`, `table dtype[vocab,width]` (not packed), `y f32[rows,width]`, and
-    with `squares` `squares_out f32[strips(width),rows]` as in `linear`.
+    with `squares` `squares_out f32[rows,strips(width)]` as in `linear`.
     """
     _require(dtype in TYPES and rows > 0 and vocab > 0 and width > 0, name)
     args = [
@@ -129,7 +130,7 @@ def embedding(
         Argument("y", WRITE, "f32", (rows, width)),
     ]
     if squares:
-        args.append(Argument("squares_out", WRITE, "f32", (strips_of(width), rows)))
+        args.append(Argument("squares_out", WRITE, "f32", (rows, strips_of(width))))
     traits = {"T": TYPES[dtype], "M": rows, "V": vocab, "D": width, "SQUARES": squares}
     grid = (-(-strips_of(width) // 8), rows, 1)
     return _kernel(name, "embedding", traits, args, grid, 256, 0)
@@ -245,7 +246,7 @@ def _tables(positions: int, angles: int) -> list[Argument]:
 
 def _key_splits(pairs: int, rows: int, sms: int) -> int:
     """Return over how many blocks the keys of a head go: two waves, or 64 keys in each."""
-    return max(1, min(2 * sms // pairs, -(-rows // 64)))
+    return max(1, min(2 * sms // pairs, -(-rows // 64), MOST_SPLITS))
 
 
 def _attend_scratch(pairs: int, splits: int, width: int) -> list[Argument]:
@@ -274,12 +275,12 @@ def _kernel(
 ) -> Kernel:
     """Return the instance: its traits as constants of a struct, its pointers as a struct."""
     fields = "\n".join(f"  {_constant(k, v)}" for k, v in traits.items())
-    pointers = ", ".join(f"{_pointer(a, traits)} {a.name}" for a in args)
+    pointers = ", ".join(f"{_pointer(a)} {a.name}" for a in args)
     given = "\n".join(f"  a.{a.name} = {a.name};" for a in args)
     source = (
         f'#include "{template}.cuh"\n'
         f"struct {name}_traits {{\n{fields}\n}};\n"
-        f'extern "C" __global__ void __launch_bounds__({threads}) {name}({pointers}) {{\n'
+        f'extern "C" __global__ void __launch_bounds__({threads}, 1) {name}({pointers}) {{\n'
         f"  pcc::{template}_args<{name}_traits> a{{}};\n{given}\n"
         f"  pcc::{template}<{name}_traits>(a);\n}}\n"
     )
@@ -297,10 +298,11 @@ def _constant(name: str, value: object) -> str:
     return f"using {name} = {text};"
 
 
-def _pointer(a: Argument, traits: dict[str, object]) -> str:
+def _pointer(a: Argument) -> str:
+    # Not __restrict__: loads declared free of conflicts may be moved before the wait for the
+    # launches that write what they read.
     kinds = {"f32": "float", "i64": "long long", "u32": "unsigned", **TYPES}
-    const = "const " if a.role == READ else ""
-    return f"{const}{kinds[a.dtype]}* __restrict__"
+    return f"{'const ' if a.role == READ else ''}{kinds[a.dtype]}*"
 
 
 def _f32(value: float) -> str:

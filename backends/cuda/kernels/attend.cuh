@@ -1,0 +1,348 @@
+// Attention of N new positions over a cache, with the writes of their keys and values.
+//
+// Block (split, tile, pair): 16 query rows (row = i * group + query head of the group) of one key
+// head of one batch row. Splits below SPLITS divide the keys that were there before; the last split
+// has the new ones, which it takes from `qkv`, so that nobody reads what this launch writes. With
+// EVA the old keys are ring rows and summaries, and the last split makes the new summaries. A warp
+// takes 16 keys at a time; parts meet first in shared memory, then, in the last block, in scratch.
+#pragma once
+#include "fragments.cuh"
+#include "softmax.cuh"
+
+namespace pcc {
+
+template <typename C> struct attend_args {
+  using T = typename C::T;
+  const float *qkv, *cos, *sin;
+  const long long* start;
+  T *key, *value, *summary_key, *summary_value;
+  const float *mu, *phi;
+  T* y;
+  float* partial;
+  u32* done;
+};
+
+template <typename C> struct Attend {
+  using T = typename C::T;
+  static constexpr int D = C::D, N = C::N, G = C::H / C::HK, WARPS = 4, STAGES = 2;
+  static constexpr int QUERY = 16 * D * 2, BLOCK = 16 * D * 2;  // bytes of 16 rows
+  static constexpr int NEW = (N + 15) / 16, POOLS = (C::CHUNKS + 15) / 16;
+  static constexpr int RING = WARPS * STAGES * 2, HELD = (NEW + POOLS) * 2;  // blocks
+  static constexpr int AREA = (RING > HELD ? RING : HELD) * BLOCK;
+  static constexpr int WIDTH = (C::H + 2 * C::HK) * D, PARTS = C::SPLITS + 1;
+
+  const attend_args<C>& a;
+  char* shared;
+  u32 base, area;
+  int warp, lane, b, h, tile, start, first, last;  // first, last: query positions of the tile
+
+  __device__ __forceinline__ Attend(const attend_args<C>& a_, char* shared_)
+      : a(a_), shared(shared_), warp(threadIdx.x / 32), lane(threadIdx.x % 32) {
+    base = shared_address(shared), area = base + QUERY;
+    tile = blockIdx.y, b = int(blockIdx.z) / C::HK, h = int(blockIdx.z) % C::HK;
+    long long at = __ldcg(a.start + b);
+    long long most = C::EVA ? (1 << 30) : C::ROWS;
+    start = int(at < 0 ? 0 : at < most ? at : most);
+    first = tile * 16 / G, last = (tile * 16 + 15) / G;
+    if (last > N - 1) last = N - 1;
+  }
+
+  // ---- what a query may read: positions from `least` on, summaries below `past`
+
+  __device__ __forceinline__ int least(int i) const {
+    if constexpr (C::EVA) return (start + i) / C::WINDOW * C::WINDOW;
+    int from = start + i - C::WINDOW + 1;
+    return C::WINDOW > 0 && from > 0 ? from : 0;
+  }
+  __device__ __forceinline__ int past(int i) const { return least(i) / C::CHUNK; }
+
+  __device__ __forceinline__ int slot(int position) const {
+    return C::EVA ? position % C::ROWS : position;
+  }
+  __device__ __forceinline__ size_t cache(int rows, int row) const {
+    return ((size_t(b) * C::HK + h) * rows + row) * D;
+  }
+  __device__ __forceinline__ const float* input(int n, int head) const {
+    return a.qkv + (size_t(b) * N + n) * WIDTH + head * D;
+  }
+
+  // Columns of one head go through the rotation by units of V: UNITS of them make a row.
+  static constexpr int V = C::R % 4 == 0 ? 4 : 1, TURNS = C::R / V;
+  static constexpr int UNITS = TURNS + (D - 2 * C::R) / V;
+
+  struct Unit {
+    float low[V], high[V], cos[V], sin[V];
+  };
+
+  __device__ __forceinline__ static void read(float (&to)[V], const float* from) {
+    if constexpr (V == 4)
+      *reinterpret_cast<float4*>(to) = __ldcg(reinterpret_cast<const float4*>(from));
+    else
+      to[0] = __ldcg(from);
+  }
+
+  __device__ __forceinline__ Unit load(const float* x, int n, int u) const {
+    Unit v = {};
+    if (u < TURNS) {
+      const size_t at = size_t(start + n < C::P ? start + n : C::P - 1) * C::R + u * V;
+      read(v.low, x + u * V), read(v.high, x + u * V + C::R);
+      read(v.cos, a.cos + at), read(v.sin, a.sin + at);
+    } else {
+      read(v.low, x + 2 * C::R + (u - TURNS) * V);
+    }
+    return v;
+  }
+
+  // Hand what unit u becomes to `sink(d, values of columns d..d+V-1)`.
+  template <typename Sink>
+  __device__ __forceinline__ static void turn(const Unit& v, int u, Sink sink) {
+    struct alignas(V * sizeof(T)) { T each[V]; } low, high;
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      bool on = u < TURNS;
+      low.each[j] = Half<T>::round(on ? v.low[j] * v.cos[j] - v.high[j] * v.sin[j] : v.low[j]);
+      high.each[j] = Half<T>::round(v.high[j] * v.cos[j] + v.low[j] * v.sin[j]);
+    }
+    sink(u < TURNS ? u * V : 2 * C::R + (u - TURNS) * V, low);
+    if (u < TURNS) sink(u * V + C::R, high);
+  }
+
+  __device__ __forceinline__ T* held(int block, int row, int d) const {
+    return reinterpret_cast<T*>(shared + QUERY + block * BLOCK + place<D>(row, d / 8)) + d % 8;
+  }
+
+  template <typename Group> __device__ __forceinline__ static void write(T* to, Group v) {
+    *reinterpret_cast<Group*>(to) = v;
+  }
+
+  __device__ __forceinline__ void stage_queries() const {
+#pragma unroll 2
+    for (int e = threadIdx.x; e < 16 * UNITS; e += 32 * WARPS) {
+      const int row = e / UNITS, u = e % UNITS, at = tile * 16 + row, i = at / G;
+      Unit v = {};
+      if (i < N) v = load(input(i, h * G + at % G), i, u);
+      turn(v, u, [&](int d, auto group) {
+        write(reinterpret_cast<T*>(shared + place<D>(row, d / 8)) + d % 8, group);
+      });
+    }
+  }
+
+  // ---- old keys: a warp's ring of two blocks of 16 keys and values
+
+  struct Old {
+    int from, positions, older, blocks, ring_blocks;
+  };
+
+  __device__ __forceinline__ Old old_keys() const {
+    Old o;
+    o.from = least(first);
+    o.positions = start > o.from ? start - o.from : 0;
+    o.older = 0;
+    if (C::EVA) {
+      o.older = min(min(past(last), start / C::CHUNK), C::OLDER);
+    }
+    o.ring_blocks = (o.positions + 15) / 16;
+    o.blocks = o.ring_blocks + (o.older + 15) / 16;
+    return o;
+  }
+
+  __device__ __forceinline__ void fetch(const Old& o, int t, int stage) const {
+    if (t < o.blocks) {
+      const bool ring = t < o.ring_blocks;
+      const T* key = ring ? a.key : a.summary_key;
+      const T* value = ring ? a.value : a.summary_value;
+      const int block0 = ring ? t : t - o.ring_blocks, size = ring ? o.positions : o.older;
+      u32 to = area + (warp * STAGES + stage) * 2 * BLOCK;
+#pragma unroll
+      for (int e = lane; e < 16 * (D / 8); e += 32) {
+        int row = e / (D / 8), c = e % (D / 8), at = block0 * 16 + row;
+        u32 size16 = at < size ? 16 : 0;
+        int line = at < size ? (ring ? slot(o.from + at) : at) : 0;
+        size_t offset = cache(ring ? C::ROWS : C::OLDER, line) + c * 8;
+        copy_async(to + place<D>(row, c), key + offset, size16);
+        copy_async(to + BLOCK + place<D>(row, c), value + offset, size16);
+      }
+    }
+    commit_copies();
+  }
+
+  __device__ __forceinline__ void attend_old(Softmax<C>& s) const {
+    const Old o = old_keys();
+    const int step = C::SPLITS * WARPS;
+    int t = int(blockIdx.x) * WARPS + warp;
+    for (int k = 0; k < STAGES; ++k) fetch(o, t + k * step, k);
+    stage_queries();
+    __syncthreads();
+    for (int stage = 0; t < o.blocks; t += step, stage ^= 1) {
+      wait_copies<STAGES - 1>();
+      __syncwarp();
+      const bool ring = t < o.ring_blocks;
+      const int key0 = ring ? t * 16 : (t - o.ring_blocks) * 16;
+      u32 at = area + (warp * STAGES + stage) * 2 * BLOCK;
+      s.add(base, at, at + BLOCK, lane, [&](int row, int k) {
+        int i = min((tile * 16 + row) / G, N - 1), key = key0 + k;
+        return ring ? key < o.positions && o.from + key >= least(i)
+                    : key < o.older && key < past(i);
+      });
+      __syncwarp();
+      fetch(o, t + STAGES * step, stage);
+    }
+    wait_copies<0>();
+  }
+
+  // ---- new keys
+
+  __device__ __forceinline__ void stage_new() const {
+#pragma unroll 2
+    for (int e = threadIdx.x; e < NEW * 16 * UNITS; e += 32 * WARPS) {
+      const int n = e / UNITS, u = e % UNITS, line = slot(start + n);
+      const bool kept = tile == 0 && n < N && line < C::ROWS;
+      Unit key = {}, value = {};
+      if (n < N) {
+        key = load(input(n, C::H + h), n, u);
+        read(value.low, input(n, C::H + C::HK + h) + (u < TURNS ? u : u + TURNS) * V);
+        if (u < TURNS) read(value.high, input(n, C::H + C::HK + h) + (u + TURNS) * V);
+      }
+      turn(key, u, [&](int d, auto group) {
+        write(held(n / 16 * 2, n % 16, d), group);
+        if (kept) write(a.key + cache(C::ROWS, line) + d, group);
+      });
+#pragma unroll
+      for (int j = 0; j < V; ++j) value.cos[j] = 1;  // values are not turned
+      turn(value, u, [&](int d, auto group) {
+        write(held(n / 16 * 2 + 1, n % 16, d), group);
+        if (kept) write(a.value + cache(C::ROWS, line) + d, group);
+      });
+    }
+  }
+
+  // Element d of the ring after the writes: from the new rows where it is one of them.
+  __device__ __forceinline__ float after(const T* ring, int which, int position, int d) const {
+    int n = (position - start + C::ROWS) % C::ROWS;
+    if (n < N) return Half<T>::wide(*held(n / 16 * 2 + which, n % 16, d));
+    return Half<T>::wide(__ldcg(ring + cache(C::ROWS, slot(position)) + d));
+  }
+
+  // Summary c of the chunks touched, its key (which = 0) or its value (1); by one warp.
+  __device__ __forceinline__ void pool(int c, int which) const {
+    constexpr int EACH = (D + 31) / 32;
+    const int chunk = start / C::CHUNK + c;
+    const float half = 0.5f * rsqrtf(float(D));
+    float sum[EACH] = {}, most = -INFINITY, total = 0;
+#pragma unroll 8
+    for (int m = 0; m < C::CHUNK; ++m) {
+      float score = 0, x[EACH];
+#pragma unroll
+      for (int j = 0; j < EACH; ++j) {
+        int d = lane + 32 * j;
+        x[j] = 0;
+        if (d >= D) continue;
+        float k = after(a.key, 0, chunk * C::CHUNK + m, d);
+        x[j] = which ? after(a.value, 1, chunk * C::CHUNK + m, d) : k;
+        score += which ? (__ldg(a.phi + h * D + d) - k * half) * k : __ldg(a.mu + h * D + d) * k;
+      }
+      score = warp_sum(score);
+      float next = fmaxf(most, score), keep = expf(most - next), weight = expf(score - next);
+      most = next, total = total * keep + weight;
+#pragma unroll
+      for (int j = 0; j < EACH; ++j) sum[j] = sum[j] * keep + weight * x[j];
+    }
+#pragma unroll
+    for (int j = 0; j < EACH; ++j) {
+      int d = lane + 32 * j;
+      if (d >= D) continue;
+      T v = Half<T>::round(sum[j] / total);
+      *held((NEW + c / 16) * 2 + which, c % 16, d) = v;
+      T* to = which ? a.summary_value : a.summary_key;
+      if (tile == 0 && chunk < C::OLDER) to[cache(C::OLDER, chunk) + d] = v;
+    }
+  }
+
+  __device__ __forceinline__ void attend_new(Softmax<C>& s) const {
+    stage_queries();
+    stage_new();
+    if constexpr (C::EVA) {
+      for (int e = threadIdx.x; e < POOLS * 32 * D; e += 32 * WARPS)
+        *held(NEW * 2 + e / (16 * D), e / D % 16, e % D) = Half<T>::round(0);
+      __syncthreads();
+      for (int task = warp; task < 2 * C::CHUNKS; task += WARPS) pool(task / 2, task % 2);
+    }
+    __syncthreads();
+    for (int t = warp; t < NEW + POOLS; t += WARPS) {
+      u32 at = area + t * 2 * BLOCK;
+      s.add(base, at, at + BLOCK, lane, [&](int row, int k) {
+        int i = min((tile * 16 + row) / G, N - 1), n = t * 16 + k, c = n - NEW * 16;
+        return t < NEW ? n <= i && start + n >= least(i)
+                       : c < C::CHUNKS && start / C::CHUNK + c < past(i);
+      });
+    }
+  }
+
+  // ---- parts together
+
+  __device__ __forceinline__ float* part(int split) const {
+    const size_t pair = size_t(blockIdx.z) * C::TILES + tile;
+    return a.partial + (pair * PARTS + split) * 16 * (D + 2);
+  }
+
+  // Whether this block is the last of its pair to have written its part.
+  __device__ __forceinline__ bool is_last() const {
+    __shared__ bool is;
+    u32* done = a.done + int(blockIdx.z) * C::TILES + tile;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      is = atomicAdd(done, 1u) == C::SPLITS;
+      if (is) *done = 0;
+    }
+    __syncthreads();
+    __threadfence();
+    return is;
+  }
+
+  __device__ __forceinline__ void finish(const Softmax<C>& s) const {
+    float* rows = reinterpret_cast<float*>(shared + QUERY);          // [WARPS][16][D]
+    float* heads = reinterpret_cast<float*>(shared + QUERY + AREA);  // [WARPS][16][2]
+    __shared__ float factor[PARTS * 16 > WARPS * 16 ? PARTS * 16 : WARPS * 16], total[16][2];
+    __syncthreads();
+    s.save(rows + warp * 16 * D, heads + warp * 32, lane);
+    __syncthreads();
+    if (threadIdx.x < 16)
+      factors<WARPS, false>(heads + threadIdx.x * 2, 32, factor + threadIdx.x, total[threadIdx.x]);
+    __syncthreads();
+    float* mine = part(blockIdx.x);
+    for (int e = threadIdx.x * 4; e < 16 * D; e += 128 * WARPS)
+      __stcg(reinterpret_cast<float4*>(mine + e),
+             weighted<WARPS, false>(rows + e, 16 * D, factor + e / D));
+    if (threadIdx.x < 32) __stcg(mine + 16 * D + threadIdx.x, total[threadIdx.x / 2][threadIdx.x % 2]);
+    if (!is_last()) return;
+    if (threadIdx.x < 16)
+      factors<PARTS, true>(part(0) + 16 * D + threadIdx.x * 2, 16 * (D + 2), factor + threadIdx.x,
+                           total[threadIdx.x]);
+    __syncthreads();
+#pragma unroll 4
+    for (int e = threadIdx.x * 4; e < 16 * D; e += 128 * WARPS) {
+      const int at = tile * 16 + e / D;
+      float4 y = weighted<PARTS, true>(part(0) + e, 16 * (D + 2), factor + e / D);
+      const float scale = 1.0f / total[e / D][1];
+      uint2 two = make_uint2(pair<T>(y.x * scale, y.y * scale), pair<T>(y.z * scale, y.w * scale));
+      size_t to = ((size_t(b) * N + at / G) * C::H + h * G + at % G) * D + e % D;
+      if (at < N * G) *reinterpret_cast<uint2*>(a.y + to) = two;
+    }
+  }
+};
+
+template <typename C> __device__ __forceinline__ void attend(const attend_args<C>& a) {
+  extern __shared__ __align__(128) char shared[];
+  wait_for_launches();
+  let_next_start();
+  Attend<C> block(a, shared);
+  Softmax<C> s;
+  if (blockIdx.x < C::SPLITS)
+    block.attend_old(s);
+  else
+    block.attend_new(s);
+  block.finish(s);
+}
+
+}  // namespace pcc

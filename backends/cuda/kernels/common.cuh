@@ -1,0 +1,121 @@
+// What all kernels share: half types, tensor core products, copies, order between launches.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+namespace pcc {
+
+typedef unsigned u32;
+typedef unsigned long long u64;
+
+// ---- half types
+
+template <typename T> struct Half;
+
+template <> struct Half<__half> {
+  static __device__ __forceinline__ __half round(float x) { return __float2half_rn(x); }
+  static __device__ __forceinline__ float wide(__half x) { return __half2float(x); }
+  // d += a b for a 16 x 16 row-major, b 16 x 8, in the fragments of mma.m16n8k16
+  static __device__ __forceinline__ void mma(float (&d)[4], uint4 a, u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+  }
+};
+
+template <> struct Half<__nv_bfloat16> {
+  static __device__ __forceinline__ __nv_bfloat16 round(float x) { return __float2bfloat16_rn(x); }
+  static __device__ __forceinline__ float wide(__nv_bfloat16 x) { return __bfloat162float(x); }
+  static __device__ __forceinline__ void mma(float (&d)[4], uint4 a, u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+        "{%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+  }
+};
+
+template <> struct Half<float> {
+  static __device__ __forceinline__ float round(float x) { return x; }
+  static __device__ __forceinline__ float wide(float x) { return x; }
+};
+
+template <bool FIRST, typename A, typename B> struct Select { typedef A type; };
+template <typename A, typename B> struct Select<false, A, B> { typedef B type; };
+
+// Two values rounded to T in one register, the first in the low half.
+template <typename T> __device__ __forceinline__ u32 pair(float low, float high) {
+  T two[2] = {Half<T>::round(low), Half<T>::round(high)};
+  return *reinterpret_cast<u32*>(two);
+}
+
+// ---- memory
+
+__device__ __forceinline__ u32 shared_address(const void* p) {
+  return static_cast<u32>(__cvta_generic_to_shared(p));
+}
+
+__device__ __forceinline__ uint4 read_shared(u32 at) {
+  uint4 v;
+  asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at) : "memory");
+  return v;
+}
+
+__device__ __forceinline__ void copy_async(u32 to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+
+__device__ __forceinline__ void commit_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+template <int LEFT> __device__ __forceinline__ void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+}
+
+// ---- order between launches (nothing where the launch has no such attribute)
+
+// All of what the launches before this one wrote is visible after this.
+__device__ __forceinline__ void wait_for_launches() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// The next launch may start (it waits by itself before it reads what this one writes).
+__device__ __forceinline__ void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// ---- one warp
+
+__device__ __forceinline__ float warp_sum(float x) {
+#pragma unroll
+  for (int k = 16; k; k >>= 1) x += __shfl_xor_sync(~0u, x, k);
+  return x;
+}
+
+__device__ __forceinline__ float warp_max(float x) {
+#pragma unroll
+  for (int k = 16; k; k >>= 1) x = fmaxf(x, __shfl_xor_sync(~0u, x, k));
+  return x;
+}
+
+// True in all lanes for the last of `total` warps that call this on `counter`, which is 0 before
+// and after. What the others wrote to global memory before their call is visible to the last.
+__device__ __forceinline__ bool last_warp(u32* counter, u32 total) {
+  __threadfence();
+  __syncwarp();
+  u32 before = 0;
+  if ((threadIdx.x & 31) == 0) before = atomicAdd(counter, 1u);
+  before = __shfl_sync(~0u, before, 0);
+  if (before != total - 1) return false;
+  if ((threadIdx.x & 31) == 0) *counter = 0;
+  __threadfence();
+  return true;
+}
+
+}  // namespace pcc
