@@ -44,7 +44,7 @@ class FoldConstants(Pass):
                 notes.skip(n, f"{size} elements from {total}")
                 return None
             values = [
-                exact[a] if a in exact else Semiring().const(a.value.value, "")
+                exact[a] if a in exact else a.eval(Semiring())
                 for a in n.args
                 if isinstance(a, t.Const)
             ]

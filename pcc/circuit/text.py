@@ -13,6 +13,7 @@ from pcc.circuit.registry import load_ops
 from pcc.errors import PccError
 from pcc.files import read_bounded
 from pcc.ir import text as form
+from pcc.ir.array import dtype_of
 from pcc.ir.core import Values
 from pcc.ir.module import Module
 from pcc.ir.text import resources, show
@@ -102,7 +103,11 @@ def arrays_of(path: Path) -> form.Resources:
 
     def find(ref: str) -> Values | None:
         try:
-            return np.asarray(file.get_tensor(ref)) if ref in names else None
+            if ref not in names:
+                return None
+            if file.get_slice(ref).get_dtype() == "BF16":
+                dtype_of("bf16")  # NumPy knows the name once ml_dtypes is imported
+            return np.asarray(file.get_tensor(ref))
         except wrong as e:
             raise refusal(e) from None
 

@@ -14,6 +14,7 @@ import numpy as np
 from pcc.circuit.ops import Categorical, CircuitOp, Gaussian
 from pcc.errors import PccError
 from pcc.interp.opaque import stand_in
+from pcc.ir.array import widened
 from pcc.ir.core import Op, Values
 from pcc.ir.module import Module
 from pcc.ir.semiring import LogReal, MaxPlus, Semiring
@@ -109,7 +110,7 @@ def rows_of(inputs: Mapping[str, Values]) -> int:
 def _input(n: Input, inputs: Mapping[str, Values], s: Semiring) -> Values:
     if n.key not in inputs:
         raise PccError("E403", f"input {n.key!r} is missing")
-    a = np.asarray(inputs[n.key])
+    a = widened(np.asarray(inputs[n.key]))
     rank = len(n.shape) + (1 if n.batch else 0)
     if a.ndim != rank or a.shape[a.ndim - len(n.shape) :] != n.shape:
         raise PccError("E403", f"input {n.key!r} has shape {a.shape}, expected {n.type}")

@@ -19,7 +19,7 @@ import numpy as np
 from pcc.errors import PccError
 from pcc.ir.array import Array
 from pcc.ir.places import place, place_of
-from pcc.ir.types import Tensor, Type, Units
+from pcc.ir.types import HALVES, Tensor, Type, Units
 
 Uses: TypeAlias = dict["Op", int]
 Values: TypeAlias = np.ndarray[Any, Any]
@@ -101,6 +101,7 @@ class _Interned(type):
                 store[name] = value
             place(node, loc)
             store["args"] = cls._operands(values)
+            node.refuse_halves()
             store["type"] = node.infer()
             with _LOCK:
                 return _LIVE.setdefault(key, node)
@@ -114,6 +115,7 @@ class Op(metaclass=_Interned):
     fields: ClassVar[tuple[str, ...]] = ()
     kinds: ClassVar[tuple[str, ...]] = ()
     opaque: ClassVar[bool] = False  # not a polynomial of its operands: a leaf in exact checks
+    stored: ClassVar[tuple[str, ...]] = ()  # the operands that may be held in half precision
     _keys: ClassVar[tuple[Callable[[Any], object], ...]] = ()
     if TYPE_CHECKING:
         type: Type
@@ -162,6 +164,14 @@ class Op(metaclass=_Interned):
     def infer(self) -> Type:
         """Return the result type, or raise `PccError` for an ill-typed node."""
         raise NotImplementedError(self.name)
+
+    def refuse_halves(self) -> None:
+        """Refuse operands in half precision where the op does not say how it rounds: E112."""
+        for arg in self.args:
+            if isinstance(arg.type, Tensor) and arg.type.dtype in HALVES:
+                allowed = [getattr(self, field) for field in self.stored]
+                what = f"an operand is {arg.type}: half precision is for stored values"
+                self.require(any(a is arg for a in allowed), "E112", what)
 
     @property
     def loc(self) -> str:

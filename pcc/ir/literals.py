@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from pcc.ir.array import Array
+from pcc.ir.array import Array, dtype_of, kind_of, rounded
 from pcc.ir.core import Values
 from pcc.ir.scan import Cursor, quote
+from pcc.ir.types import STORED
 from pcc.knobs import INLINE_ELEMENTS, MAX_INLINE_ELEMENTS
 
 TRUTH = {"true": True, "false": False}
-_DTYPES: dict[str, Any] = {"f32": np.float32, "i64": np.int64, "bool": np.bool_}
-_TOO_LARGE = float(2**128 - 2**103)  # rounds to infinity in 32 bits
+# The least numbers that round to infinity.
+_TOO_LARGE = {"f32": 2.0**128 - 2.0**103, "f16": 65520.0, "bf16": 2.0**128 - 2.0**119}
 
 
 def show_ints(values: tuple[int, ...]) -> str:
@@ -46,15 +47,19 @@ def _item(x: Any) -> str:
         return "true" if x else "false"
     if isinstance(x, np.integer):
         return str(int(x))
-    s = str(x)  # shortest for 32 bits; the parser reads 64 first, which may round twice
-    return s if np.float32(float(s)) == x else repr(float(x))
+    s = str(x)  # shortest for its bits; the parser reads 64 first, which may round twice
+    return s if _float(float(s), kind_of(np.asarray(x))) == x else repr(float(x))
+
+
+def _float(x: float, dtype: str) -> Any:
+    return rounded(np.asarray(x), dtype)[()]
 
 
 def read_array(c: Cursor) -> Values:
     """Read an inline array such as `f32[2,3](0.1 0.2 ...)`."""
     dtype = c.word("an array, 'f32[2](0.5 0.5)' or '#sha256-..'")
-    if dtype not in _DTYPES:
-        raise c.error("E007", f"unknown dtype {quote(dtype)}", "f32, i64 or bool")
+    if dtype not in STORED:
+        raise c.error("E007", f"unknown dtype {quote(dtype)}", f"one of {', '.join(STORED)}")
     c.need("[")
     dims = [d.strip() for d in c.inside("]").split(",", 17)]
     dims = [] if dims == [""] else dims
@@ -66,7 +71,7 @@ def read_array(c: Cursor) -> Values:
     if math.prod(shape) != len(items) or len(items) > MAX_INLINE_ELEMENTS:
         what = f"the shape {shape} has {math.prod(shape)} elements, {len(items)} are listed"
         raise c.error("E007", what, f"at most {MAX_INLINE_ELEMENTS} elements are inline")
-    flat = np.array([_element(c, x, dtype) for x in items], _DTYPES[dtype])
+    flat = np.array([_element(c, x, dtype) for x in items], dtype_of(dtype))
     try:
         return flat.reshape(shape)
     except ValueError as e:  # an empty array may have axes beyond what NumPy can index
@@ -74,10 +79,10 @@ def read_array(c: Cursor) -> Values:
 
 
 def _element(c: Cursor, s: str, dtype: str) -> object:
-    if dtype == "f32":
+    if dtype in _TOO_LARGE:
         x = read_float(c, s)
-        if math.isfinite(x) and abs(x) >= _TOO_LARGE:
-            raise c.error("E007", f"{quote(s)} does not fit into 32 bits")
+        if math.isfinite(x) and abs(x) >= _TOO_LARGE[dtype]:
+            raise c.error("E007", f"{quote(s)} does not fit into {dtype}")
         return x
     if dtype == "bool" and s in TRUTH:
         return TRUTH[s]

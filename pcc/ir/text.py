@@ -26,14 +26,14 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from pcc.errors import PccError
-from pcc.ir.array import Array
+from pcc.ir.array import Array, kind_of
 from pcc.ir.budget import Budget
 from pcc.ir.core import KINDS, OPS, Op, Values
 from pcc.ir.literals import TRUTH, read_array, read_float, show_array, show_ints
 from pcc.ir.module import Module
 from pcc.ir.places import place
 from pcc.ir.scan import Cursor, is_comment, quote
-from pcc.ir.types import Type, Units, show_scope
+from pcc.ir.types import HALVES, Type, Units, show_scope
 from pcc.knobs import INLINE_ELEMENTS, MAX_LINE, MAX_LINES, MAX_SCOPE_RUNS
 
 Resources: TypeAlias = Mapping[str, Values] | Callable[[str], Values | None]
@@ -360,7 +360,8 @@ class _Parser:
 
     def intern(self, c: Cursor, value: object) -> Array:
         try:
-            return Array.of(value)
+            a = np.asarray(value)
+            return Array.of(a, kind_of(a) if kind_of(a) in HALVES else "")
         except PccError as e:
             raise c.error(e.code, e.what, e.hint) from None
 

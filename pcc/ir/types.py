@@ -7,7 +7,9 @@ from typing import TypeAlias
 
 from pcc.knobs import MAX_SHOWN_FOLDS
 
-DTYPES = ("f32", "i64", "bool")
+DTYPES = ("f32", "i64", "bool")  # of results of ops
+HALVES = ("f16", "bf16")  # of stored values only: trained arrays and states
+STORED = (*DTYPES, *HALVES)
 BATCHES = ("", "c", "b")
 
 

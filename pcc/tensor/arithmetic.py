@@ -168,6 +168,7 @@ class Cast(TensorOp, name="t.cast"):
     x: Op
     dtype: str
     opaque = True
+    stored = ("x",)
 
     def infer(self) -> Type:
         self.require(self.dtype in DTYPES, "E112", f"unknown dtype {self.dtype!r}")

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from pcc.ir.array import Array
+from pcc.ir.array import Array, rounded, widened
 from pcc.ir.core import Op, Values, tensor
 from pcc.ir.semiring import Semiring
-from pcc.ir.types import BATCHES, DTYPES, Tensor, Type, join_batch
+from pcc.ir.types import BATCHES, HALVES, STORED, Tensor, Type, join_batch
 
 
 class TensorOp(Op):
@@ -60,6 +60,17 @@ def finite(top: Values) -> Values:
     return np.where(np.isneginf(top), 0.0, top)
 
 
+def stored_as(x: Values, like: Op, s: Semiring) -> Values:
+    """Round `x` to the dtype of `like` if that is f16 or bf16, as an op on stored halves does.
+
+    Exact carriers do not round: there the op is what it would be of real numbers.
+    """
+    dtype = tensor(like).dtype
+    if dtype not in HALVES or s.exact:
+        return x
+    return rounded(x, dtype).astype(x.dtype)
+
+
 # ---------------------------------------------------------------- leaves
 
 
@@ -72,7 +83,7 @@ class Input(TensorOp, name="t.input"):
     shape: tuple[int, ...]
 
     def infer(self) -> Type:
-        self.require(self.dtype in DTYPES, "E112", f"unknown dtype {self.dtype!r}")
+        self.require(self.dtype in STORED, "E112", f"unknown dtype {self.dtype!r}")
         self.require(self.batch in BATCHES, "E112", f"unknown batch axis {self.batch!r}")
         return Tensor(self.dtype, self.shape, self.batch)
 
@@ -86,4 +97,4 @@ class Const(TensorOp, name="t.const"):
         return Tensor(self.value.dtype, self.value.shape)
 
     def eval(self, s: Semiring, *args: Values) -> Values:
-        return s.const(self.value.value, self.value.ref)
+        return s.const(widened(self.value.value), self.value.ref)

@@ -12,7 +12,8 @@ import numpy as np
 
 from pcc.ir.core import Op, Values
 from pcc.ir.semiring import Semiring
-from pcc.ir.types import Type
+from pcc.ir.types import HALVES, Type
+from pcc.tensor.core import stored_as
 from pcc.tensor.nn import NetworkOp, RowWrite
 
 
@@ -29,7 +30,7 @@ class RingWrite(RowWrite, name="t.ring_write"):
     """Row (start + i) mod R of `cache [H,R,hd]` becomes row i of `update [H,N,hd]`; start >= 0."""
 
     def eval(self, s: Semiring, *args: Values) -> Values:
-        cache, update, start = args
+        cache, update, start = args[0], stored_as(args[1], self.cache, s), args[2]
         lead = _lead((cache, 3), (update, 3), (start, 0))
         out, update, at = _rows(lead, (cache, 3), (update, 3), (start, 0))
         out = out.copy()
@@ -42,16 +43,18 @@ class RingWrite(RowWrite, name="t.ring_write"):
 class RingChunks(NetworkOp, name="t.ring_chunks"):
     """y[h,k,m] = ring[h, p mod R] at position p = (start // chunk + k) * chunk + m, k < count.
 
-    The `count` chunks from the one that holds `start` on. `ring [H,R,hd]`, y [H,count,chunk,hd].
+    The `count` chunks from the one that holds `start` on. `ring [H,R,hd]`, y [H,count,chunk,hd];
+    rows of a half ring are widened.
     """
 
     ring: Op
     start: Op
     chunk: int
     count: int
+    stored = ("ring",)
 
     def infer(self) -> Type:
-        ring = self.rank(self.ring, 3, "ring")
+        ring = self.rank(self.ring, 3, "ring", "f32", *HALVES)
         self.rank(self.start, 0, "start", "i64")
         ok = 0 < self.chunk <= ring.shape[1] and self.count > 0
         self.require(ok, "E111", f"{self.count} chunks of {self.chunk} from {ring}")
@@ -73,7 +76,8 @@ class EvaAttention(NetworkOp, name="t.eva_attention"):
 
     Query i is at position p = start + i, its window begins at w = p // window * window. Exact part:
     rings `k`, `v [H,R,hd]`, positions w..p. Summaries `sk`, `sv [H,M,hd]`: chunks 0..w/chunk - 1.
-    Scores are scale * q . key over both; the last position written is start + N - 1.
+    Scores are scale * q . key over both; the last position written is start + N - 1. If rings and
+    summaries are f16 or bf16, q is rounded to that; scores, softmax and sums are wide.
     """
 
     q: Op
@@ -85,10 +89,11 @@ class EvaAttention(NetworkOp, name="t.eva_attention"):
     scale: float
     window: int
     chunk: int
+    stored = ("k", "v", "sk", "sv")
 
     def infer(self) -> Type:
-        names = ("q", "k", "v", "sk", "sv")
-        q, k, v, sk, sv = (self.rank(getattr(self, x), 3, x) for x in names)
+        q, k = self.rank(self.q, 3, "q"), self.rank(self.k, 3, "k", "f32", *HALVES)
+        v, sk, sv = (self.rank(getattr(self, x), 3, x, k.dtype) for x in ("v", "sk", "sv"))
         self.rank(self.start, 0, "start", "i64")
         same = {t.shape[::2] for t in (q, k, v, sk, sv)}
         ok = len(same) == 1 and k.shape == v.shape and sk.shape == sv.shape
@@ -101,6 +106,7 @@ class EvaAttention(NetworkOp, name="t.eva_attention"):
     def eval(self, s: Semiring, *args: Values) -> Values:
         lead = _lead(*((x, 3) for x in args[:5]), (args[5], 0))
         q, k, v, sk, sv, start = _rows(lead, *((x, 3) for x in args[:5]), (args[5], 0))
+        q = stored_as(q, self.k, s)
         rows = k.shape[-2]
         out = np.empty(q.shape)
         for *row, i in np.ndindex(*lead, q.shape[-2]):

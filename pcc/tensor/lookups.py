@@ -6,7 +6,7 @@ import numpy as np
 
 from pcc.ir.core import Op, Values, tensor
 from pcc.ir.semiring import Semiring
-from pcc.ir.types import Type
+from pcc.ir.types import HALVES, Type
 from pcc.tensor.arithmetic import Unary
 from pcc.tensor.core import TensorOp
 
@@ -74,16 +74,17 @@ class Lookup(TensorOp, name="t.lookup"):
 
 
 class SelectRow(TensorOp, name="t.select_row"):
-    """y[f,i] = w[f, sel[f], i]; 0 <= sel[f] < Ko must hold."""
+    """y[f,i] = w[f, sel[f], i]; 0 <= sel[f] < Ko must hold. Rows of a half `w` are widened."""
 
     w: Op
     sel: Op
+    stored = ("w",)
 
     def infer(self) -> Type:
         w, i = tensor(self.w), tensor(self.sel)
         ok = len(w.shape) == 3 and i.shape == w.shape[:1] and i.dtype == "i64"
         self.require(ok, "E110", f"cannot select rows {i} of {w}")
-        return self.like((w.shape[0], w.shape[2]), w.dtype)
+        return self.like((w.shape[0], w.shape[2]), "f32" if w.dtype in HALVES else w.dtype)
 
     def eval(self, s: Semiring, *args: Values) -> Values:
         w, sel = args

@@ -12,7 +12,8 @@ import numpy as np
 
 from pcc.ir.core import Op, Values, tensor
 from pcc.ir.semiring import Semiring
-from pcc.ir.types import Tensor, Type
+from pcc.ir.types import HALVES, Tensor, Type
+from pcc.tensor.core import stored_as
 from pcc.tensor.ops import TensorOp, Unary
 
 
@@ -21,11 +22,11 @@ class NetworkOp(TensorOp):
 
     opaque = True
 
-    def rank(self, x: Op, rank: int, what: str, dtype: str = "f32") -> Tensor:
-        """Return the type of `x`, which must have a rank and a dtype."""
-        t = tensor(x)
-        ok = len(t.shape) == rank and t.dtype == dtype
-        self.require(ok, "E110", f"{what} is {t}, expected {dtype} of rank {rank}")
+    def rank(self, x: Op, rank: int, what: str, *dtypes: str) -> Tensor:
+        """Return the type of `x`, which must have a rank and one of these dtypes (or f32)."""
+        t, known = tensor(x), dtypes or ("f32",)
+        ok = len(t.shape) == rank and t.dtype in known
+        self.require(ok, "E110", f"{what} is {t}, expected {' or '.join(known)} of rank {rank}")
         return t
 
 
@@ -119,16 +120,18 @@ class Relu(Activation, name="t.relu"):
 
 
 class Embedding(NetworkOp, name="t.embedding"):
-    """y[..] = table[ids[..]], the row of each id; 0 <= ids < V must hold."""
+    """y[..] = table[ids[..]], the row of each id; 0 <= ids < V must hold. A half row is widened."""
 
     table: Op
     ids: Op
+    stored = ("table",)
 
     def infer(self) -> Type:
         table, ids = tensor(self.table), tensor(self.ids)
         ok = len(table.shape) == 2 and not table.batch and ids.dtype == "i64"
         self.require(ok, "E110", f"cannot look up {ids} in {table}")
-        return self.like((*ids.shape, table.shape[1]), table.dtype)
+        dtype = "f32" if table.dtype in HALVES else table.dtype
+        return self.like((*ids.shape, table.shape[1]), dtype)
 
     def eval(self, s: Semiring, *args: Values) -> Values:
         table, ids = args
@@ -175,25 +178,30 @@ class Rotary(NetworkOp, name="t.rotary"):
 
 
 class RowWrite(NetworkOp):
-    """Some rows of `cache [H,S,hd]` become `update [H,N,hd]`, N <= S."""
+    """Some rows of `cache [H,S,hd]` become `update [H,N,hd]`, N <= S.
+
+    The cache may be f16 or bf16, and is so afterwards: the f32 update is rounded as it is written.
+    """
 
     cache: Op
     update: Op
     start: Op
+    stored = ("cache",)
 
     def infer(self) -> Type:
-        cache, update = self.rank(self.cache, 3, "cache"), self.rank(self.update, 3, "update")
+        cache = self.rank(self.cache, 3, "cache", "f32", *HALVES)
+        update = self.rank(self.update, 3, "update")
         start = self.rank(self.start, 0, "start", "i64")
         same = cache.shape[::2] == update.shape[::2] and update.shape[1] <= cache.shape[1]
         self.require(same, "E110", f"cannot write {update} into {cache} at {start}")
-        return self.like(cache.shape)
+        return self.like(cache.shape, cache.dtype)
 
 
 class CacheWrite(RowWrite, name="t.cache_write"):
     """Rows start..start+N-1 of `cache [H,S,hd]` become `update [H,N,hd]`; start + N <= S."""
 
     def eval(self, s: Semiring, *args: Values) -> Values:
-        cache, update, start = args
+        cache, update, start = args[0], stored_as(args[1], self.cache, s), args[2]
         rows, count = cache.shape[-2], update.shape[-2]
         inside = start.min() >= 0 and start.max() + count <= rows
         self.require(bool(inside), "E403", f"{count} rows from {start.max()} leave 0..{rows - 1}")
@@ -209,7 +217,8 @@ class CachedAttention(NetworkOp, name="t.cached_attention"):
     """y_i = sum_j softmax_j(scale * q_i . k_j) v_j over j <= start + i.
 
     If `window` > 0, also j > start + i - window. `q [H,N,hd]`, `k [Hk,S,hd]`, `v [Hk,S,hv]`: query
-    head h reads key head h // (H / Hk). Rows that no query may read are never read.
+    head h reads key head h // (H / Hk). Rows that no query may read are never read. If k and v are
+    f16 or bf16, q is rounded to that; scores, softmax and sums are wide.
     """
 
     q: Op
@@ -218,9 +227,11 @@ class CachedAttention(NetworkOp, name="t.cached_attention"):
     start: Op
     scale: float
     window: int
+    stored = ("k", "v")
 
     def infer(self) -> Type:
-        q, k, v = (self.rank(x, 3, n) for x, n in ((self.q, "q"), (self.k, "k"), (self.v, "v")))
+        q, k = self.rank(self.q, 3, "q"), self.rank(self.k, 3, "k", "f32", *HALVES)
+        v = self.rank(self.v, 3, "v", k.dtype)
         self.rank(self.start, 0, "start", "i64")
         ok = q.shape[2] == k.shape[2] and k.shape[:2] == v.shape[:2] and k.shape[0] > 0
         ok = ok and q.shape[0] % k.shape[0] == 0 and q.shape[1] <= k.shape[1]
@@ -229,7 +240,7 @@ class CachedAttention(NetworkOp, name="t.cached_attention"):
         return self.like((q.shape[0], q.shape[1], v.shape[2]))
 
     def eval(self, s: Semiring, *args: Values) -> Values:
-        q, k, v, start = args
+        q, k, v, start = stored_as(args[0], self.k, s), *args[1:]
         lead = np.broadcast_shapes(_lead(q, 3), _lead(k, 3), _lead(v, 3), _lead(start, 0))
         q, k, v = (_aligned(x, 3, lead) for x in (q, k, v))
         group = q.shape[-3] // k.shape[-3]

@@ -9,8 +9,8 @@ import numpy as np
 
 from pcc.ir.core import Op, Values, tensor
 from pcc.ir.semiring import LogReal, MaxPlus, Semiring, rows, split_equation
-from pcc.ir.types import Type
-from pcc.tensor.core import NUMBERS, TensorOp, finite
+from pcc.ir.types import HALVES, Type
+from pcc.tensor.core import NUMBERS, TensorOp, finite, stored_as
 
 
 class Reduction(TensorOp):
@@ -132,19 +132,24 @@ def _equation(op: TensorOp, eq: str, *xs: Op) -> tuple[int, ...]:
 
 
 class Contract(TensorOp, name="t.contract"):
-    """Binary einsum over per-row axes; the batch axes broadcast."""
+    """Binary einsum over per-row axes; the batch axes broadcast.
+
+    If `b` is f16 or bf16, the f32 `a` is rounded to it; products are exact, sums and result wide.
+    """
 
     a: Op
     b: Op
     eq: str
+    stored = ("b",)
 
     def infer(self) -> Type:
         t, other = self.takes(self.a, *NUMBERS), tensor(self.b)
-        self.require(t.dtype == other.dtype, "E112", f"operands are {t} and {other}")
+        same = t.dtype == ("f32" if other.dtype in HALVES else other.dtype)
+        self.require(same, "E112", f"operands are {t} and {other}")
         return self.like(_equation(self, self.eq, self.a, self.b), t.dtype)
 
     def eval(self, s: Semiring, *args: Values) -> Values:
-        return s.einsum(rows(self.eq), *args)
+        return s.einsum(rows(self.eq), stored_as(args[0], self.b, s), args[1])
 
 
 class LogOperand(TensorOp):
