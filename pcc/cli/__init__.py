@@ -14,7 +14,16 @@ from typing import Annotated, NoReturn
 import typer
 
 import pcc
-from pcc.cli import bundles, environment, explore, generation, passes, sources, training
+from pcc.cli import (
+    bundles,
+    conformance,
+    environment,
+    explore,
+    generation,
+    passes,
+    sources,
+    training,
+)
 from pcc.cli.output import say
 from pcc.errors import PccError
 
@@ -27,7 +36,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for part in (sources, bundles, generation, passes, training, explore, environment):
+for part in (
+    sources, bundles, generation, passes, training, explore, conformance, environment,
+):  # fmt: skip
     part.register(app)
 
 

@@ -21,16 +21,17 @@ Values = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Size:
-    """Features, heads of queries, layers and inner features of a verifier."""
+    """Features, heads of queries, layers, inner features, and how much the layers disturb."""
 
     width: int = 48
     heads: int = 4
     layers: int = 2
     inner: int = 64
+    noise: float = 0.25
 
 
 TINY = Size()
-WIDE = Size(256, 2, 2, 320)  # heads of 128 numbers and whole tiles: what real models have
+WIDE = Size(256, 2, 2, 320, 0.6)  # heads of 128 numbers and whole tiles: what real models have
 WIDTH, HEADS, LAYERS, INNER = TINY.width, TINY.heads, TINY.layers, TINY.inner
 
 

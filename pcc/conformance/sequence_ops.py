@@ -27,10 +27,10 @@ from pcc.tensor.nn import (
 )  # fmt: skip
 from pcc.tensor.sampling import Temper, Truncate
 
-# A product of halves is exact, so only sums round: a float32 sum of some tens of terms. An
+# A product of halves is exact, so only sums round: some tens of terms of up to a hundred. An
 # implementation may round the weights of an attention to half: 2^-11 of the largest value for f16,
 # 2^-8 for bf16, on values of a few units.
-PRODUCT = 1e-5
+PRODUCT = 5e-5
 ATTENTION = {"": 1e-5, "f16": 4e-3, "bf16": 3e-2}
 
 

@@ -25,7 +25,7 @@ SUBWORD = 3  # ids of the longest n-gram
 
 def llama(path: Path, kind: str = "hmm", n: int = 4, r: int = 3, size: Size = TINY) -> Pair:
     """A Llama; the head is a hidden Markov model."""
-    folder = models.llama_folder(path / "model", noise=0.25, size=size)
+    folder = models.llama_folder(path / "model", noise=size.noise, size=size)
     return models.head(kind, n, r, size=size), folder
 
 
@@ -58,7 +58,7 @@ def evabyte(path: Path, kind: str = "", n: int = 4, r: int = 3, size: Size = TIN
         vocab, size, model_type="evabyte", num_key_value_heads=size.heads, window_size=WINDOW,
         chunk_size=CHUNK, num_pred_heads=4, bos_token_id=1, byte_offset=None,
     )  # fmt: skip
-    tensors = models.decoder_tensors(vocab, 0.25, 0, size.heads, size)
+    tensors = models.decoder_tensors(vocab, size.noise, 0, size.heads, size)
     for name in tensors:
         if "norm" in name:
             tensors[name] = tensors[name] - 1.0  # scales are stored without their unit

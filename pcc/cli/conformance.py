@@ -1,0 +1,132 @@
+"""`pcc conformance`: whether a backend computes what the IR says, op by op and text by text."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pcc.cli.output import say, table
+from pcc.errors import PccError
+from pcc.files import read_bounded
+from pcc.knobs import MAX_RESULT_BYTES
+
+if TYPE_CHECKING:
+    from pcc.conformance.report import Finding
+
+SHOWN = 40  # findings that are not "ok", in the table; the JSON has all
+
+
+def conformance(
+    target: Annotated[str, typer.Option(help="What to compile to.")] = "onnx",
+    provider: Annotated[str, typer.Option(help="cpu, cuda or tensorrt: what runs it.")] = "cpu",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
+    part: Annotated[
+        list[str] | None, typer.Option(help="ops, queries or protocol (repeatable).")
+    ] = None,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="Rows (repeatable).")] = None,
+    half: Annotated[
+        list[str] | None, typer.Option(help="Test ops on stored f16 or bf16 too (repeatable).")
+    ] = None,
+    save_expected: Annotated[
+        Path | None, typer.Option(help="Only write the CPU's texts to this file.")
+    ] = None,
+    expected: Annotated[
+        Path | None, typer.Option(help="Compare with these texts: no CPU runtime is needed.")
+    ] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write a report.")] = None,
+    work: Annotated[Path | None, typer.Option(help="Keep what is compiled in here.")] = None,
+) -> None:
+    """Run the suite that every backend must pass; exit 1 if something differs."""
+    from pcc.circuit.text import write
+    from pcc.conformance.bundles import Setting
+    from pcc.conformance.report import as_json
+    from pcc.conformance.suite import PARTS, check, expectations
+
+    batches = tuple(batch or (1, 3))
+    if save_expected is not None:
+        write(save_expected, json.dumps(expectations(say, batches)).encode())
+        return
+    stored = None if expected is None else _stored(expected)
+    setting = Setting(target, provider, precision, halves=tuple(half or ()))
+    if work is not None:
+        work.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    found: list[Finding] = list(
+        check(setting, say, parts=tuple(part or PARTS), batches=batches, stored=stored, folder=work)
+    )
+    report = as_json(
+        found, target=target, provider=provider, precision=precision, batches=batches,
+        seconds=round(time.perf_counter() - began, 1), versions=versions(),
+    )  # fmt: skip
+    if json_out is not None:
+        write(json_out, json.dumps(_plain(report), indent=1).encode())
+    show(report, found)
+    raise typer.Exit(0 if report["ok"] else 1)
+
+
+def _stored(path: Path) -> Any:
+    try:
+        return json.loads(read_bounded(path, MAX_RESULT_BYTES, "C141").decode("utf-8"))
+    except OSError as e:
+        raise PccError("C141", f"cannot read it: {e.strerror}", at=str(path)) from None
+    except (ValueError, RecursionError):
+        raise PccError("C141", "it is no JSON", at=str(path)) from None
+
+
+def _plain(v: Any) -> Any:
+    """Return a value without infinities, which JSON lacks: they become text."""
+    match v:
+        case dict():
+            return {k: _plain(x) for k, x in v.items()}
+        case list() | tuple():
+            return [_plain(x) for x in v]
+        case float():
+            return v if v - v == 0 else str(v)
+        case _:
+            return v
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what may take part, where it is installed."""
+    from importlib import metadata
+
+    out = {}
+    for package in ("pcc", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt",
+                    "tensorrt-rtx", "cuda-bindings", "torch"):  # fmt: skip
+        try:
+            out[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return out
+
+
+def show(report: dict[str, Any], found: Sequence[Finding]) -> None:
+    """Print a line for each suite, and what is not "ok"."""
+    rows = [
+        [s["suite"], *(str(s[k]) for k in ("ok", "tie", "differs", "refused", "skipped")),
+         f"{s['worst']:.1e}", f"{s['bound']:.1e}", s["worst_case"]]
+        for s in report["suites"]
+    ]  # fmt: skip
+    verdict = "agrees" if report["ok"] else "DIFFERS"
+    title = f"{report['target']} on {report['provider']}, {report['precision']}: {verdict}"
+    table(f"{title} ({report['seconds']} s)",
+          ["suite", "ok", "ties", "differ", "refused", "skipped", "error", "bound", "worst"],
+          rows)  # fmt: skip
+    others = sorted((f for f in found if f.verdict != "ok"), key=lambda f: not f.bad)
+    if others:
+        lines = [[f.verdict, f.suite, f.case, f.what, f"{f.error:.1e}", f"{f.bound:.1e}", f.note]
+                 for f in others[:SHOWN]]  # fmt: skip
+        table("what is not plainly equal",
+              ["verdict", "suite", "case", "what", "error", "bound", "note"], lines)  # fmt: skip
+    if len(others) > SHOWN:
+        say(f"pcc: {len(others) - SHOWN} more are in the report (--json)")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this file."""
+    app.command()(conformance)

@@ -1,0 +1,180 @@
+"""The exact protocol on tiny verifiers: the text of every backend is that of the CPU bundle.
+
+Greedy ids must be equal; sampled ones too, given the uniforms. Where rounding decides, both answers
+are right: a greedy token whose logit leads by less than a bound, a draw that another one would have
+replaced had one uniform been a bound away. The latter is shown, not presumed: the CPU bundle itself
+goes the other way under such a shift. After a tie a row's texts part, and are compared no further.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pcc.conformance.report import Finding
+from pcc.conformance.watched import Event, Shift, Watched
+from pcc.knobs import CHANCE_TIE, LOGIT_TIE
+from pcc.runtime.engine import Engine
+
+SUITE = "protocol"
+# Halves are rounded equally everywhere, but what is rounded has its own float32 error, which may
+# cross into the next half: 2^-11 (f16) of a number of a few units, some hundred times in a sum.
+TIES = {"fp32": (LOGIT_TIE, CHANCE_TIE), "fp16": (0.05, 2e-3)}
+SAME_ACCEPTANCE = 0.15  # of greedy halves: drafts may be chosen otherwise, in the same text
+
+
+@dataclass(frozen=True)
+class Run:
+    """Options of a session, and what it is asked."""
+
+    name: str
+    options: dict[str, Any]
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the text is the verifier's argmax."""
+        return bool(self.options.get("greedy"))
+
+
+RUNS = (
+    Run("greedy", {"greedy": True}),
+    Run("sampled", {"seed": 3}),
+    Run("cut", {"seed": 4, "temperature": 0.8, "top_k": 40, "top_p": 0.9}),
+)
+
+
+@dataclass
+class Trace:
+    """What a run decided: the events of each row, and the acceptance of its drafts."""
+
+    rows: list[list[Event]]
+    accepted: list[int]  # rounds by the number of drafts accepted
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        events = [
+            [[e.part, e.length, e.at, list(e.ids), list(e.leads)] for e in r] for r in self.rows
+        ]
+        return {"rows": events, "accepted": self.accepted}
+
+    @staticmethod
+    def read(value: Any) -> Trace:
+        """Return what `plain` wrote."""
+        rows = [
+            [Event(i, e[0], e[1], e[2], tuple(e[3]), tuple(e[4])) for e in r]
+            for i, r in enumerate(value["rows"])
+        ]
+        return Trace(rows, list(value["accepted"]))
+
+
+def prompts_of(engine: Engine, batch: int) -> list[list[int]]:
+    """Return prompts of unequal length; one crosses the windows of the tiny EvaByte."""
+    offset = engine.manifest["vocabulary"]["byte_offset"] or 0
+    rng = np.random.default_rng(17)
+    sizes = [90, 7, 33, 18, 70][:batch]
+    return [(rng.integers(0, 256, s) + offset).tolist() for s in sizes]
+
+
+def play(engine: Engine, run: Run, batch: int, shift: Shift | None = None) -> Trace:
+    """Generate: alone with rewinding and going on, or several rows at once."""
+    session = Watched(engine, shift, **run.options)
+    prompts = prompts_of(engine, batch)
+    if batch > 1:
+        session.generate_ids(prompts, 40)
+    else:
+        session.generate_ids(prompts[0], 48)
+        session.rewind_to(len(prompts[0]) + 17)
+        session.generate(None, 24)
+        session.generate(None, 9)
+    rows: list[list[Event]] = [[] for _ in prompts]
+    for e in session.events:
+        rows[e.row].append(e)
+    return Trace(rows, list(session.stats["acceptance_length_histogram"]))
+
+
+def judge(
+    case: str,
+    run: Run,
+    want: Trace,
+    got: Trace,
+    precision: str,
+    again: Callable[[Shift], Trace] | None,
+    slots: int,
+) -> Iterator[Finding]:
+    """Compare two traces row by row. `again` plays the run on the CPU with a shifted uniform."""
+    ties = 0
+    for i, (a, b) in enumerate(zip(want.rows, got.rows, strict=True)):
+        what = f"{run.name} row {i}"
+        if run.greedy:
+            found = _greedy(case, what, a, b, TIES[precision][0])
+        else:
+            found = _sampled(case, what, a, b, TIES[precision][1], again, slots)
+        ties += found.verdict == "tie"
+        yield found
+    if ties:
+        return
+    what = f"{run.name} acceptance {_mean(want.accepted):.3f}"
+    gap = abs(_mean(want.accepted) - _mean(got.accepted))
+    loose = precision != "fp32" and run.greedy
+    same = gap <= SAME_ACCEPTANCE if loose else want.accepted == got.accepted
+    bound = SAME_ACCEPTANCE if loose else 0.0
+    yield Finding(SUITE, case, what, "ok" if same else "differs", gap, bound)
+
+
+def _mean(histogram: Sequence[int]) -> float:
+    return sum(k * v for k, v in enumerate(histogram)) / max(1, sum(histogram))
+
+
+def _greedy(case: str, what: str, a: list[Event], b: list[Event], bound: float) -> Finding:
+    """Compare ids by position: rounds of another size may end a text elsewhere."""
+    left, right = _by_position(a), _by_position(b)
+    both = [k for k in left if k in right]
+    at = next((k for k in both if left[k][0] != right[k][0]), None)
+    if at is None:
+        enough = len(both) >= 0.8 * len(left)
+        verdict = "ok" if enough else "differs"
+        return Finding(SUITE, case, f"{what}: {len(both)} of {len(left)} ids", verdict)
+    (x, lead), (y, _) = left[at], right[at]
+    note = f"position {at[1]}: {x} and {y}, lead {lead:.1e}"
+    return Finding(SUITE, case, what, "tie" if lead <= bound else "differs", lead, bound, note)
+
+
+def _by_position(events: list[Event]) -> dict[tuple[int, int], tuple[int, float]]:
+    """Return id and lead by (part, position); what a prompt's pass decides has no known lead."""
+    out = {}
+    for e in events:
+        for k, token in enumerate(e.ids):
+            lead = abs(e.leads[k]) if e.leads else np.inf
+            out[e.part, e.at + k] = (token, float(lead))
+    return out
+
+
+def _sampled(
+    case: str, what: str, a: list[Event], b: list[Event], bound: float,
+    again: Callable[[Shift], Trace] | None, slots: int,
+) -> Finding:  # fmt: skip
+    """Compare what each round emitted: another round structure reads other uniforms."""
+    left, right = (_structure(x) for x in (a, b))
+    at = next((k for k, (x, y) in enumerate(zip(left, right, strict=False)) if x != y), None)
+    if at is None and len(left) == len(right):
+        return Finding(SUITE, case, f"{what}: {sum(len(i) for *_, i in left)} ids", "ok")
+    at = min(len(left), len(right)) if at is None else at
+    if at >= min(len(left), len(right)):
+        return Finding(SUITE, case, what, "differs", note=f"{len(left)} and {len(right)} rounds")
+    note = f"round {at} at length {a[at].length}: {left[at][2]} and {right[at][2]}"
+    if again is not None:
+        for length in sorted({a[k].length for k in (at, max(0, at - 1))}, reverse=True):
+            for slot in range(slots):
+                for by in (bound, -bound):
+                    tried = again(Shift(a[at].row, length, slot, by)).rows[a[at].row]
+                    if _structure(tried)[: at + 1] == right[: at + 1]:
+                        note += f"; so does the CPU, with uniform {slot} moved by {by:.0e}"
+                        return Finding(SUITE, case, what, "tie", bound, bound, note)
+    return Finding(SUITE, case, what, "differs", note=note)
+
+
+def _structure(events: list[Event]) -> list[tuple[int, int, tuple[int, ...]]]:
+    return [(e.part, e.length, e.ids) for e in events]

@@ -1,0 +1,134 @@
+"""Which verifiers and heads the protocol is checked on, and the loop over them."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pcc.conformance import verifiers
+from pcc.conformance.bundles import Setting, open_bundle
+from pcc.conformance.models import WIDE
+from pcc.conformance.protocol import RUNS, SUITE, Run, Trace, judge, play
+from pcc.conformance.report import Finding
+from pcc.conformance.watched import Shift
+from pcc.driver import compile
+from pcc.errors import PccError
+from pcc.runtime.engine import Engine
+
+Say = Callable[[str], None]
+HOST = Setting()  # where expectations come from: ONNX on a CPU
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A verifier with a head, compile options, and the precisions in which it says something."""
+
+    name: str
+    make: Callable[[Path], verifiers.Pair]
+    options: dict[str, Any] = field(default_factory=dict)
+    precisions: tuple[str, ...] = ("fp32",)
+    batches: tuple[int, ...] = (1,)
+    needs: str = ""  # a module without which the verifier cannot be read
+
+
+LATENT = {"proposal": "latent-first", "draft_mode": "latent-first"}
+BOTH = ("fp32", "fp16")
+SCENARIOS = (
+    Scenario("llama-hmm-n4", lambda p: verifiers.llama(p), precisions=BOTH, batches=(1, 3)),
+    Scenario("llama-ff-n2", lambda p: verifiers.llama(p, "ff", 2)),
+    Scenario("llama-cp-n3-latent-first", lambda p: verifiers.llama(p, "cp", 3), LATENT),
+    Scenario("llama-btree-n16", lambda p: verifiers.llama(p, "btree", 16, 2)),
+    Scenario("byte-llama-btree-n8", verifiers.byte_llama, batches=(1, 3)),
+    Scenario("evabyte-own-heads-n4", verifiers.evabyte, batches=(1, 3)),
+    Scenario("evabyte-hmm-n6", lambda p: verifiers.evabyte(p, "hmm", 6, 2)),
+    Scenario("gpt-cp-n4", verifiers.gpt, needs="yaml"),
+    Scenario("lora-cp-n4", verifiers.lora, needs="yaml"),
+    # Heads of 128 numbers and whole tiles: what hand-written kernels take.
+    Scenario(
+        "wide-llama-btree-n8", lambda p: verifiers.llama(p, "btree", 8, 4, WIDE),
+        precisions=BOTH, batches=(1, 3),
+    ),
+    Scenario(
+        "wide-evabyte-btree-n16", lambda p: verifiers.evabyte(p, "btree", 16, 4, WIDE),
+        precisions=BOTH,
+    ),
+)  # fmt: skip
+
+
+def built(scenario: Scenario, setting: Setting, folder: Path) -> Path:
+    """Compile a scenario for a target, once for each folder."""
+    place = folder / f"{scenario.name}-{setting.target}-{setting.precision}-{setting.batch}"
+    out = place / "m.pcc"
+    if not out.exists():
+        place.mkdir(parents=True, exist_ok=True)
+        source, model = scenario.make(place)
+        how: dict[str, Any] = {"max_seq": 256, "chunk": 8, "queries": ["draft"], "validate": False}
+        compile(source, verifier=model, out=out, **(how | scenario.options | setting.options()))
+    return out
+
+
+def expected(scenario: Scenario, batch: int, precision: str, folder: Path) -> dict[str, Any]:
+    """Return the traces of every run as JSON, from the CPU bundle."""
+    host = replace(HOST, precision=precision)
+    engine = open_bundle(host, built(scenario, host, folder))
+    return {run.name: play(engine, run, batch).plain() for run in RUNS}
+
+
+def key_of(scenario: Scenario, batch: int, precision: str) -> str:
+    """Return the name of a scenario's expectations."""
+    return f"{scenario.name} {precision} batch {batch}"
+
+
+def check_protocol(
+    setting: Setting, folder: Path, say: Say, stored: Mapping[str, Any] | None = None,
+    scenarios: tuple[Scenario, ...] = SCENARIOS,
+) -> Iterator[Finding]:  # fmt: skip
+    """Yield findings for the scenarios of a precision and batch size.
+
+    `stored` are expectations made elsewhere, where there is no ONNX Runtime.
+    """
+    for s in scenarios:
+        if setting.precision not in s.precisions or setting.batch not in s.batches:
+            continue
+        case = key_of(s, setting.batch, setting.precision)
+        if s.needs and importlib.util.find_spec(s.needs) is None:
+            yield Finding(SUITE, case, "", "skipped", note=f"{s.needs} is not installed")
+            continue
+        say(f"protocol of {case}")
+        try:
+            yield from _scenario(s, case, setting, folder, stored)
+        except PccError as e:
+            yield Finding(SUITE, case, "", "refused", note=f"[{e.code}] {e.what}")
+
+
+def _scenario(
+    s: Scenario, case: str, setting: Setting, folder: Path, stored: Mapping[str, Any] | None
+) -> Iterator[Finding]:
+    host: Engine | None = None
+    if stored is None:
+        cpu = replace(HOST, precision=setting.precision)
+        host = open_bundle(cpu, built(s, cpu, folder))
+    elif case not in stored:
+        yield Finding(SUITE, case, "", "skipped", note="the stored expectations lack it")
+        return
+    engine = open_bundle(setting, built(s, setting, folder))
+    random = engine.generation()["random"]
+    for run in RUNS:
+        if host is not None:
+            want = play(host, run, setting.batch)
+        else:
+            want = Trace.read((stored or {})[case][run.name])
+        got = play(engine, run, setting.batch)
+        again = _again(host, run, setting.batch)
+        slots = max((len(v) for v in random.values()), default=0)
+        yield from judge(case, run, want, got, setting.precision, again, slots)
+
+
+def _again(host: Engine | None, run: Run, batch: int) -> Callable[[Shift], Trace] | None:
+    """Return how to play a run again on the CPU with a shifted uniform, where there is one."""
+    if host is None:
+        return None
+    return lambda shift: play(host, run, batch, shift)

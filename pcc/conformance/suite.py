@@ -1,0 +1,59 @@
+"""The whole suite for one target and provider, part by part."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pcc.conformance.bundles import Setting
+from pcc.conformance.circuits import check_queries
+from pcc.conformance.ops import check_ops
+from pcc.conformance.report import Finding
+from pcc.conformance.scenarios import SCENARIOS, check_protocol, expected, key_of
+from pcc.errors import PccError
+
+PARTS = ("ops", "queries", "protocol")
+Say = Callable[[str], None]
+
+
+def check(
+    setting: Setting,
+    say: Say,
+    *,
+    parts: tuple[str, ...] = PARTS,
+    batches: tuple[int, ...] = (1, 3),
+    stored: Mapping[str, Any] | None = None,
+    folder: Path | None = None,
+) -> Iterator[Finding]:
+    """Yield what was found, part by part; bundles are built below `folder` (default: temporary).
+
+    A part that the environment cannot run at all raises; what one case meets is a finding.
+    """
+    if bad := set(parts) - set(PARTS):
+        raise PccError("C140", f"no part {sorted(bad)[0]!r}", hint=f"one of {', '.join(PARTS)}")
+    with tempfile.TemporaryDirectory(prefix="pcc-conformance-") as own:
+        place = folder or Path(own)
+        for batch in batches:
+            s = replace(setting, batch=batch)
+            if "ops" in parts:
+                yield from check_ops(s, place, say)
+            if "queries" in parts:
+                yield from check_queries(s, place, say)
+            if "protocol" in parts:
+                yield from check_protocol(s, place, say, stored)
+
+
+def expectations(say: Say, batches: tuple[int, ...] = (1, 3)) -> dict[str, Any]:
+    """Return the texts of all scenarios as a CPU makes them, for where no CPU runtime is."""
+    out: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="pcc-conformance-") as own:
+        for s in SCENARIOS:
+            for precision in s.precisions:
+                for batch in (b for b in batches if b in s.batches):
+                    key = key_of(s, batch, precision)
+                    say(f"expected: {key}")
+                    out[key] = expected(s, batch, precision, Path(own))
+    return out

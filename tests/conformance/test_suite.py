@@ -1,0 +1,210 @@
+"""The suite passes on a CPU, covers every op and query, and finds faults that are put in."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import pcc.tensor
+from pcc.backends.onnx.lower import RULES
+from pcc.circuit.queries import QUERIES
+from pcc.cli import app
+from pcc.conformance import protocol, scenarios, verifiers
+from pcc.conformance.bundles import Setting, open_bundle
+from pcc.conformance.circuits import check_queries
+from pcc.conformance.ops import check_ops, numbered
+from pcc.conformance.protocol import RUNS, Trace, judge, play
+from pcc.conformance.report import Finding, as_json, compared
+from pcc.conformance.scenarios import SCENARIOS, check_protocol, expected, key_of
+from pcc.conformance.watched import Shift
+from pcc.ir.core import OPS
+from pcc.runtime.engine import Engine
+from pcc.tensor import ops as t
+
+CPU = Setting()
+
+
+def quiet(_line: str) -> None:
+    pass
+
+
+def bad(findings: list[Finding]) -> list[Finding]:
+    return [f for f in findings if f.bad]
+
+
+def test_every_tensor_op_has_a_case() -> None:
+    for found in pkgutil.iter_modules(pcc.tensor.__path__):
+        importlib.import_module(f"pcc.tensor.{found.name}")
+    ops = {op for name, op in OPS.items() if name.startswith("t.")} - {t.Input, t.Const}
+    missing = ops - {c.case.op for c in numbered(())}
+    assert not missing, f"no case: {sorted(op.name for op in missing)}"
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_every_op_on_a_cpu(batch: int, tmp_path: Path) -> None:
+    found = list(check_ops(replace(CPU, batch=batch), tmp_path, quiet))
+    assert not bad(found)
+    assert {f.case.split()[0] for f in found} == {c.prefix[:-1] for c in numbered(())}
+
+
+def test_every_query_on_a_cpu(tmp_path: Path) -> None:
+    found = list(check_queries(replace(CPU, batch=2), tmp_path, quiet))
+    assert not bad(found)
+    assert {f.case.split()[1] for f in found} == set(QUERIES)
+
+
+@pytest.mark.parametrize("name", ["llama-hmm-n4", "evabyte-own-heads-n4"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_protocol_on_a_cpu_as_from_a_file(name: str, batch: int, tmp_path: Path) -> None:
+    """The expectations go through JSON, as where there is no CPU runtime."""
+    (s,) = (s for s in SCENARIOS if s.name == name)
+    case = key_of(s, batch, "fp32")
+    stored = json.loads(json.dumps({case: expected(s, batch, "fp32", tmp_path)}))
+    setting = replace(CPU, batch=batch)
+    found = list(check_protocol(setting, tmp_path, quiet, stored, (s,)))
+    assert not bad(found)
+    assert len(found) == len(RUNS) * (batch + 1)
+    assert all(f.verdict == "ok" for f in found)
+
+
+def test_drafts_of_every_scenario_end_everywhere() -> None:
+    """Windows from 2 to 16, both batch sizes, and every kind of verifier are there."""
+    assert {"llama", "byte-llama", "evabyte", "gpt", "lora"} <= {
+        k for k in verifiers.KINDS if any(s.name.startswith(k) for s in SCENARIOS)
+    }
+    assert {int(p[1:]) for s in SCENARIOS for p in s.name.split("-") if p[1:].isdigit()} >= {
+        2, 3, 4, 8, 16,
+    }  # fmt: skip
+    assert {b for s in SCENARIOS for b in s.batches} == {1, 3}
+
+
+# ---------------------------------------------------------------- it can fail
+
+
+def test_a_wrong_op_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(g, n):  # type: ignore[no-untyped-def]
+        return g("Add", *(g.values[a] for a in n.args))
+
+    monkeypatch.setitem(RULES, t.Mul, wrong)
+    cases = [c for c in numbered(()) if c.case.op in (t.Mul, t.Exp)]
+    found = list(check_ops(CPU, tmp_path, quiet, cases))
+    assert {f.case for f in bad(found)} == {c.title for c in cases if c.case.op is t.Mul}
+
+
+def test_an_op_that_a_backend_lacks_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pcc.errors import PccError
+
+    def lacking(g, n):  # type: ignore[no-untyped-def]
+        raise PccError("E999", "there is no such kernel")
+
+    monkeypatch.setitem(RULES, t.CumProd, lacking)
+    cases = [c for c in numbered(()) if c.case.op in (t.CumProd, t.Exp, t.Log)]
+    found = list(check_ops(CPU, tmp_path, quiet, cases))
+    assert {f.case for f in found if f.verdict == "refused"} == {
+        c.title for c in cases if c.case.op is t.CumProd
+    }
+    assert any(f.verdict == "ok" for f in found)
+
+
+@pytest.mark.parametrize(
+    ("got", "verdict"),
+    [
+        ([0.0, 1.0 + 1e-7], "ok"), ([0.0, 1.001], "differs"), ([np.nan, 1.0], "differs"),
+        ([-np.inf, 1.0], "differs"), ([0.0], "differs"),
+    ],
+)  # fmt: skip
+def test_answers_are_judged(got: list[float], verdict: str) -> None:
+    want = np.array([[0.0, 1.0]])
+    found = compared("s", "c", "w", want, np.array([got], np.float32), 2e-6)
+    assert found.verdict == verdict
+    report = as_json([found], target="x")
+    assert report["ok"] is (verdict == "ok")
+    assert len(report["findings"]) == (verdict != "ok")
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    (s,) = (s for s in SCENARIOS if s.name == "llama-hmm-n4")
+    return open_bundle(CPU, scenarios.built(s, CPU, tmp_path_factory.mktemp("host")))
+
+
+def shifted(host: Engine, by: float) -> tuple[Trace, Trace]:
+    """Return a sampled trace and another one that a shift of one uniform has changed."""
+    (run,) = (r for r in RUNS if r.name == "sampled")
+    want = play(host, run, 1)
+    for e in want.rows[0][1:]:
+        for slot in range(6):
+            got = play(host, run, 1, Shift(0, e.length, slot, by))
+            if got.rows != want.rows:
+                return want, got
+    raise AssertionError("no shift changes anything")
+
+
+@pytest.mark.parametrize(("bound", "verdict"), [(0.3, "tie"), (1e-5, "differs")])
+def test_a_draw_that_a_small_shift_explains_is_a_tie(
+    host: Engine, bound: float, verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run,) = (r for r in RUNS if r.name == "sampled")
+    monkeypatch.setitem(protocol.TIES, "fp32", (0.0, bound))
+    want, got = shifted(host, 0.3)
+    found = list(judge("c", run, want, got, "fp32", lambda s: play(host, run, 1, s), 9))
+    assert next(f.verdict for f in found) == verdict
+    assert len(found) == (1 if verdict == "tie" else 2)
+
+
+@pytest.mark.parametrize(("bound", "verdict"), [(1e9, "tie"), (1e-9, "differs")])
+def test_another_greedy_token_is_a_tie_only_where_its_lead_is_small(
+    host: Engine, bound: float, verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run,) = (r for r in RUNS if r.name == "greedy")
+    want = play(host, run, 1)
+    event = want.rows[0][3]
+    other = replace(event, ids=(event.ids[0] + 1, *event.ids[1:]))
+    got = Trace([[*want.rows[0][:3], other, *want.rows[0][4:]]], want.accepted)
+    monkeypatch.setitem(protocol.TIES, "fp32", (bound, 0.0))
+    found = list(judge("c", run, want, got, "fp32", None, 9))
+    assert found[0].verdict == verdict
+
+
+def test_another_acceptance_is_found(host: Engine) -> None:
+    (run,) = (r for r in RUNS if r.name == "sampled")
+    want = play(host, run, 1)
+    got = replace(want, accepted=[want.accepted[0] + 1, *want.accepted[1:]])
+    assert [f.verdict for f in judge("c", run, want, got, "fp32", None, 9)] == ["ok", "differs"]
+
+
+# ---------------------------------------------------------------- command line
+
+
+def test_the_command_writes_a_report(tmp_path: Path) -> None:
+    args = ["conformance", "--part", "ops", "--batch", "1", "--json", str(tmp_path / "r.json")]
+    done = CliRunner().invoke(app, args)
+    assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["ok"]
+    assert report["suites"][0]["suite"] == "ops"
+    assert report["suites"][0]["ok"] > 1000
+    assert "onnx on cpu, fp32: agrees" in done.output
+
+
+def test_the_command_fails_where_something_differs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(g, n):  # type: ignore[no-untyped-def]
+        return g("Sqrt", g.values[n.x])
+
+    monkeypatch.setitem(RULES, t.Exp, wrong)
+    args = ["conformance", "--part", "ops", "--batch", "1", "--json", str(tmp_path / "r.json")]
+    done = CliRunner().invoke(app, args)
+    assert done.exit_code == 1
+    assert not json.loads((tmp_path / "r.json").read_text())["ok"]
+    assert "DIFFERS" in done.output
