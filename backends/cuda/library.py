@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pcc.backends.cuda.kernel import READ, SCRATCH, UPDATE, WRITE, Argument, Kernel
 from pcc.backends.cuda.pack import packed_size, strips_of
-from pcc.backends.cuda.split import STAGES, WARPS, Split, split
+from pcc.backends.cuda.split import STAGES, WARPS, split
 from pcc.errors import PccError
 
 __all__ = ["Argument", "Kernel", "attend", "embedding", "eva_attend", "linear", "rms_norm"]
@@ -40,13 +40,13 @@ def linear(
     sms: int = SMS,
     slabs: int | None = None,
 ) -> Kernel:
-    """y = round(x) W + b, or y += round(x) W + b, or y_i = act(z_2i) z_2i+1 of z = round(x) W + b.
+    """A product: z = round(x) W + b; y = z, y += z, or y_i = act(z_2i) z_2i+1 by `epilogue`.
 
     Arguments in order:
     `x [rows,k]` f32, or half where `source` is "half"; where it is "norm", x f32 is normalised
     first, x * gain / sqrt(sum over strips of squares / k + eps), and these two follow:
-    `gain f32[k]`, `squares f32[rows,strips(k)]`, the sums of x^2 over each 32 columns, as written by
-    whoever made x (`squares=True` of `linear` and `embedding`);
+    `gain f32[k]`, `squares f32[rows,strips(k)]`, the sums of x^2 over each 32 columns, as whoever
+    made x wrote them (`squares=True` of `linear` and `embedding`);
     `w dtype[packed_size(k,n)]`, packed by `pack_linear` (and before by `interleave` where gated);
     `bias f32[n]` if asked (interleaved where gated);
     `y` f32, or half where `out` is "half", [rows,n], or [rows,n/2] where `epilogue` is "gated";
@@ -98,7 +98,7 @@ def linear(
 def rms_norm(
     name: str, *, rows: int, width: int, eps: float, dtype: str = "f32", wide: bool = False
 ) -> Kernel:
-    """y = gain * x / sqrt(mean(x^2) + eps) over rows of x.
+    """RMS norm: y = gain * x / sqrt(mean(x^2) + eps) over rows of x.
 
     Arguments: `x f32[rows,width]`, `gain f32[width]`, `y dtype[rows,width]`, and where `wide` the
     same unrounded, `y32 f32[rows,width]`.
@@ -118,7 +118,7 @@ def rms_norm(
 def embedding(
     name: str, *, rows: int, vocab: int, width: int, dtype: str, squares: bool = False
 ) -> Kernel:
-    """y_m = table[ids_m] in f32; an id out of range takes the nearest row.
+    """Look-up: y_m = table[ids_m] in f32; an id out of range takes the nearest row.
 
     Arguments: `ids i64[rows]`, `table dtype[vocab,width]` (not packed), `y f32[rows,width]`, and
     with `squares` `squares_out f32[rows,strips(width)]` as in `linear`.

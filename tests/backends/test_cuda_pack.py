@@ -1,0 +1,127 @@
+"""Packed weights, read as the tensor cores do, and how products are divided."""
+
+import numpy as np
+import pytest
+
+from pcc.backends.cuda import library
+from pcc.backends.cuda.pack import (
+    BLOCK,
+    blocks_of,
+    interleave,
+    pack_linear,
+    packed_size,
+    strips_of,
+    unpack_linear,
+)
+from pcc.backends.cuda.split import SLAB, STAGES, WARPS, split
+from pcc.errors import PccError
+
+
+def mma(a, b):
+    """Return [16,8] of mma.m16n8k16 from the registers of its 32 lanes, as PTX lays them out."""
+    rows, columns = np.zeros((16, 16)), np.zeros((16, 8))
+    for lane in range(32):
+        g, c = divmod(lane, 4)
+        for i in range(8):  # a0..a7: row g, or g + 8 for i in 2, 3, 6, 7; k from 8 on for i >= 4
+            rows[g + 8 * (i // 2 % 2), 2 * c + i % 2 + 8 * (i // 4)] = a[lane][i]
+        for i in range(4):
+            columns[2 * c + i % 2 + 8 * (i // 2), g] = b[lane][i]
+    return rows @ columns
+
+
+def through_tensor_cores(packed, x, n):
+    """Return x W as `linear.cuh` computes it: 8 rows of x, lane by lane."""
+    strips, blocks = strips_of(n), blocks_of(x.shape[1])
+    wide = np.zeros((8, blocks * BLOCK))
+    wide[: len(x), : x.shape[1]] = x
+    pieces = packed.reshape(strips, blocks, 4, 32, 8)
+    y = np.zeros((8, strips * 32))
+    for s in range(strips):
+        sums = np.zeros((2, 16, 8))
+        for block in range(blocks):
+            at = block * BLOCK
+            group = [wide[lane // 4, at + lane % 4 * 8 :][:8] for lane in range(32)]
+            for step in range(2):
+                b = [g[step * 4 : step * 4 + 4] for g in group]
+                for tile in range(2):
+                    sums[tile] += mma(pieces[s, block, 2 * step + tile], b)
+        for lane in range(32):
+            g, c = divmod(lane, 4)
+            for e in range(2):
+                column = [sums[t, g + 8 * h, 2 * c + e] for t in range(2) for h in range(2)]
+                y[2 * c + e, s * 32 + 4 * g : s * 32 + 4 * g + 4] = column
+    return y[: len(x), :n]
+
+
+@pytest.mark.parametrize(("rows", "k", "n"), [(8, 64, 96), (3, 40, 43), (1, 7, 5)])
+def test_tensor_cores_multiply_by_a_packed_matrix(rows, k, n):
+    rng = np.random.default_rng(0)
+    w = rng.integers(-8, 9, (k, n)).astype(np.float16)
+    x = rng.integers(-8, 9, (rows, k))
+    packed = pack_linear(w)
+    assert packed.shape == (packed_size(k, n),)
+    np.testing.assert_array_equal(through_tensor_cores(packed, x, n), x @ w.astype(int))
+    np.testing.assert_array_equal(unpack_linear(packed, k, n), w)
+
+
+def test_single_precision_is_packed_by_rows_of_a_strip():
+    w = np.arange(70 * 40, dtype=np.float32).reshape(70, 40)
+    packed = pack_linear(w)
+    np.testing.assert_array_equal(packed.reshape(2, 96, 32)[1, :70, :8], w[:, 32:])
+    np.testing.assert_array_equal(unpack_linear(packed, 70, 40), w)
+
+
+def test_gates_lie_beside_what_they_gate():
+    np.testing.assert_array_equal(interleave(np.arange(6)), [0, 3, 1, 4, 2, 5])
+
+
+@pytest.mark.parametrize("rows", [1, 16, 33, 64, 300])
+@pytest.mark.parametrize(("k", "n"), [(4096, 4096), (11008, 4096), (4096, 320), (100, 259), (8, 8)])
+def test_a_division_fits_the_machine(rows, k, n):
+    s = split(rows, k, n, 132)
+    assert s.parts * 64 >= rows
+    assert 8 * s.tiles >= min(rows, 64)
+    assert 1 <= s.slabs <= blocks_of(k)
+    assert s.slabs * s.slab_blocks >= blocks_of(k)
+    assert s.pitch % 128 == 64
+    assert s.shared <= 227 << 10
+    if s.tiles <= 4:  # two launches side by side
+        assert s.shared <= 113 << 10
+    assert 8 * s.tiles * s.pitch <= SLAB[s.tiles] + 8 * s.tiles * 64
+
+
+def test_scratch_holds_what_a_product_writes():
+    kernel = library.linear("p", rows=16, k=4096, n=4096, dtype="bf16")
+    args = {a.name: a for a in kernel.args}
+    slabs = kernel.grid[1]
+    assert args["partial"].bytes == slabs * 16 * 4096 * 4
+    assert args["count"].zero
+    assert kernel.block == (32 * WARPS, 1, 1)
+    assert kernel.shared > WARPS * STAGES * 2048
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epilogue": "gated", "n": 5},
+        {"epilogue": "residual", "out": "half"},
+        {"dtype": "f64"},
+        {"source": "norm", "dtype": "f32"},
+        {"rows": 0},
+    ],
+)
+def test_what_no_kernel_does_is_refused(wrong):
+    with pytest.raises(PccError) as error:
+        library.linear("p", **{"rows": 1, "k": 8, "n": 8, "dtype": "f16", **wrong})
+    assert error.value.code == "E180"
+
+
+def test_sizes_that_attention_cannot_hold_are_refused():
+    sizes = {
+        "batch": 1, "count": 1, "heads": 4, "key_heads": 2, "width": 64, "rows": 32, "angles": 8,
+        "positions": 32, "scale": 1.0, "dtype": "f16",
+    }  # fmt: skip
+    assert library.attend("a", **sizes).grid == (2, 1, 2)
+    for wrong in ({"width": 60}, {"count": 33}, {"key_heads": 3}, {"angles": 40}, {"dtype": "f32"}):
+        with pytest.raises(PccError):
+            library.attend("a", **sizes | wrong)
