@@ -36,9 +36,12 @@ MAX_ARRAY_BYTES = 4 << 30  # of all arrays in one .npz file, unpacked
 MAX_YAML_BYTES = 1 << 20  # of a checkpoint's config.yaml
 MAX_HEADER_BYTES = 64 << 20  # of a safetensors file
 MAX_WINDOW = 4096  # tokens that a checkpoint's circuit may draft
+MAX_REGIONS = 1 << 16  # of a region graph in a configuration
+MAX_REGIONS_TEXT = 1 << 22  # characters of it
 
 # Verifiers.
 MAX_MODEL_SIZE = 1 << 24  # of one dimension in a configuration: larger is a broken file
+LAZY_ELEMENTS = 1 << 18  # of a matrix that stays in its file until it is written (1 MiB of f32)
 EVA_SPAN = 256  # widest pass over EvaByte's ring once it wraps: 12 % more rows than its window
 MAX_NGRAM = 64  # ids of a subword in byte-Llama's dictionary
 

@@ -307,11 +307,28 @@ def _extent(entry: Any, room: int, at: str) -> Entry:
 
 
 def read_tensor(
-    path: Path, base: int, dtype: str, shape: tuple[int, ...], begin: int
+    path: Path,
+    base: int,
+    dtype: str,
+    shape: tuple[int, ...],
+    begin: int,
+    start: int = 0,
+    stop: int | None = None,
 ) -> np.ndarray[Any, Any]:
-    """Read one tensor; bf16 is the upper half of a float32, so widening it is exact."""
+    """Read one tensor, or entries `start..stop-1` of its first axis.
+
+    bf16 is the upper half of a float32, so widening it is exact. Errors: F104 (a file that has
+    become shorter).
+    """
+    if stop is not None:
+        row = int(np.prod(shape[1:], dtype=np.int64))
+        begin += start * row * np.dtype(_DTYPES[dtype]).itemsize
+        shape = (stop - start, *shape[1:])
     count = int(np.prod(shape, dtype=np.int64))
     raw = np.fromfile(path, dtype=_DTYPES[dtype], count=count, offset=base + begin)
+    if raw.size != count:
+        what = "the file has become shorter while it was read"
+        raise PccError("F104", what, at=str(path), hint="leave it alone, and compile again")
     if dtype == "BF16":
         wide = raw.astype(np.uint32)
         wide <<= 16

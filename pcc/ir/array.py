@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
 
 from pcc.errors import PccError
+from pcc.ir.recipe import Recipe, named, selected
 from pcc.ir.types import HALVES
 
 _DTYPES: dict[str, Any] = {
@@ -48,14 +52,40 @@ def rounded(a: np.ndarray[Any, Any], kind: str) -> np.ndarray[Any, Any]:
         return a.astype(dtype_of(kind))
 
 
-class Array:
-    """A read-only array of dtype f32, f16, bf16, i64 or bool with its content hash `ref`."""
+def finite_cast(a: np.ndarray[Any, Any], kind: str, at: str = "") -> np.ndarray[Any, Any]:
+    """Return `rounded(a, kind)`; E107 if that makes a finite number infinite."""
+    out = a if a.dtype == dtype_of(kind) else rounded(a, kind)
+    if kind in HALVES and out is not a:
+        _refuse_overflow(a, out, kind, at)
+    return out
 
-    __slots__ = ("__weakref__", "dtype", "ref", "value")
+
+def _refuse_overflow(
+    a: np.ndarray[Any, Any], out: np.ndarray[Any, Any], kind: str, at: str = ""
+) -> None:
+    if not np.isinf(out).any():
+        return
+    if (bad := np.isinf(out) & ~np.isinf(a)).any():
+        worst = float(np.abs(a[bad].astype(np.float64)).max())
+        what = f"the number {worst:.6g} is too large for {kind}"
+        hint = "use bf16, whose range is that of f32, or fp32"
+        raise PccError("E107", what, at=at, hint=hint)
+
+
+class Array:
+    """A read-only array of dtype f32, f16, bf16, i64 or bool with its content hash `ref`.
+
+    A lazy array has a recipe instead of numbers. `value` and, until it was `learned`, `ref` then
+    make all of them anew each time: whoever goes through large arrays takes `parts`.
+    """
+
+    __slots__ = ("__weakref__", "_ref", "_value", "dtype", "recipe", "shape")
 
     dtype: str
-    ref: str
-    value: np.ndarray[Any, Any]
+    shape: tuple[int, ...]
+    recipe: Recipe | None
+    _ref: str
+    _value: np.ndarray[Any, Any] | None
 
     @staticmethod
     def of(value: object, dtype: str = "") -> Array:
@@ -89,19 +119,144 @@ class Array:
             raise PccError("E104", f"an array of {a.dtype} cannot be a constant as it is")
         if kind in ("f32", *HALVES) and np.isnan(a).any():
             raise PccError("E105", "a constant array holds NaN", hint="check the trained weights")
-        head = f"{kind}{a.shape}".encode()
-        digest = hashlib.sha256(head)
+        digest = hashlib.sha256(f"{kind}{a.shape}".encode())
         digest.update(a.reshape(-1).view(np.uint8).data)
         ref = "sha256-" + digest.hexdigest()[:32]
         with _LOCK:
             if (found := _LIVE.get(ref)) is not None:
                 return found
-            new = object.__new__(Array)
             a.flags.writeable = False
-            new.dtype, new.ref, new.value = kind, ref, a
-            return _LIVE.setdefault(ref, new)
+            return _LIVE.setdefault(ref, Array._new(kind, a.shape, ref, a, None))
+
+    @staticmethod
+    def lazy(kind: str, shape: tuple[int, ...], recipe: Recipe, ref: str = "") -> Array:
+        """Intern an array that is made when its numbers are asked for; nothing is made here.
+
+        `ref`: its content hash, where that is known.
+        """
+        key = "recipe-" + named(kind, shape, recipe.identity)
+        with _LOCK:
+            if (found := _LIVE.get(key)) is not None:
+                return found
+            return _LIVE.setdefault(key, Array._new(kind, shape, ref, None, recipe))
+
+    @staticmethod
+    def _new(
+        kind: str,
+        shape: tuple[int, ...],
+        ref: str,
+        value: np.ndarray[Any, Any] | None,
+        recipe: Recipe | None,
+    ) -> Array:
+        new = object.__new__(Array)
+        new.dtype, new.shape, new._ref = kind, tuple(shape), ref
+        new._value, new.recipe = value, recipe
+        return new
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the array."""
-        return tuple(self.value.shape)
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Number of bytes."""
+        return self.size * dtype_of(self.dtype).itemsize
+
+    @property
+    def value(self) -> np.ndarray[Any, Any]:
+        """The numbers."""
+        if self._value is not None:
+            return self._value
+        assert self.recipe is not None
+        if self.recipe.whole is not None:
+            return self.recipe.whole().reshape(self.shape)
+        out, at = np.empty(self.size, dtype_of(self.dtype)), 0
+        for part in self.parts():
+            out[at : at + part.size] = part
+            at += part.size
+        return out.reshape(self.shape)
+
+    @property
+    def ref(self) -> str:
+        """The hash of dtype, shape and numbers."""
+        if not self._ref:
+            digest = self.hasher()
+            for part in self.parts():
+                digest.update(part.view(np.uint8).data)
+            self.learned(digest)
+        return self._ref
+
+    @property
+    def known(self) -> bool:
+        """Whether `ref` is known, so that asking for it costs nothing."""
+        return bool(self._ref)
+
+    def hasher(self) -> Any:
+        """Return the state of the hash behind `ref` before the first element."""
+        return hashlib.sha256(f"{self.dtype}{self.shape}".encode())
+
+    def learned(self, digest: Any) -> None:
+        """Remember the hash that somebody computed over all `parts`."""
+        self._ref = "sha256-" + digest.hexdigest()[:32]
+
+    def parts(self) -> Iterator[np.ndarray[Any, Any]]:
+        """Yield the numbers in row-major order, in flat pieces that are dropped after use."""
+        if self._value is not None:
+            yield self._value.reshape(-1)
+            return
+        assert self.recipe is not None
+        for part in self.recipe.parts(self.size):
+            if part.dtype != dtype_of(self.dtype):
+                raise PccError("E104", f"a recipe for {self.dtype} made {part.dtype}")
+            yield np.ascontiguousarray(part)
+
+    def row_keys(self) -> list[str]:
+        """Return a key for each index of the first axis: equal rows of one shape share theirs."""
+        if self.recipe is not None:
+            rows = self.recipe.rows or ((self.recipe.identity, i) for i in range(self.shape[0]))
+            return [f"{identity}[{i}]" for identity, i in rows]
+        rows_of = self.value if self.shape else self.value[None]
+        return [hashlib.blake2b(r.tobytes(), digest_size=12).hexdigest() for r in rows_of]
+
+    def taken(self, rows: Sequence[int]) -> Array:
+        """Return rows of the first axis, lazily if this is lazy; a run of rows is not copied."""
+        return joined([self], [(0, r) for r in rows])
+
+    def reshaped(self, shape: tuple[int, ...]) -> Array:
+        """Return the same elements in another shape; nothing is copied or made."""
+        if self.recipe is None:
+            return Array.adopt(self.value.reshape(shape))
+        return Array.lazy(self.dtype, shape, replace(self.recipe, rows=None))
+
+    def cast(self, dtype: str) -> Array:
+        """Return the nearest numbers of another float dtype, lazily if this is lazy: E107."""
+        if dtype == self.dtype:
+            return self
+        if self.recipe is None:
+            return Array.of(self.value, dtype)
+        old = self.recipe
+
+        def read(start: int, stop: int) -> np.ndarray[Any, Any]:
+            return finite_cast(old.part(start, stop), dtype)
+
+        def whole() -> np.ndarray[Any, Any]:
+            return finite_cast(self.value, dtype)
+
+        identity = named("cast", old.identity, dtype)
+        return Array.lazy(dtype, self.shape, Recipe(identity, read, old.whole and whole))
+
+
+def joined(arrays: Sequence[Array], picks: Sequence[tuple[int, int]] | None = None) -> Array:
+    """Return rows of several arrays, one after another: `picks` (array, row), or all of them."""
+    if picks is None:
+        picks = [(k, i) for k, a in enumerate(arrays) for i in range(a.shape[0])]
+    first, shape = arrays[0], (len(picks), *arrays[0].shape[1:])
+    if any(a.recipe is None for a in arrays):
+        rows = [i for _, i in picks]
+        if len(arrays) == 1 and rows and rows == list(range(rows[0], rows[-1] + 1)):
+            return Array.adopt(first.value[rows[0] : rows[-1] + 1])
+        return Array.adopt(np.stack([arrays[k].value[i] for k, i in picks]))
+    sources = [(a.recipe, a.shape[0]) for a in arrays if a.recipe is not None]
+    recipe = selected(sources, picks, math.prod(shape[1:]))
+    return Array.lazy(first.dtype, shape, recipe)

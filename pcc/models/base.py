@@ -14,6 +14,7 @@ import numpy as np
 
 from pcc.ir.array import Array
 from pcc.ir.core import Op, tensor
+from pcc.models.matrix import Matrix, held
 from pcc.tensor import ops as t
 
 Values = np.ndarray[Any, Any]
@@ -92,14 +93,20 @@ class Model(Protocol):
         ...
 
 
-def constant(value: object) -> Op:
-    """Return a trained array as a value. A f32 array in row-major order is taken over, not copied.
+def constant(value: object, dtype: str = "f32", shape: tuple[int, ...] | None = None) -> Op:
+    """Return a trained array as a value, perhaps in another `shape`; floats become `dtype`.
 
-    The caller must drop it.
+    A f32 array in row-major order is taken over, not copied: the caller must drop it. A `Matrix` is
+    not read.
     """
+    if isinstance(value, Matrix):
+        return t.Const(value.array(dtype, value.shape if shape is None else shape))
     a = np.asarray(value)
+    a = a if shape is None else a.reshape(shape)
     owned = a.dtype == np.float32 and a.flags.c_contiguous and a.flags.writeable
-    return t.Const(Array.adopt(a) if owned else Array.of(a))
+    if owned and dtype == "f32":
+        return t.Const(Array.adopt(a))
+    return t.Const(Array.of(a, dtype if a.dtype.kind == "f" else ""))
 
 
 def dense(x: Op, weight: Op, bias: Op | None = None) -> Op:
@@ -112,14 +119,13 @@ def dense(x: Op, weight: Op, bias: Op | None = None) -> Op:
     return y if bias is None else t.Add(y, bias)
 
 
-def transposed(*weights: Values) -> Op:
-    """Return stored matrices `[K_i, D]` side by side as one constant `[D, sum K_i]`."""
-    out = np.empty((weights[0].shape[1], sum(len(w) for w in weights)), np.float32)
-    at = 0
-    for w in weights:
-        out[:, at : at + len(w)] = w.T
-        at += len(w)
-    return constant(out)
+def transposed(*weights: Values | Matrix, dtype: str = "f32") -> Op:
+    """Return stored matrices `[K_i, D]` side by side as one constant `[D, sum K_i]` of `dtype`."""
+    places = [w if isinstance(w, Matrix) else held(w) for w in weights]
+    made = places[0].beside(places[1:], dtype)
+    # What is in memory is made now, and held by content.
+    small = not any(isinstance(w, Matrix) for w in weights)
+    return t.Const(Array.adopt(made.value) if small else made)
 
 
 def pieces(x: Op, sizes: Sequence[int]) -> list[Op]:

@@ -95,7 +95,7 @@ def read_byte_llama(config: Config, tensors: Tensors, *, max_rows: int) -> Decod
     vocab, words = config.size("vocab_size"), config.size("expand_input_ids_vocab_size")
     ngrams = read_ngrams(config, vocab, words)
     name = "model.expand_embed_tokens.weight"
-    expansion = constant(tensors.take(name, words, config.size("hidden_size")))
+    expansion = constant(tensors.matrix(name, words, config.size("hidden_size")))
     base = read_decoder(config, tensors, max_rows=max_rows)
     same = {f.name: getattr(base, f.name) for f in fields(Decoder)}
     return ByteLlama(**same, ngrams=ngrams, expansion=expansion)

@@ -29,6 +29,7 @@ from pcc.models.base import (
     transposed,
 )
 from pcc.models.config import Config, tables
+from pcc.models.matrix import Matrix, equal
 from pcc.models.tensors import Tensors, Values
 from pcc.tensor import nn
 from pcc.tensor import ops as t
@@ -195,14 +196,15 @@ class Decoder:
 # ---------------------------------------------------------------- reading
 
 Take = Callable[..., Values]  # name, *shape -> array
+TakeMatrix = Callable[..., Values | Matrix]  # name, K, D -> matrix, large ones unread
 
 
 def read_decoder(config: Config, tensors: Tensors, *, max_rows: int) -> Decoder:
     """Build a decoder of any of the supported kinds."""
     s = shape_of(config)
-    table = tensors.take("model.embed_tokens.weight", s.vocab, s.width)
+    table = tensors.matrix("model.embed_tokens.weight", s.vocab, s.width)
     head = read_head(s, tensors, table)
-    layers = tuple(read_layer(s, i, tensors.take) for i in range(s.layers))
+    layers = tuple(read_layer(s, i, tensors.take, tensors.matrix) for i in range(s.layers))
     tensors.skip(*(k for k in tuple(tensors.left) if k.endswith("rotary_emb.inv_freq")))
     norm = constant(tensors.take("model.norm.weight", s.width))
     # Only now: the weights have shown that the head width is what config.json says.
@@ -211,19 +213,19 @@ def read_decoder(config: Config, tensors: Tensors, *, max_rows: int) -> Decoder:
     return Decoder(s, vocabulary, constant(table), layers, norm, head, cos, sin)
 
 
-def read_head(s: Shape, tensors: Tensors, table: Values) -> Op:
+def read_head(s: Shape, tensors: Tensors, table: Values | Matrix) -> Op:
     """Return the output matrix [D,V]: its own, or the embedding table's where they are tied."""
     name = "lm_head.weight"
     if not s.tied:
-        return transposed(tensors.take(name, s.vocab, s.width))
-    if name in tensors and not np.array_equal(tensors.take(name, s.vocab, s.width), table):
+        return transposed(tensors.matrix(name, s.vocab, s.width))
+    if name in tensors and not equal(tensors.matrix(name, s.vocab, s.width), table):
         what = f"{name!r} differs from the embedding table, but tie_word_embeddings is true"
         hint = "set tie_word_embeddings to false if the model has its own output matrix"
         raise PccError("M109", what, at=str(tensors.folder), hint=hint)
     return transposed(table)
 
 
-def read_layer(s: Shape, index: int, take: Take) -> Layer:
+def read_layer(s: Shape, index: int, take: Take, matrix: TakeMatrix) -> Layer:
     """Read layer `index`; `take` may return adapted weights."""
     at, attn, mlp = (f"model.layers.{index}.{part}" for part in ("", "self_attn.", "mlp."))
     q, k = s.heads * s.head_width, s.key_heads * s.head_width
@@ -239,18 +241,18 @@ def read_layer(s: Shape, index: int, take: Take) -> Layer:
 
     return Layer(
         norm=constant(take(f"{at}input_layernorm.weight", s.width)),
-        qkv=transposed(*(take(f"{attn}{c}_proj.weight", n, s.width) for c, n in rows.items())),
+        qkv=transposed(*(matrix(f"{attn}{c}_proj.weight", n, s.width) for c, n in rows.items())),
         qkv_bias=bias(s.qkv_bias, *((f"{attn}{c}_proj", n) for c, n in rows.items())),
         q_norm=head_norm("q_norm"),
         k_norm=head_norm("k_norm"),
-        out=transposed(take(f"{attn}o_proj.weight", s.width, q)),
+        out=transposed(matrix(f"{attn}o_proj.weight", s.width, q)),
         out_bias=bias(s.out_bias, (f"{attn}o_proj", s.width)),
         mlp_norm=constant(take(f"{at}post_attention_layernorm.weight", s.width)),
         gate_up=transposed(
-            *(take(f"{mlp}{c}_proj.weight", s.inner, s.width) for c in ("gate", "up"))
+            *(matrix(f"{mlp}{c}_proj.weight", s.inner, s.width) for c in ("gate", "up"))
         ),
         gate_up_bias=bias(s.mlp_bias, (f"{mlp}gate_proj", s.inner), (f"{mlp}up_proj", s.inner)),
-        down=transposed(take(f"{mlp}down_proj.weight", s.width, s.inner)),
+        down=transposed(matrix(f"{mlp}down_proj.weight", s.width, s.inner)),
         down_bias=bias(s.mlp_bias, (f"{mlp}down_proj", s.width)),
         window=s.windows[index],
     )

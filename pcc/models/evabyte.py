@@ -22,7 +22,17 @@ from pcc.errors import PccError
 from pcc.ir.core import Op, tensor
 from pcc.models.base import Pass, StateSpec, constant, dense, merge_heads, transposed
 from pcc.models.config import Config, tables
-from pcc.models.decoder import Decoder, Layer, Positions, Shape, Take, read_layer, shape_of
+from pcc.models.decoder import (
+    Decoder,
+    Layer,
+    Positions,
+    Shape,
+    Take,
+    TakeMatrix,
+    read_layer,
+    shape_of,
+)
+from pcc.models.matrix import cut
 from pcc.models.tensors import Tensors, Values
 from pcc.tensor import eva, nn
 from pcc.tensor import ops as t
@@ -135,21 +145,21 @@ def read_evabyte(config: Config, tensors: Tensors, *, max_rows: int) -> EvaByte:
         return value + np.float32(offset) if name.endswith(OFFSET_NORMS) else value
 
     count = config.size("num_pred_heads", 1)
-    heads = tensors.take("lm_head.weight", count * shape.vocab, shape.width)
-    heads = heads.reshape(count, shape.vocab, shape.width)
+    heads = tensors.matrix("lm_head.weight", count * shape.vocab, shape.width)
     cos, sin = (constant(_rounded(config, x)) for x in tables(config, shape.head_width, max_rows))
-    embedding = constant(tensors.take("model.embed_tokens.weight", shape.vocab, shape.width))
-    layers = tuple(_layer(shape, i, take) for i in range(shape.layers))
+    embedding = constant(tensors.matrix("model.embed_tokens.weight", shape.vocab, shape.width))
+    layers = tuple(_layer(shape, i, take, tensors.matrix) for i in range(shape.layers))
     norm = constant(take("model.norm.weight", shape.width))
     vocabulary = config.vocabulary(shape.vocab, BYTE_OFFSET)
     return EvaByte(
-        shape, vocabulary, embedding, layers, norm, transposed(heads[0]), cos, sin,
-        window=window, chunk=chunk, heads=constant(heads),
+        shape, vocabulary, embedding, layers, norm, transposed(cut(heads, 0, shape.vocab)), cos,
+        sin, window=window, chunk=chunk,
+        heads=constant(heads, shape=(count, shape.vocab, shape.width)),
     )  # fmt: skip
 
 
-def _layer(shape: Shape, index: int, take: Take) -> EvaLayer:
-    base = read_layer(shape, index, take)
+def _layer(shape: Shape, index: int, take: Take, matrix: TakeMatrix) -> EvaLayer:
+    base = read_layer(shape, index, take, matrix)
     heads, width = shape.heads, shape.head_width
     at = f"model.layers.{index}.self_attn.adaptive_"
     mu, phi = (take(f"{at}{x}", 1, heads, 1, 1, width)[0] for x in ("mu_k", "phi"))

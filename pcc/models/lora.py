@@ -167,7 +167,7 @@ def _side_by_side(
 def _joined(weight: Op, a: Values, b: Values, form: str) -> Op:
     """Return W + A B: as one matrix, or as it stands (then products take it factor by factor)."""
     assert isinstance(weight, t.Const)
-    smaller = a.size + b.size < weight.value.value.size
+    smaller = a.size + b.size < weight.value.size
     if form == "factored" or (form == "auto" and smaller):
         return t.Add(weight, t.Contract(constant(a), constant(b), "dr,rk->dk"))
     full = weight.value.value.astype(np.float64) + a.astype(np.float64) @ b.astype(np.float64)

@@ -1,5 +1,7 @@
 """The tensors of a model folder: `model.safetensors`, or shards behind an index. One at a time.
 
+Large matrices are not read here: they stay places in their file (`pcc.models.matrix`).
+
 The files are hostile until proven otherwise: headers are bounded, extents are checked against the
 file, shard names may not leave the folder, nothing is executed.
 """
@@ -16,7 +18,9 @@ from pcc.errors import PccError
 from pcc.files import read_bounded
 from pcc.frontends.rows import BITS, SCALE, packed_width, restore
 from pcc.frontends.state import one_line, read_header, read_tensor
-from pcc.knobs import MAX_CONFIG_BYTES
+from pcc.ir.recipe import named
+from pcc.knobs import LAZY_ELEMENTS, MAX_CONFIG_BYTES
+from pcc.models.matrix import Matrix
 
 Values = np.ndarray[Any, Any]
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -106,20 +110,55 @@ class Tensors:
         path, base, entry = self.places.get(name + BITS, (self.folder, 0, ("", (1,), 0)))
         return int(read_tensor(path, base, *entry).item()) if entry[:2] == ("U8", ()) else 0
 
-    def _value(self, name: str) -> Values:
-        """Return a tensor, read; rows of integers times their scales."""
-        path, base, entry = self.places[name]
-        stored = read_tensor(path, base, *entry)
+    def _value(self, name: str, start: int = 0, stop: int | None = None) -> Values:
+        """Return a tensor, or some of its rows, read; rows of integers times their scales."""
+        stored = self._stored(name, start, stop)
         if not self._rows(name):
             return stored
-        path, base, entry = self.places[name + SCALE]
-        scale = read_tensor(path, base, *entry)
-        self.left -= {name + SCALE, name + BITS}
         bits = np.array(self._bits(name), np.uint8)
-        return restore(stored, scale, bits, f"{path}:{name}")
+        scale = self._stored(name + SCALE, start, stop)
+        return restore(stored, scale, bits, f"{self.places[name][0]}:{name}")
+
+    def _stored(self, name: str, start: int, stop: int | None) -> Values:
+        """Return what lies in the file, or the part of it along the first axis."""
+        path, base, (dtype, shape, begin) = self.places[name]
+        if stop is None:
+            return read_tensor(path, base, dtype, shape, begin)
+        return read_tensor(path, base, dtype, shape, begin, start, stop)
 
     def take(self, name: str, *shape: int) -> Values:
         """Return a tensor as f32, which must have this shape. Every call reads it anew."""
+        self._check(name, shape)
+        return self._finite(name, self._value(name))
+
+    def matrix(self, name: str, *shape: int) -> Values | Matrix:
+        """Return a tensor `[K, D]` as `take` does, or as its place in the file where it is large.
+
+        What it holds is then checked while it is read (M107).
+        """
+        rows, width = shape
+        self._check(name, shape)
+        if rows * width < LAZY_ELEMENTS:
+            return self._finite(name, self._value(name))
+
+        def read(start: int, stop: int) -> Values:
+            return self._finite(name, self._value(name, start, stop))
+
+        path = self.places[name][0]
+        return Matrix(self._identity(name), (rows, width), read, f"{path}:{name}")
+
+    def _identity(self, name: str) -> str:
+        """Name a tensor by its file, as it is now, and the tensor's place there."""
+        parts: list[object] = []
+        for key in (name, name + SCALE, name + BITS) if self._rows(name) else (name,):
+            if key in self.places:
+                path, base, entry = self.places[key]
+                now = path.stat()
+                parts += [str(path.resolve()), now.st_size, now.st_mtime_ns, base, entry]
+        return named("tensor", *parts)
+
+    def _check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Refuse a tensor that is missing or other than asked for; else count it as used."""
         self._require(name)
         path, _, entry = self.places[name]
         found = self.shape(name)
@@ -132,10 +171,14 @@ class Tensors:
             hint = f"read are fp32, fp16, bf16, and int8 rows with {name + SCALE!r}"
             raise PccError("M105", what, at=str(path), hint=hint)
         self.left.discard(name)
+        if self._rows(name):
+            self.left -= {name + SCALE, name + BITS}
+
+    def _finite(self, name: str, found: Values) -> Values:
         with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
-            value = np.asarray(self._value(name), np.float32)
+            value = np.asarray(found, np.float32)
         if not np.isfinite(value).all():
-            what = f"{name!r} holds NaN or infinity"
+            what, path = f"{name!r} holds NaN or infinity", self.places[name][0]
             raise PccError("M107", what, at=str(path), hint="get the weights from their publisher")
         return value
 
