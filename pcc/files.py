@@ -1,4 +1,4 @@
-"""Strangers' files: regular ones of a bounded size, or an error before the first byte is read."""
+"""Strangers' files: regular ones of bounded size, or an error before a byte is read; and JSON."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import stat
 from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 from pcc.errors import PccError
 
@@ -36,3 +37,16 @@ def read_bounded(path: Path, limit: int, code: str, *, large: str = "") -> bytes
             what = f"{max(size, len(data))} bytes are too many (limit {limit})"
             raise PccError(large or code, what, at=str(path))
         return data
+
+
+def finite(v: Any) -> Any:
+    """Return a value as JSON takes it: lists for tuples, null for infinities and NaN."""
+    match v:
+        case dict():
+            return {k: finite(x) for k, x in v.items()}
+        case list() | tuple():
+            return [finite(x) for x in v]
+        case float():
+            return v if v - v == 0 else None
+        case _:
+            return v

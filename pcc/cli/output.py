@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from pcc.files import finite
+
 WIDEST = 200  # characters of a cell
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
@@ -23,26 +25,14 @@ def say(line: str) -> None:
 
 
 def progress(line: str) -> None:
-    """Say what is going on, where a person watches; files and pipes stay free of it."""
-    if sys.stderr.isatty():
+    """Say what is going on, where a person watches; files and pipes get warnings only."""
+    if sys.stderr.isatty() or line.startswith("warning"):
         say(f"pcc: {line}")
 
 
 def emit(value: Any) -> None:
     """Print JSON on stdout; it has no infinities and no NaN: they become null."""
-    print(json.dumps(_plain(value), indent=1, allow_nan=False))
-
-
-def _plain(v: Any) -> Any:
-    match v:
-        case dict():
-            return {k: _plain(x) for k, x in v.items()}
-        case list() | tuple():
-            return [_plain(x) for x in v]
-        case float():
-            return v if v - v == 0 else None
-        case _:
-            return v
+    print(json.dumps(finite(value), indent=1, allow_nan=False))
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:

@@ -13,7 +13,7 @@ from pcc.errors import PccError
 from pcc.frontends.state import read_config
 from pcc.train import config as training
 
-Architecture = Literal["ff", "cp", "hmm", "btree", "custom"]
+Architecture = Literal["ff", "cp", "hmm", "btree", "region-graph", "custom"]
 Mode = Literal["greedy", "sampled"]
 
 

@@ -20,6 +20,8 @@ from pcc.errors import PccError
 from pcc.frontends import mtpc_experts as experts
 from pcc.frontends.mtpc_experts import Experts, Trunk
 from pcc.frontends.mtpc_wiring import LEAVES, SumFold, Wiring, decode, expect_shapes, rebuild
+from pcc.frontends.region_wiring import parse_regions, region_shapes, region_wiring
+from pcc.frontends.regions import RegionGraph
 from pcc.frontends.state import lookup, read_state, step_of, strip_prefixes
 from pcc.knobs import MAX_WINDOW
 
@@ -37,7 +39,7 @@ _MASKS = re.compile(r"circuit\._(autoregressive|univariate)_mar_mask")
 _APART = re.compile(r"lm\..*|_exp_gamma_weights")  # the verifier, and weights of the training loss
 _KINDS = {
     "ff": "ff", "fully_factorized": "ff", "fully_factorised": "ff", "cp": "cp", "hmm": "hmm",
-    "btree": "btree", "random_btree": "btree",
+    "btree": "btree", "random_btree": "btree", "region_graph": "region-graph",
 }  # fmt: skip
 
 
@@ -88,6 +90,10 @@ def load(folder: str | Path, *, step: int | None = None, hmm_bias: Bias | None =
     for key in state:
         if not (key.startswith(("mt_head.", "circuit.")) or key in bias or _APART.fullmatch(key)):
             raise _unknown(key, "", str(path))
+    graph = None
+    if kind == "region-graph":
+        text = lookup(config, "circuit.model.regions", at=where)
+        graph = parse_regions(text, sizes["n"], f"{where}:circuit.model.regions")
     weights = {k: v for k, v in state.items() if v is not None}
     if lookup(config, "mt_head.hyperparameters.sum_bias", at=where):
         bias |= _bias_map([k for k in weights if _BIAS.fullmatch(k)], str(path))
@@ -104,6 +110,7 @@ def load(folder: str | Path, *, step: int | None = None, hmm_bias: Bias | None =
         config=config,
         step=step_of(path),
         source=str(path),
+        regions=graph,
     )
 
 
@@ -121,12 +128,14 @@ def from_arrays(
     config: Mapping[str, Any] | None = None,
     step: int = -1,
     source: str = "arrays",
+    regions: RegionGraph | None = None,
 ) -> MtpcHead:
     """Build a head from arrays under their checkpoint names; sizes not given are read off them.
 
     Shapes: emissions (n*s, r, V, D), sums (F, Ko, Ki, D) or (F, Ko, Ki), scope (n*s,); low-rank
     experts, a trunk and int8 rows as `pcc.frontends.mtpc_experts` says.
-    Wiring: from ``_in_fold_idx`` entries where present, else rebuilt from the published rule.
+    Wiring: from ``_in_fold_idx`` entries where present, else rebuilt from the published rule; that
+    of kind region-graph is `regions`.
     Errors: F110 kind or n, F111 tensors, F112 values, F113 shapes, F114-F116 wiring, F117 bias.
     """
     kind, bias = _kind(kind, n, source), _bias_map(hmm_bias, source)
@@ -142,7 +151,10 @@ def from_arrays(
     sums = tuple(_sum(named, k, dim, source) for k in range(len(numbers)))
     sizes = (kind, n, many, emissions.shape[2], dim, s)
     shapes = [x.shape[:3] for x in sums]
-    places, wiring = _wire(named, sizes, shapes, scope, source)
+    if (kind == "region-graph") != (regions is not None):
+        raise PccError("F114", f"a head of kind {kind} and a region graph", at=source,
+                       hint="kind region-graph needs `regions`, others have none")  # fmt: skip
+    places, wiring = _wire(named, sizes, shapes, scope, source, regions)
     biases = _biases(named, bias, shapes, source)
     extra = [x for part in (low_rank, trunk) if part for x in vars(part).values()]
     mark = _fingerprint(
@@ -175,10 +187,17 @@ def _wire(
     shapes: Sequence[tuple[int, ...]],
     scope: Sequence[int],
     source: str,
+    regions: RegionGraph | None,
 ) -> tuple[tuple[int, ...], Wiring]:
     """Check scope and sum shapes; decode the stored wiring, or rebuild it where none is stored."""
     kind, n, r, _, _, s = sizes
     places = _check_scope(scope, n, s, f"{source}:{SCOPE}")
+    if regions is not None:
+        want = region_shapes(regions, r)
+        if places != tuple(range(n)) or list(shapes) != want:
+            what = f"sum layers {_brief(shapes)} do not fit the region graph: {_brief(want)}"
+            raise PccError("F113", what, at=source, hint="leaf i is token i, repetitions 1")
+        return places, region_wiring(regions)
     expect_shapes(kind, n, r, s, shapes, source)
     index = _fold_index(named, source)
     if index:
@@ -186,14 +205,18 @@ def _wire(
     return places, rebuild(kind, n, s, places, shapes, source)
 
 
+def _brief(shapes: Sequence[tuple[int, ...]]) -> str:
+    return ", ".join(map(str, shapes[:8])) + (", .." if len(shapes) > 8 else "")
+
+
 # --- configuration -----------------------------------------------------------------------------
 
 
 def _kind(kind: Any, n: Any, at: str) -> str:
-    """Return ff, cp, hmm or btree. Errors: F110 (unknown kind, n < 2 or absurd)."""
+    """Return ff, cp, hmm, btree or region-graph. Errors: F110 (unknown kind, n < 2 or absurd)."""
     plain = _KINDS.get(kind.strip().lower().replace("-", "_")) if isinstance(kind, str) else None
     if plain is None:
-        hint = "known kinds: fully-factorized, cp, hmm, btree, random-btree"
+        hint = "known kinds: fully-factorized, cp, hmm, btree, random-btree, region-graph"
         raise PccError("F110", f"unknown circuit kind {kind!r}", at=at, hint=hint)
     if type(n) is not int or not 2 <= n <= MAX_WINDOW:
         hint = f"the window must hold 2 to {MAX_WINDOW} tokens"

@@ -14,31 +14,13 @@ mixture; HMM: the forward message; trees: each up message is computed once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pcc.errors import PccError
-from pcc.frontends.mtpc_wiring import LEAVES, Pair, Wiring
-
-FACTORS = -2  # a root without a sum: the product of its parts
-
-
-@dataclass(frozen=True, eq=False)
-class Node:
-    """Fold `fold` of sum layer `layer` (-1: a leaf) and the parts that it multiplies."""
-
-    layer: int
-    fold: int
-    parts: tuple[Node, ...] = ()
-    mix: bool = False
-
-    def leaves(self) -> list[int]:
-        """Return the leaf folds below, left to right."""
-        if self.layer == LEAVES:
-            return [self.fold]
-        return [f for p in self.parts for f in p.leaves()]
+from pcc.frontends.mtpc_wiring import LEAVES, Wiring
+from pcc.train.cuts import Cuts
+from pcc.train.nodes import FACTORS, Node, is_forest, nodes_of
 
 
 class TorchCircuit:
@@ -47,37 +29,21 @@ class TorchCircuit:
     def __init__(self, wiring: Wiring, scope: Sequence[int], n: int) -> None:
         self.scope, self.n = tuple(scope), n
         self._index: dict[torch.device, Tensor] = {}
-        self.roots = [self._node(wiring, p) for p in wiring.root]
-        top = self.roots[0]
-        self.mixed = top if len(self.roots) == 1 and top.mix else None
-        self.trees = list(self.mixed.parts) if self.mixed else [self._single()]
-        self.ordered = all(
+        self.nodes = nodes_of(wiring, scope)
+        self.root = self.nodes[-1]
+        self.cuts = Cuts(self.nodes)
+        self.mixed = self.root if self.root.mix else None
+        self.trees = list(self.root.parts) if self.mixed else [self.root]
+        self.ordered = is_forest(self.nodes) and all(
             [self.scope[f] for f in t.leaves()] == list(range(n)) for t in self.trees
         )
-
-    def _single(self) -> Node:
-        return self.roots[0] if len(self.roots) == 1 else Node(FACTORS, 0, tuple(self._sorted()))
-
-    def _sorted(self) -> list[Node]:
-        return sorted(self.roots, key=lambda x: min(self.scope[f] for f in x.leaves()))
-
-    def _node(self, wiring: Wiring, pair: Pair) -> Node:
-        """Unfold one sum; parts are put in the order of their first token."""
-        layer, fold = pair
-        if layer == LEAVES:
-            return Node(LEAVES, fold)
-        entry = wiring.sums[layer][fold]
-        parts = [self._node(wiring, p) for p in entry.inputs]
-        if not entry.mix:
-            parts.sort(key=lambda x: min(self.scope[f] for f in x.leaves()))
-        return Node(layer, fold, tuple(parts), entry.mix)
 
     # ------------------------------------------------------------ sums
 
     def log_conditionals(self, leaf: Tensor, sums: Sequence[Tensor]) -> Tensor:
         """Return log q(x_i | x_<i), [N,n]."""
         if not self.ordered:
-            return self._by_prefix(leaf, sums)
+            return self.cuts.log_conditionals(leaf, sums)
         each = self.beliefs(leaf, sums) + leaf
         return self._by_token(each, leaf.shape[0])
 
@@ -101,12 +67,9 @@ class TorchCircuit:
         return torch.logsumexp(each[:, self._folds(each.device)].flatten(2, 3), 2)
 
     def beliefs(self, leaf: Tensor, sums: Sequence[Tensor]) -> Tensor:
-        """Return log p(fold f, unit z of token i | x_<i), [N,F,r]; errors: N110."""
+        """Return log p(fold f, unit z of token i | x_<i), [N,F,r]."""
         if not self.ordered:
-            what = "this tree interleaves its variables: only likelihoods can be trained"
-            raise PccError(
-                "N110", what, hint="use an unshuffled circuit for distillation and drafts"
-            )
+            return self.cuts.beliefs(leaf, sums)
         found: dict[int, Tensor] = {}
         for tree in self.trees:
             self._down(tree, leaf.new_zeros(leaf.shape[0], 1), leaf, sums, {}, found)
@@ -142,15 +105,13 @@ class TorchCircuit:
     ) -> Tensor:
         """Return m [N,Ko] of a node whose variables are all observed."""
         if node.layer == LEAVES:
-            return leaf[..., node.fold, :]
+            return leaf[:, node.fold]
         if node not in seen:
             parts = [self._up(p, leaf, sums, seen) for p in node.parts]
             if node.layer == FACTORS:
                 return torch.stack(parts).sum(0)
-            x = torch.cat(parts, -1) if node.mix else torch.stack(parts).sum(0)
-            w = sums[node.layer][:, node.fold]
-            w = w.reshape(w.shape[0], *(1,) * (x.ndim - 2), *w.shape[1:])
-            seen[node] = torch.logsumexp(w + x[..., None, :], -1)
+            x = torch.stack(parts).sum(0)
+            seen[node] = torch.logsumexp(sums[node.layer][:, node.fold] + x[:, None], -1)
         return seen[node]
 
     def _weigh(self, leaf: Tensor, sums: Sequence[Tensor], found: dict[int, Tensor]) -> None:
@@ -167,15 +128,6 @@ class TorchCircuit:
                 found[fs[i]] = found[fs[i]] + weight[:, s, None]
             prior = weight + torch.stack(gains, -1)
 
-    def _by_prefix(self, leaf: Tensor, sums: Sequence[Tensor]) -> Tensor:
-        """The same for any order of the variables, by n upward passes as one batch."""
-        i = torch.arange(self.n, device=leaf.device)[:, None]
-        scope = torch.tensor(self.scope, device=leaf.device)
-        masked = torch.where((scope <= i)[None, :, :, None], leaf[:, None], leaf.new_zeros(()))
-        tops = [self._up(x, masked, sums, {}) for x in self.roots]
-        total = torch.stack([x.sum(-1) if x.shape[-1] == 1 else x[..., 0] for x in tops]).sum(0)
-        return torch.diff(total, dim=-1, prepend=total.new_zeros(total.shape[0], 1))
-
     # ------------------------------------------------------------ modes
 
     def mode(self, leaf: Tensor, sums: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -184,42 +136,55 @@ class TorchCircuit:
         max over induced trees of prod w prod leaf; ties go to the first. i64[N,F], bool[N,F].
         """
         back: dict[Node, Tensor] = {}
-        for root in self.roots:
-            self._best(root, leaf, sums, back)
+        best: dict[Node, Tensor] = {}
+        for v in self.nodes:
+            self._best(v, leaf, sums, best, back)
         rows = leaf.shape[0]
         unit = leaf.new_zeros(rows, len(self.scope), dtype=torch.long)
         used = leaf.new_zeros(rows, len(self.scope), dtype=torch.bool)
-        start = unit.new_zeros(rows)
-        for root in self.roots:
-            self._choose(root, start, torch.ones_like(start, dtype=torch.bool), back, unit, used)
+        start = leaf.new_zeros(rows, dtype=torch.long)
+        chosen = {self.root: (start, torch.ones_like(start, dtype=torch.bool))}
+        for v in reversed(self.nodes):
+            if v not in chosen:
+                continue
+            state, here = chosen.pop(v)
+            if v.layer == LEAVES:
+                unit[:, v.fold], used[:, v.fold] = torch.where(here, state, 0), here
+            else:
+                self._choose(v, state, here, back, chosen)
         return unit, used
 
     def _best(
-        self, node: Node, leaf: Tensor, sums: Sequence[Tensor], back: dict[Node, Tensor]
-    ) -> Tensor:
-        if node.layer == LEAVES:
-            return leaf[:, node.fold]
-        parts = [self._best(p, leaf, sums, back) for p in node.parts]
-        x = torch.cat(parts, -1) if node.mix else torch.stack(parts).sum(0)
-        score = sums[node.layer][:, node.fold] + x[:, None, :]
-        value, back[node] = score.max(-1)
-        return value
+        self,
+        v: Node,
+        leaf: Tensor,
+        sums: Sequence[Tensor],
+        best: dict[Node, Tensor],
+        back: dict[Node, Tensor],
+    ) -> None:
+        if v.layer == LEAVES:
+            best[v] = leaf[:, v.fold]
+            return
+        parts = [best[p] for p in v.parts]
+        if v.layer == FACTORS:
+            best[v] = torch.stack(parts).sum(0)
+            return
+        x = torch.stack(parts, -1) if v.mix else torch.stack(parts).sum(0)[:, None]
+        best[v], back[v] = (sums[v.layer][:, v.fold] + x).max(-1)
 
     def _choose(
         self,
-        node: Node,
+        v: Node,
         state: Tensor,
         here: Tensor,
         back: dict[Node, Tensor],
-        unit: Tensor,
-        used: Tensor,
+        chosen: dict[Node, tuple[Tensor, Tensor]],
     ) -> None:
-        if node.layer == LEAVES:
-            unit[:, node.fold] = torch.where(here, state, unit[:, node.fold])
-            used[:, node.fold] |= here
-            return
-        z = back[node].gather(1, state[:, None])[:, 0]
-        for j, part in enumerate(node.parts):
-            mine = here & (z == j) if node.mix else here
-            inner = torch.zeros_like(z) if node.mix else z
-            self._choose(part, inner, mine, back, unit, used)
+        """Send each row on to the parts that its choice uses; a mixture keeps the unit."""
+        z = state if v.layer == FACTORS else back[v].gather(1, state[:, None])[:, 0]
+        for j, p in enumerate(v.parts):
+            mine, inner = (here & (z == j), state) if v.mix else (here, z)
+            if p in chosen:  # in no row by two ways: the parts of a product are disjoint
+                before, there = chosen[p]
+                inner, mine = torch.where(mine, inner, before), mine | there
+            chosen[p] = inner, mine

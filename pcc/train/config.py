@@ -55,9 +55,10 @@ class MultiByte:
 class Head:
     """The head: circuit kind and sizes, and how logits depend on the hidden state."""
 
-    kind: str = "cp"
+    kind: str = "cp"  # ff, cp, hmm, btree, tree or region-graph
     n: int = 8
     r: int = 8
+    regions: str = ""  # of kinds tree and region-graph: see pcc.frontends.region_wiring
     repetitions: int = 1
     shuffle: bool = False
     emissions: Literal["linear", "low-rank"] = "linear"

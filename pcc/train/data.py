@@ -147,15 +147,8 @@ def remove_near_duplicates(
     Returns what is left, and how many bytes of each file went.
     """
     cut = {name: blocks(data) for name, data in heldout.items()}
-    mine = np.unique(
-        np.concatenate([shingles(b, size) for bs in cut.values() for b in bs] or [np.zeros(0)])
-    ).astype(np.uint64)
-    seen = np.zeros(len(mine), bool)
-    for data in train:
-        theirs = shingles(data, size)
-        if len(mine) and len(theirs):
-            at = np.minimum(np.searchsorted(mine, theirs), len(mine) - 1)
-            seen[at[mine[at] == theirs]] = True
+    each = [shingles(b, size) for bs in cut.values() for b in bs]
+    mine, seen = _found(np.concatenate([*each, np.zeros(0, np.uint64)]), train, size)
     kept: dict[str, bytes] = {}
     gone: dict[str, int] = {}
     for name, bs in cut.items():
@@ -163,6 +156,26 @@ def remove_near_duplicates(
         kept[name] = b"".join(stay)
         gone[name] = len(heldout[name]) - len(kept[name])
     return {k: v for k, v in kept.items() if v}, {k: v for k, v in gone.items() if v}
+
+
+def shared(rows: Iterable[bytes], train: Iterable[bytes], size: int = 48) -> Ids:
+    """Return the share of each text's shingles that occur in `train`, f64 in 0..1."""
+    mine = [shingles(row, size) for row in rows]
+    known, seen = _found(np.concatenate([*mine, np.zeros(0, np.uint64)]), train, size)
+    at = (np.searchsorted(known, m) for m in mine)
+    return np.array([seen[i].mean() if len(i) else 0.0 for i in at])
+
+
+def _found(mine: Ids, train: Iterable[bytes], size: int) -> tuple[Ids, Ids]:
+    """Return the distinct hashes in order, and which of them occur in `train`."""
+    mine = np.unique(mine)
+    seen = np.zeros(len(mine), bool)
+    for data in train:
+        theirs = shingles(data, size)
+        if len(mine) and len(theirs):
+            at = np.minimum(np.searchsorted(mine, theirs), len(mine) - 1)
+            seen[at[mine[at] == theirs]] = True
+    return mine, seen
 
 
 def _share(block: bytes, size: int, known: Ids, seen: Ids) -> float:

@@ -16,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pcc.errors import PccError
+from pcc.files import finite
 from pcc.frontends.mtpc_experts import dequantise
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
@@ -40,8 +41,8 @@ def write(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON."""
-    write(path, (json.dumps(value, indent=2) + "\n").encode())
+    """Write indented JSON; what is not finite becomes null."""
+    write(path, (json.dumps(finite(value), indent=2, allow_nan=False) + "\n").encode())
 
 
 def write_tensors(

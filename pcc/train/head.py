@@ -20,7 +20,8 @@ from torch.nn import functional
 
 from pcc.errors import PccError
 from pcc.frontends.mtpc_checkpoint import EMISSIONS
-from pcc.frontends.mtpc_wiring import rebuild
+from pcc.frontends.mtpc_wiring import Wiring, rebuild
+from pcc.frontends.region_wiring import parse_regions, region_shapes, region_wiring
 from pcc.train import config as cfg
 from pcc.train.circuits import TorchCircuit
 
@@ -33,6 +34,8 @@ KEYS = {
     "up": "mt_head.trunk.up",
     "down": "mt_head.trunk.down",
 }
+REGIONAL = ("tree", "region-graph")
+KINDS = ("ff", "cp", "hmm", "btree", *REGIONAL)
 SUM_KEY = "mt_head._sum_weights_heads.{}.head.{}"
 
 
@@ -46,7 +49,8 @@ def sum_shapes(kind: str, n: int, r: int, s: int) -> list[tuple[int, int, int]]:
         return [(1, r, r)] * (n - 1) + [(1, 1, r)]
     if n & (n - 1) or n < 2:
         what = f"a tree head needs a window that is a power of two, not {n}"
-        raise PccError("N111", what, hint="choose n = 8 or 16")
+        hint = "choose n = 8 or 16, or kind: tree with regions: balanced"
+        raise PccError("N111", what, hint=hint)
     folds = [n >> level for level in range(1, n.bit_length())]
     shapes = [(f * s, 1 if f == 1 else r, r) for f in folds]
     return shapes + ([(1, 1, s)] if s > 1 else [])
@@ -62,26 +66,45 @@ def scope_of(kind: str, n: int, s: int, shuffle: bool) -> list[int]:
     return list(range(n)) * s
 
 
+def _check(sizes: cfg.Head) -> None:
+    """Refuse kinds and options that do not belong together. Errors: N111."""
+    kind = sizes.kind
+    if kind not in KINDS:
+        raise PccError("N111", f"unknown circuit kind '{kind}'", hint=", ".join(KINDS))
+    if kind != "btree" and (sizes.repetitions > 1 or sizes.shuffle):
+        raise PccError("N111", "repetitions and shuffling are for btree heads")
+    if (kind in REGIONAL) != bool(sizes.regions):
+        what = f"head.regions is {sizes.regions[:40]!r} and head.kind {kind}"
+        raise PccError("N111", what, hint=f"regions are for {' and '.join(REGIONAL)} heads")
+
+
 class CircuitHead(nn.Module):
     """Parameters of one head, and the likelihoods of its circuit."""
 
     def __init__(self, sizes: cfg.Head, vocab: int, width: int, seed: int = 0) -> None:
         super().__init__()
         kind = sizes.kind
-        if kind not in ("ff", "cp", "hmm", "btree"):
-            raise PccError("N111", f"unknown circuit kind '{kind}'", hint="ff, cp, hmm or btree")
-        if kind != "btree" and (sizes.repetitions > 1 or sizes.shuffle):
-            raise PccError("N111", "repetitions and shuffling are for btree heads")
+        _check(sizes)
         self.sizes, self.vocab, self.width = sizes, vocab, width
         self.kind, self.n, self.r = kind, sizes.n, 1 if kind == "ff" else sizes.r
-        n, s = self.n, sizes.repetitions
-        self.scope = scope_of(kind, n, s, sizes.shuffle)
-        self.shapes = sum_shapes(kind, n, self.r, s)
-        self.wiring = rebuild(kind, n, s, self.scope, self.shapes, "head")
-        self.circuit = TorchCircuit(self.wiring, self.scope, n)
+        self.scope = scope_of(kind, sizes.n, sizes.repetitions, sizes.shuffle)
+        self.shapes, self.wiring = self._structure()
+        self.circuit = TorchCircuit(self.wiring, self.scope, sizes.n)
         self._scopes: dict[torch.device, Tensor] = {}
         self.generator = torch.Generator().manual_seed(seed)
         self._allocate(len(self.scope))
+
+    def _structure(self) -> tuple[list[tuple[int, int, int]], Wiring]:
+        """Return the shapes of the sum layers and what they read."""
+        c, n, s = self.sizes, self.n, self.sizes.repetitions
+        if self.kind in REGIONAL:
+            graph = parse_regions(c.regions, n, "head.regions")
+            if self.kind == "tree" and not graph.is_tree:
+                what = "head.regions is not a tree of single variables"
+                raise PccError("N111", what, hint="use kind: region-graph")
+            return region_shapes(graph, self.r), region_wiring(graph)
+        shapes = sum_shapes(self.kind, n, self.r, s)
+        return shapes, rebuild(self.kind, n, s, self.scope, shapes, "head")
 
     def _allocate(self, folds: int) -> None:
         c, r, v, d = self.sizes, self.r, self.vocab, self.width

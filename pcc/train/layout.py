@@ -7,7 +7,6 @@ Additions, under `mt_head.hyperparameters` of the configuration: `expander_type:
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,10 @@ from typing import Any
 import torch
 import yaml  # type: ignore[import-untyped, unused-ignore]
 
+from pcc.bundle import sha256
 from pcc.frontends.mtpc_checkpoint import SCOPE
+from pcc.frontends.provenance import SINGLE
+from pcc.frontends.region_wiring import parse_regions, show_regions
 from pcc.frontends.rows import BITS, SCALE, pack, quantise
 from pcc.frontends.state import find_model, lookup, read_config
 from pcc.train import config as cfg
@@ -24,8 +26,10 @@ from pcc.train.files import DTYPES, read_tensors, read_weights, write, write_ten
 from pcc.train.head import KEYS, CircuitHead
 from pcc.train.lora import DraftLayers
 
-SINGLE = "model.safetensors"
-NAMES = {"ff": "fully_factorized", "cp": "cp", "hmm": "hmm", "btree": "btree"}
+NAMES = {
+    "ff": "fully_factorized", "cp": "cp", "hmm": "hmm", "btree": "btree",
+    "tree": "region-graph", "region-graph": "region-graph",
+}  # fmt: skip
 
 
 def describe(config: cfg.Config, head: CircuitHead, draft: DraftLayers | None) -> dict[str, Any]:
@@ -50,7 +54,7 @@ def describe(config: cfg.Config, head: CircuitHead, draft: DraftLayers | None) -
             "n_token": head.n,
             "n_component": head.r,
             "n_repetition": sizes.repetitions,
-            "model": {"kind": "random-btree" if sizes.shuffle else head.kind},
+            "model": _structure(head),
         },
         "data": {"vocab_size": head.vocab},
         "mt_head": {
@@ -70,6 +74,15 @@ def describe(config: cfg.Config, head: CircuitHead, draft: DraftLayers | None) -
     }
 
 
+def _structure(head: CircuitHead) -> dict[str, str]:
+    """Return the kind, and the region graph where the kind does not say it all."""
+    c = head.sizes
+    if c.regions:
+        graph = parse_regions(c.regions, c.n, "head.regions")
+        return {"kind": "region-graph", "regions": show_regions(graph)}
+    return {"kind": "random-btree" if c.shuffle else head.kind}
+
+
 def save_head(
     folder: Path, config: cfg.Config, head: CircuitHead, draft: DraftLayers | None, step: int
 ) -> Path:
@@ -82,13 +95,20 @@ def save_head(
     wide[SCOPE] = torch.tensor(head.scope, dtype=torch.int64)[:, None]
     path = folder / f"model@{step}.safetensors"
     backbone = Path(config.backbone) / SINGLE
-    meta = {"producer": "pcc train", "step": str(step)}
+    write_tensors(path, wide, None, {"producer": "pcc train", "step": str(step)})
+    described = describe(config, head, draft)
     if backbone.is_file():
-        meta["backbone_sha256"] = hashlib.sha256(backbone.read_bytes()).hexdigest()
-    write_tensors(path, wide, None, meta)
-    text = yaml.safe_dump(describe(config, head, draft), sort_keys=False)
-    write(folder / "config.yaml", text.encode())
+        described["lm"]["backbone_sha256"] = [sha256(backbone)]
+    write(folder / "config.yaml", yaml.safe_dump(described, sort_keys=False).encode())
     return path
+
+
+def also_on(head: Path, backbone: Path) -> None:
+    """Add a copy of the backbone in other storage to those that a head folder names."""
+    config = read_config(head / "config.yaml")
+    known, new = config["lm"].setdefault("backbone_sha256", []), sha256(backbone / SINGLE)
+    known += [] if new in known else [new]
+    write(head / "config.yaml", yaml.safe_dump(config, sort_keys=False).encode())
 
 
 def read_head(folder: Path, model: Backbone) -> tuple[CircuitHead, DraftLayers | None]:
@@ -100,6 +120,7 @@ def read_head(folder: Path, model: Backbone) -> tuple[CircuitHead, DraftLayers |
     sizes = cfg.Head(
         kind=kinds[lookup(config, "circuit.name")],
         n=lookup(config, "circuit.n_token"),
+        regions=lookup(config, "circuit.model.regions") or "",
         r=lookup(config, "circuit.n_component"),
         repetitions=lookup(config, "circuit.n_repetition"),
         shuffle=lookup(config, "circuit.model.kind") == "random-btree",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pcc.errors import PccError
+from pcc.files import finite
 from pcc.train import checkpoint
 from pcc.train import config as cfg
 from pcc.train.files import write
@@ -215,7 +216,7 @@ class Loop:
     def _write(self, line: dict[str, Any]) -> None:
         try:
             with self.metrics.open("a") as f:
-                f.write(json.dumps(line) + "\n")
+                f.write(json.dumps(finite(line), allow_nan=False) + "\n")
         except OSError as e:
             what = f"cannot write: {e.strerror or e}"
             hint = "make room and run the same command again: it resumes"

@@ -181,13 +181,10 @@ class HeadTask(_Shared):
     def _evaluable(self) -> None:
         """Refuse before the first step what could not be evaluated after it.
 
-        Errors: N102, N110, N120, N143, N144.
+        Errors: N102, N120, N143, N144.
         """
         self._needs_text()
         r, off = self.config.run, "or set run.eval_every=0"
-        if not self.head.circuit.ordered:
-            what = "this tree interleaves its variables: it has no drafts to evaluate"
-            raise PccError("N110", what, hint=f"set head.shuffle=false, {off}")
         if r.eval_bytes < self.head.n:
             what = f"run.eval_bytes is {r.eval_bytes}, less than the window of {self.head.n}"
             raise PccError("N102", what, hint=f"raise run.eval_bytes, {off}")

@@ -15,20 +15,28 @@ from pcc.errors import PccError  # noqa: E402
 from pcc.frontends.mtpc import load_mtpc  # noqa: E402
 from pcc.frontends.mtpc_checkpoint import load  # noqa: E402
 from pcc.frontends.mtpc_experts import dequantise  # noqa: E402
+from pcc.frontends.region_wiring import parse_regions, show_regions  # noqa: E402
 from pcc.frontends.rows import pack, quantise  # noqa: E402
 from pcc.interp.reference import reference  # noqa: E402
 from pcc.train import config as cfg  # noqa: E402
 from pcc.train import drafts  # noqa: E402
 from pcc.train.files import read_weights, write_tensors  # noqa: E402
 from pcc.train.head import CircuitHead  # noqa: E402
-from pcc.train.layout import quantise_head, save_head  # noqa: E402
+from pcc.train.layout import quantise_head, read_head, save_head  # noqa: E402
 
 N, V, D = 4, 5, 6
-KINDS = ("ff", "cp", "hmm", "btree")
+# A region with two partitions, and regions that two others read: no tree.
+DAG = (
+    '{"scopes": [[0],[1],[2],[3],[0,2],[1,3],[0,1],[2,3],[1,2,3],[0,1,2,3]],'
+    ' "partitions": [[],[],[],[],[[0,2]],[[1,3]],[[0,1]],[],[[1,7],[2,5]],[[4,5],[6,7],[0,8]]]}'
+)
+REGIONS = {"tree": "[[0,2],[3,1]]", "region-graph": DAG}
+KINDS = ("ff", "cp", "hmm", "btree", *REGIONS)
 FORMS = ("linear", "low-rank")
 
 
 def made(kind: str, form: str = "linear", **more: object) -> CircuitHead:
+    more = {"regions": REGIONS.get(kind, ""), **more}
     sizes = cfg.Head(kind=kind, n=N, r=3, emissions=form, rank=2, **more)  # type: ignore[arg-type]
     head = CircuitHead(sizes, V, D, seed=3)
     g = torch.Generator().manual_seed(1)
@@ -113,14 +121,15 @@ def test_packed_rows_are_read_by_compiler_and_training(bits: int, tmp_path: Path
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_recursion_equals_prefix_by_prefix(kind: str) -> None:
+def test_recursion_in_order_equals_the_one_by_cuts(kind: str) -> None:
     head = made(kind)
     e, x = (torch.from_numpy(v) for v in batch())
     with torch.no_grad():
-        got = head(e, x)
+        got, rows = head(e, x), head.log_rows(e, x)
+        assert head.circuit.ordered is (kind not in REGIONS)
         head.circuit.ordered = False
-        want = head(e, x)
-    torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+        torch.testing.assert_close(got, head(e, x), atol=1e-5, rtol=0)
+        torch.testing.assert_close(rows, head.log_rows(e, x), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
@@ -133,7 +142,10 @@ def test_repetitions_and_shuffled_trees(tmp_path: Path, shuffle: bool) -> None:
         one = torch.from_numpy(e[:1]).expand(len(every), D)
         total = head(one, every).sum(-1).exp().sum()
         got = head(torch.from_numpy(e), torch.from_numpy(x)).double()
+        each, rows = head.log_rows(torch.from_numpy(e), torch.from_numpy(x))
     assert float(total) == pytest.approx(1, abs=1e-5)
+    torch.testing.assert_close(each.double(), got, atol=1e-5, rtol=0)
+    torch.testing.assert_close(rows.exp().sum(-1), torch.ones(len(e), N), atol=1e-5, rtol=0)
     if not shuffle:
         want = reference(load_mtpc(stored(head, tmp_path)), "prefix", {"x": x, "context": e})
         np.testing.assert_allclose(got.numpy(), want["log_cond"], atol=1e-5)
@@ -216,13 +228,59 @@ def test_drafts(kind: str, tmp_path: Path) -> None:
 
 def test_bad_heads_are_refused() -> None:
     for sizes, code in (
-        (cfg.Head(kind="tree"), "N111"),
+        (cfg.Head(kind="chain"), "N111"),
+        (cfg.Head(kind="tree", n=4), "N111"),
+        (cfg.Head(kind="cp", regions="balanced"), "N111"),
+        (cfg.Head(kind="tree", n=4, regions=DAG), "N111"),
+        (cfg.Head(kind="tree", n=5, regions=REGIONS["tree"]), "T102"),
         (cfg.Head(kind="cp", repetitions=2), "N111"),
         (cfg.Head(kind="btree", n=6), "N111"),
     ):
         with pytest.raises(PccError) as e:
             CircuitHead(sizes, V, D)
         assert e.value.code == code
-    shuffled = made("btree", repetitions=2, shuffle=True)
-    with pytest.raises(PccError, match="N110"):
-        shuffled.log_rows(torch.zeros(1, D), torch.zeros(1, N, dtype=torch.long))
+
+
+@pytest.mark.parametrize("regions", ["balanced", "random:3", "shuffled:1", *REGIONS.values()])
+def test_wiring_of_a_region_graph_is_that_of_the_template(regions: str) -> None:
+    """Equal weights give equal likelihoods, though the two are built apart."""
+    head = made("region-graph", regions=regions)
+    e, x = batch()
+    weights = {"emissions": head.proj.detach().numpy(),
+               "sums": [p.detach().numpy() for p in head.sums]}  # fmt: skip
+    with torch.no_grad():
+        for b in head.sum_biases:
+            b.zero_()
+        got = head(torch.from_numpy(e), torch.from_numpy(x)).numpy()
+    graph = parse_regions(regions, N)
+    assert parse_regions(show_regions(graph), N) == graph
+    circuit = pcc.templates.region_graph(graph, 3, V, context=D, weights=weights)
+    want = reference(circuit, "prefix", {"x": x, "context": e})["log_cond"]
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_heads_over_regions_are_read_back(tmp_path: Path) -> None:
+    head = made("region-graph")
+    backbone = type("B", (), {})()
+    again, draft = read_head(stored(head, tmp_path), backbone)
+    assert draft is None
+    e, x = (torch.from_numpy(v) for v in batch())
+    with torch.no_grad():
+        torch.testing.assert_close(again(e, x), head(e, x))
+
+
+BAD_REGIONS = [
+    "", "oak", "random:x", "random:-1", "[[0,1],[2]]", "[0,1,2,3,4]", "[[0,1],[1,2]]", "{}", "7",
+    '{"scopes": 3, "partitions": 4}', '{"scopes": [[0,-1]], "partitions": [[]]}', "[" * 9999,
+    '{"scopes": [[0,1,2,3]], "partitions": [[[9,9]]]}',
+    '{"scopes": [[99999999999]], "partitions": [[]]}',
+    '{"scopes": [[0],[1,2,3],[0,1,2,3]], "partitions": [[],[],[[0,1],[1]]]}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", BAD_REGIONS)
+def test_bad_region_graphs_are_refused(text: str) -> None:
+    with pytest.raises(PccError) as e:
+        parse_regions(text, N, "here")
+    assert e.value.code in ("T100", "T102")
+    assert e.value.at == "here"

@@ -49,7 +49,6 @@ def test_resume_refuses_inputs_that_changed(ground: Path, tmp_path: Path, kind: 
 @pytest.mark.parametrize(
     ("code", "block", "change"),
     [
-        ("N110", "head", {"kind": "btree", "n": 8, "shuffle": True}),
         ("N143", "run", {"eval_prompts": 10**6}),
         ("N120", "run", {"eval_prompt": 90}),
         ("N102", "run", {"eval_bytes": 3}),

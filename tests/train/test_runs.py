@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from training import TEXT, backbone, head, weights  # noqa: E402
 
+import pcc  # noqa: E402
 from pcc.errors import PccError  # noqa: E402
 from pcc.frontends.mtpc import load_mtpc  # noqa: E402
 from pcc.interp.reference import reference  # noqa: E402
@@ -22,6 +23,7 @@ from pcc.train import backbone as bb  # noqa: E402
 from pcc.train import checkpoint, cli, data, files, loop  # noqa: E402
 from pcc.train import config as cfg  # noqa: E402
 from pcc.train.evaluate import _replay, continuations  # noqa: E402
+from pcc.train.layout import also_on, quantise_backbone  # noqa: E402
 from pcc.train.lora import DraftLayers  # noqa: E402
 from pcc.train.tasks import HeadTask  # noqa: E402
 
@@ -341,3 +343,39 @@ def test_the_bar_is_closed_however_a_run_ends(
     with pytest.raises((KeyboardInterrupt, PccError)):
         cli.run(cfg.build(head(ground, tmp_path / "h")), progress=False)
     assert closed == [True]
+
+
+def test_a_head_knows_its_backbone(ground: Path, tmp_path: Path) -> None:
+    """A head on another backbone compiles, with a warning; a stored copy of its own is known."""
+    made = tmp_path / "head"
+    cli.run(cfg.build(head(ground, made)), progress=False)
+    packed, other = tmp_path / "packed", tmp_path / "other"
+    quantise_backbone(ground / "backbone", packed)
+    cli.run(cfg.build(backbone(ground, other) | {"seed": 5}), progress=False)
+
+    def compiled(verifier: Path) -> tuple[str, list[str]]:
+        said: list[str] = []
+        artifact = pcc.compile(
+            made, verifier=verifier, queries=["prefix"], out=None, max_seq=64, validate=False,
+            progress=said.append,
+        )  # fmt: skip
+        warned = [s for s in said if s.startswith("warning")]
+        return artifact.manifest["verifier"]["trained_with_head"], warned
+
+    assert compiled(ground / "backbone") == ("matches", [])
+    found, warned = compiled(packed)
+    assert (found, len(warned)) == ("differs", 1)
+    also_on(made, packed)
+    assert compiled(packed) == ("matches", [])
+    assert compiled(other)[0] == "differs"
+
+
+def test_metrics_are_json_whatever_is_measured(tmp_path: Path) -> None:
+    """One prompt has no interval: null, not the Infinity that JSON lacks."""
+    files.write_json(tmp_path / "m.json", {"a": [1.5, float("inf")], "b": (float("nan"),)})
+
+    def refuse(name: str) -> float:
+        raise ValueError(name)
+
+    found = json.loads((tmp_path / "m.json").read_text(), parse_constant=refuse)
+    assert found == {"a": [1.5, None], "b": [None]}
