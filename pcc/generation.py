@@ -12,6 +12,7 @@ from pcc.bundle import sha256
 from pcc.circuit.circuit import Circuit
 from pcc.errors import PccError
 from pcc.files import read_bounded
+from pcc.frontends.provenance import backbone_of
 from pcc.models.base import Model, StateSpec
 from pcc.models.load import load_model
 from pcc.models.proposal import ff_from_heads
@@ -96,10 +97,22 @@ def build(
         "kind": type(model).__name__,
         "config_hash": _config_hash(request.folder),
         "draft_layers": len(getattr(model, "draft", None) or ()),
+        "trained_with_head": _trained_together(request, say),
     }
     return Generation(
         model, graphs, _manifest(request, circuit, model, graphs), _ids(model), verifier
     )
+
+
+def _trained_together(request: Request, say: Callable[[str], None]) -> str:
+    """Return whether the head names this verifier as the one that it was trained on."""
+    found = backbone_of(request.lora, request.folder) if request.lora else "unknown"
+    if found == "differs":
+        say(
+            "warning: the head was trained on another verifier than this one: what is emitted "
+            "stays the verifier's, but few drafts will be accepted"
+        )
+    return found
 
 
 def _manifest(
