@@ -81,7 +81,7 @@ def replayed(
 
 
 def measured(texts: Acceptance, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what is reported of a head, and its accepted bytes by prompt."""
+    """Return what is reported of a head, and its NLL and accepted bytes by prompt."""
     head, draft = read_head(folder, texts.model)
     began, model = time.perf_counter(), texts.model
     at = torch.arange(texts.prompt - 1, texts.ids.shape[1] - head.n, STRIDE)
@@ -92,16 +92,18 @@ def measured(texts: Acceptance, folder: Path) -> tuple[dict[str, Any], dict[str,
             e = draft(h) if draft else model.finish(h, model.depth - 1)
             features.append(e)
             nll.append(-head(e[:, at].flatten(0, 1), ids[:, window].flatten(0, 1)))
-    slots, e = torch.cat(nll).mean(0), torch.cat(features)
+    each = torch.cat(nll).view(len(texts.ids), len(at), head.n)
+    slots, e = each.mean((0, 1)), torch.cat(features)
     accepted = {k: replayed(texts, head, e, k) for k in ("stepwise", "max_product")}
+    by_prompt = {"nll": each.mean((1, 2)).double().numpy(), **accepted}
     found: dict[str, Any] = {
         "file_bytes": find_model(folder).stat().st_size,
-        "nll_per_byte": round(float(slots.mean()), 4),
+        "nll_per_byte": mean_of(by_prompt["nll"]),
         "nll_of_slot": [round(float(v), 4) for v in slots],
         "accepted": {k: mean_of(v) for k, v in accepted.items()},
     }
     print(f"{folder.name}: {found} ({time.perf_counter() - began:.0f} s)", flush=True)
-    return found, accepted
+    return found, by_prompt
 
 
 def greedy_texts(backbone: Path, head: Path, rows: np.ndarray[Any, Any]) -> torch.Tensor:
@@ -132,8 +134,9 @@ def main() -> int:
     parser.add_argument("--prompts", type=int, default=256)
     parser.add_argument("--out", type=Path, default=HERE / "metrics.json")
     args = parser.parse_args()
-    rows = np.load(HERE / "heldout.npz")["prompts"].astype(np.int64)
-    rows = rows[np.linspace(0, len(rows) - 1, args.prompts).round().astype(int)]
+    held = np.load(HERE / "heldout.npz")
+    chosen = np.linspace(0, len(held["prompts"]) - 1, args.prompts).round().astype(int)
+    rows, new = held["prompts"][chosen].astype(np.int64), held["shared"][chosen] == 0
     model = bb.load(args.backbone).requires_grad_(False)
     ids = greedy_texts(args.backbone, args.heads / HEADS[-1], rows)
     texts = Acceptance(model, ids, rows.shape[1], {})
@@ -154,11 +157,14 @@ def main() -> int:
     for name in HEADS:
         card["heads"][name], accepted = measured(texts, args.heads / name)
         first = first or accepted
-        gain = accepted["stepwise"] - first["stepwise"]
-        card["heads"][name]["stepwise_gain_over_ff"] = mean_of(gain)
-        lively = accepted["stepwise"][share >= 0.5]
-        card["heads"][name]["stepwise_where_texts_do_not_loop"] = mean_of(lively)
+        made = card["heads"][name]
+        made["stepwise_gain_over_ff"] = mean_of(accepted["stepwise"] - first["stepwise"])
+        made["nll_gain_over_ff"] = mean_of(first["nll"] - accepted["nll"])
+        made["stepwise_where_texts_do_not_loop"] = mean_of(accepted["stepwise"][share >= 0.5])
+        made["stepwise_where_no_shingle_is_known"] = mean_of(accepted["stepwise"][new])
+        made["nll_where_no_shingle_is_known"] = mean_of(accepted["nll"][new])
     card["texts_that_do_not_loop"] = int((share >= 0.5).sum())
+    card["prompts_without_known_shingles"] = int(new.sum())
     write_json(args.out, card)
     return 0
 
