@@ -52,7 +52,12 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel over buffers by index; `bytes` it must move: weights, kv, activations."""
+    """One kernel over buffers by index.
+
+    `overlap`: it waits for the launches before it by itself, and may be launched with programmatic
+    stream serialization. `bytes` that it must move: `weights`, `activations`, and for attention
+    `kv_row` for each row of a cache that it reads, of `kv_rows` at most.
+    """
 
     kernel: str
     grid: tuple[int, int, int]
@@ -60,6 +65,7 @@ class Launch:
     args: tuple[int, ...]
     shared: int = 0
     cooperative: bool = False
+    overlap: bool = False
     op: str = ""
     layer: str = ""
     bytes: Mapping[str, int] = field(default_factory=dict)
