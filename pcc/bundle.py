@@ -22,11 +22,12 @@ from typing import Any
 
 from pcc.errors import PccError
 from pcc.files import open_regular, read_bounded
-from pcc.knobs import MAX_MANIFEST_BYTES, MAX_ROW_ELEMENTS
+from pcc.knobs import MAX_BATCH, MAX_MANIFEST_BYTES, MAX_ROW_ELEMENTS
 
 SCHEMA = (1, 1)
 MANIFEST = "manifest.json"
 DTYPES = ("f32", "i64", "bool")
+HALVES = ("f16", "bf16")  # of states only
 ROLES = ("accept", "carry", "latent", "token")  # of uniforms
 AGAIN = "compile the bundle again"
 # The first ONNX Runtime release that runs models of an opset.
@@ -213,7 +214,7 @@ class _Reader:
         self.bounded(m)
         files = self.get(m, "files", dict)
         self.each(files.values(), (str,), "'files'")
-        self.need(0 < self.get(m, "opset", int) < 1 << 16, "'opset' is out of range")
+        self.need(0 <= self.get(m, "opset", int) < 1 << 16, "'opset' is out of range")
         self.get(m, "producer", str)
         numerics = self.get(m, "numerics", dict)
         errors = self.get(numerics, "max_abs_error", dict)
@@ -272,6 +273,8 @@ class _Reader:
         self.each([one], (str, NoneType), "'one_row'")
         self.need(one is None or one in files, "'one_row' is not one of its files")
         self.get(spec, "nodes", int)
+        batch = self.get(spec, "batch", int) if "batch" in spec else 1
+        self.need(0 < batch <= MAX_BATCH, "'batch' is out of range")
         self.each([spec.get("exact", False)], (bool,), "'exact'")
         for key in ("inputs", "outputs"):
             values = self.get(spec, key, list)
@@ -292,10 +295,11 @@ class _Reader:
 
     def value(self, v: Any) -> str:
         self.need(type(v) is dict, "inputs or outputs are malformed")
-        self.need(v.get("dtype") in DTYPES, f"dtype is not one of {', '.join(DTYPES)}")
+        state = str(v.get("name")).startswith(("past.", "present."))
+        known = (*DTYPES, *HALVES) if state else DTYPES
+        self.need(v.get("dtype") in known, f"dtype is not one of {', '.join(known)}")
         first, *rest = self.get(v, "shape", list) or [None]
         # The rows of a state buffer are open: an axis with a name instead of a size.
-        state = str(v.get("name")).startswith(("past.", "present."))
         sizes = [1 if state and type(d) is str and d.isidentifier() else d for d in rest]
         plain = all(type(d) is int and d >= 0 for d in sizes) and len(rest) < 17
         self.need(first in ("B", "Bc") and plain, "shape is malformed")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,16 +18,17 @@ from pcc.circuit import text
 from pcc.circuit.circuit import Circuit
 from pcc.circuit.ops import CircuitOp
 from pcc.circuit.queries import QUERIES, Query, query_inputs
+from pcc.emission import Emission, Order
 from pcc.errors import PccError
 from pcc.generation import Request, build, own_heads
 from pcc.ir.core import Op, postorder
 from pcc.ir.module import Module
 from pcc.ir.places import fresh
 from pcc.package import write
-from pcc.passes.draw import Slot
 from pcc.passes.manager import Manager, Pass, Record
 from pcc.passes.pipelines import circuit_pipeline, tensor_pipeline
 from pcc.passes.to_tensor import slots_of
+from pcc.targets import Target, target_of
 from pcc.tensor.ops import Input
 
 Progress = Callable[[str], None]
@@ -43,24 +44,17 @@ class Artifact:
     seconds: float
 
 
-@dataclass(frozen=True)
-class Emission:
-    """A tensor module to emit as a graph: its inputs in order, uniforms, and open axes."""
-
-    module: Module
-    inputs: tuple[Input, ...]
-    slots: tuple[Slot, ...] = ()
-    symbols: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
-
-
 @dataclass
 class Job:
     """One compilation."""
 
     circuit: Circuit
     manager: Manager
-    opset: int
+    target: Target
     say: Progress
+    precision: str = "fp32"
+    batch: int = 1
+    gpu: str = ""
     of: list[str] = field(default_factory=list)  # what each record of the manager is about
     stages: list[tuple[str, Module]] = field(default_factory=list)
     emissions: dict[str, Emission] = field(default_factory=dict)
@@ -72,6 +66,17 @@ class Job:
         module = self.manager.run(module, pipeline)
         self.of += [name] * (len(self.manager.records) - len(self.of))
         return module
+
+    def order(self) -> Order:
+        """Return what the target's writer is to write."""
+        return Order(self.circuit.name, self.emissions, self.target, self.precision, self.batch,
+                     self.gpu)  # fmt: skip
+
+    def precisions(self) -> dict[str, str]:
+        """Return the manifest's precision map: in what each part is stored; results are fp32."""
+        stored = self.precision
+        parts = {"default": "fp32", "head": stored}
+        return parts | ({"verifier": stored, "states": stored} if self.generation else {})
 
     def root(self, query: str) -> Op:
         """Return the optimised circuit that a query is asked of."""
@@ -117,7 +122,9 @@ def compile(
     out: str | Path | None = "m.pcc",
     *,
     parameters: str = "context",
-    opset: int = 24,
+    opset: int | None = None,
+    batch: int = 1,
+    gpu: str | None = None,
     validate: bool = True,
     force: bool = False,
     progress: Progress | None = None,
@@ -126,12 +133,17 @@ def compile(
     draft_mode: str = knobs.DRAFT_MODE,
     **frontend: Any,
 ) -> Artifact:
-    """Compile a circuit to a bundle of ONNX graphs, one per query, over one weight file.
+    """Compile a circuit to a bundle of graphs for a target, one per query, over one weight file.
 
     `queries=None` compiles every query that the circuit supports and lists the others in the
     manifest with the reason. `window` drafts fewer variables: the later ones are summed out.
     `parameters="logits"` takes the circuit's logits as inputs instead of a context. `out=None`
     writes to a temporary folder. Raises `PccError`; nothing is left behind on failure.
+
+    `target` is a name of `pcc.targets`; targets for GPUs have graphs of fixed shapes, for `batch`
+    rows, and engines for the architecture `gpu` ("sm_90"; None: the GPU that is present).
+    `precision` is "fp32", "fp16" or "bf16": in what large weights and caches are stored
+    (docs/precision.md). `opset` is the target's unless given.
 
     With `verifier`, a model folder, the bundle also generates: `step`, `step_greedy`, `prefill`,
     `prefill_greedy`, `verify` and `decode` graphs for sequences of up to `max_seq` tokens, prompts
@@ -141,8 +153,13 @@ def compile(
     """
     start = time.perf_counter()
     _typed(source=source, verifier=verifier, max_seq=max_seq, window=window, out=out, opset=opset,
-           chunk=chunk, validate=validate, force=force)  # fmt: skip
-    _supported(target, precision, parameters, queries)
+           batch=batch, gpu=gpu, chunk=chunk, validate=validate, force=force)  # fmt: skip
+    _supported(parameters, queries)
+    chosen = target_of(target, precision, opset)
+    if batch > (knobs.MAX_BATCH if chosen.static else 1):
+        what = f"batch={batch} is not supported by target {chosen.name!r}"
+        hint = f"at most {knobs.MAX_BATCH}" if chosen.static else "its graphs take any batch"
+        raise PccError("E141", what, hint=hint)
     how = {"chunk": chunk, "proposal": proposal, "draft_mode": draft_mode}
     request = _request(source, verifier, max_seq, parameters, how)
     with _place(out, force) as folder, staged(folder, force=force) as work:
@@ -153,7 +170,8 @@ def compile(
             circuit = restrict(circuit, window)
         if parameters == "logits":
             circuit = circuit.with_logits()
-        job = Job(circuit, Manager(validate=validate), opset, progress or (lambda _: None))
+        job = Job(circuit, Manager(validate=validate), chosen, progress or (lambda _: None),
+                  precision, batch, gpu or "")  # fmt: skip
         layers = (n for n in circuit.module().nodes() if isinstance(n, CircuitOp))
         with fresh(layers):  # graphs name layers of this circuit, whatever else is alive
             _graphs(job, queries, request)
@@ -164,7 +182,8 @@ def compile(
 PATH = (str, Path, NoneType)
 KINDS: dict[str, tuple[type, ...]] = {
     "source": (*PATH, Circuit), "verifier": PATH, "out": PATH, "window": (int, NoneType),
-    "max_seq": (int,), "opset": (int,), "chunk": (int,), "validate": (bool,), "force": (bool,),
+    "max_seq": (int,), "opset": (int, NoneType), "chunk": (int,), "batch": (int,),
+    "gpu": (str, NoneType), "validate": (bool,), "force": (bool,),
 }  # fmt: skip
 
 
@@ -180,15 +199,10 @@ def _typed(**arguments: object) -> None:
             raise PccError(code, f"{name}={str(v)[:60]!r} ({type(v).__name__})", hint=hint)
 
 
-def _supported(target: str, precision: str, parameters: str, queries: Sequence[str] | None) -> None:
-    for name, value, only in (
-        ("target", target, ("onnx",)),
-        ("precision", precision, ("fp32",)),
-        ("parameters", parameters, ("context", "logits")),
-    ):
-        if value not in only:
-            hint = f"built is: {', '.join(map(str, only))}"
-            raise PccError("E141", f"{name}={str(value)[:60]!r} is not supported", hint=hint)
+def _supported(parameters: str, queries: Sequence[str] | None) -> None:
+    if parameters not in ("context", "logits"):
+        what = f"parameters={str(parameters)[:60]!r} is not supported"
+        raise PccError("E141", what, hint="context or logits")
     if isinstance(queries, str) or not isinstance(queries, Iterable | None):
         raise PccError("E148", f"queries={str(queries)[:60]!r}", hint="a list of names")
     for q in queries or ():

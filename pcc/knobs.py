@@ -51,6 +51,7 @@ DRAFT_MODE = "stepwise"  # greedy drafts: accepted more than max-product by ever
 PREFILL_CHUNK = 64  # prompt tokens of one pass: wide enough for matrix products, small to pad
 FIRST_BUCKET = 512  # rows of the smallest state buffers; each next size doubles
 MAX_SEQ = 1 << 20
+MAX_BATCH = 4096  # rows of a graph with fixed shapes
 MAX_CONFIG_BYTES = 16 << 20  # of a JSON file beside a model
 MAX_TEMPLATE = 1 << 16  # characters of a chat template
 MAX_TOKENS = 1 << 24  # ids and positions that a manifest may declare

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pcc
-from pcc.bundle import RUNTIME_OF_OPSET, write_manifest
+from pcc.bundle import write_manifest
 from pcc.circuit import text
 from pcc.circuit.queries import QUERIES
 from pcc.circuit.text import write as write_file
+from pcc.emission import Emission, graph_name, write_graphs
 from pcc.ir.core import Op, Values, tensor
 from pcc.ir.module import Module
 from pcc.ir.text import resources
 from pcc.passes.supports import deterministic
 
 if TYPE_CHECKING:
-    from pcc.driver import Emission, Job
+    from pcc.driver import Job
 
 NO_VERIFIER: dict[str, Any] = {
     "vocabulary": {"byte_offset": None, "bos": None, "eos": [], "pad": None, "special": []},
@@ -32,40 +33,35 @@ NO_VERIFIER: dict[str, Any] = {
 
 def write(job: Job, folder: Path, parameters: str) -> dict[str, Any]:
     """Write everything that a compilation made into an empty folder; return the manifest."""
-    from pcc.backends.onnx.lower import lower, onnx_name
-    from pcc.backends.onnx.weights import save_models
     from pcc.samples import write_samples
 
-    models: dict[str, Any] = {}
-    specs: dict[str, Any] = {}
-    for q, e in job.emissions.items():
-        job.say(f"graph '{q}'")
-        doc = {"pcc.query": q, "pcc.circuit": job.circuit.name}
-        how: Any = {"opset": job.opset, "inputs": e.inputs, "doc": doc, "symbols": dict(e.symbols)}
-        models[q] = lower(e.module, **how)
-        names = {i.key for i in e.inputs}
-        specs[q] = {
-            "graph": f"graphs/{q}.onnx",
-            "inputs": [_io(i.key, i, e) for i in e.inputs],
-            "outputs": [{**_io(o, v, e), "onnx": onnx_name(o, names)} for o, v in e.module.outputs],
-            "nodes": len(models[q].graph),
-        }
-        one = lower(e.module, **how, streamed=True)
-        if len(one.graph.inputs) > len(e.inputs):  # large weights meet a single vector
-            models[f"{q}.one"], specs[q]["one_row"] = one, f"graphs/{q}.one.onnx"
-        if e.slots:
-            listed = [{"role": s.role, "layer": s.layer, "index": s.index} for s in e.slots]
-            specs[q]["random"] = {"slots": listed}
-        if q == "mode":
-            specs[q]["exact"] = deterministic(job.root(q))
-    graphs = folder / "graphs"
-    graphs.mkdir()
-    placed = save_models(models, graphs)
-    _write_stages(job, folder / "ir", placed)
+    written = write_graphs(job.order(), folder, job.say)
+    specs = {q: {**_spec(job, q, e), **written.specs[q]} for q, e in job.emissions.items()}
+    _write_stages(job, folder / "ir", written.placed)
     job.say("samples")
     stateless = {q: e.module for q, e in job.emissions.items() if q in QUERIES}
-    measured = write_samples(job.circuit, stateless, specs, folder)
-    return write_manifest(folder, _manifest(job, specs, measured, parameters))
+    # Graphs of other providers are measured by `pcc verify`, where they run.
+    on_cpu = job.target.provider == "cpu"
+    measured = write_samples(job.circuit, stateless, specs, folder, measure=on_cpu)
+    manifest = _manifest(job, specs, measured, parameters)
+    return write_manifest(folder, {**manifest, "variants": [dict(v) for v in written.variants]})
+
+
+def _spec(job: Job, q: str, e: Emission) -> dict[str, Any]:
+    """Return what the manifest says of a query whatever the format."""
+    names = {i.key for i in e.inputs}
+    spec: dict[str, Any] = {
+        "inputs": [_io(i.key, i, e) for i in e.inputs],
+        "outputs": [{**_io(o, v, e), "onnx": graph_name(o, names)} for o, v in e.module.outputs],
+    }
+    if job.target.static:
+        spec["batch"] = job.batch
+    if e.slots:
+        listed = [{"role": s.role, "layer": s.layer, "index": s.index} for s in e.slots]
+        spec["random"] = {"slots": listed}
+    if q == "mode":
+        spec["exact"] = deterministic(job.root(q))
+    return spec
 
 
 def turned(a: Values) -> Values:
@@ -108,7 +104,8 @@ def _manifest(
     circuit, module = job.circuit, job.stages[0][1]
     return {
         "producer": f"pcc {pcc.__version__}",
-        "opset": job.opset,
+        "target": job.target.name,
+        "opset": job.target.opset,
         "circuit": {
             "name": circuit.name, "kind": circuit.kind, "n": circuit.n, "r": circuit.rank,
             "V": max(circuit.cards, default=0), "cards": list(circuit.cards),
@@ -119,14 +116,12 @@ def _manifest(
         **(job.generation or NO_VERIFIER),
         "queries": specs,
         "unsupported": job.unsupported,
-        "precision": {"default": "fp32"},
+        "precision": job.precisions(),
         # null: measured, but not finite (a draw that rounding moved to another value)
         "numerics": {"max_abs_error": {q: e if math.isfinite(e) else None
                                        for q, (e, _) in measured.items()},
                      "bound": {q: bound for q, (_, bound) in measured.items()},
                      "runtime": _runtime() if measured else None},
-        "variants": [{"provider": "any", "format": "onnx", "gpu": None,
-                      "onnxruntime": f">={RUNTIME_OF_OPSET[job.opset]}"}],
         "passes": [
             {"name": r.name, "of": of, "changed": r.changed,
              "nodes_before": r.before, "nodes_after": r.after,

@@ -47,11 +47,13 @@ def write_samples(
     modules: Mapping[str, Module],
     specs: Mapping[str, Any],
     folder: Path,
+    *,
+    measure: bool = True,
 ) -> dict[str, tuple[float, float]]:
     """Write `samples/QUERY.npz` (inputs `in.*`, float64 outputs `out.*`).
 
     Returns each query's measured error and how large it may be (`pcc.interp.rounding`). Nothing is
-    measured where onnxruntime is not installed.
+    measured where onnxruntime is not installed, or without `measure`.
     """
     (folder / "samples").mkdir()
     measured: dict[str, tuple[float, float]] = {}
@@ -64,6 +66,8 @@ def write_samples(
             f"out.{k}": v for k, v in named.items()
         }
         np.savez_compressed(folder / "samples" / f"{q}.npz", **arrays)
+        if not measure:
+            continue
         try:
             import onnxruntime  # noqa: F401
         except ImportError:

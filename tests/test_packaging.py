@@ -22,11 +22,14 @@ LEVELS = SHARED | {"circuit", "tensor"}
 CORE = LEVELS | {"interp"}
 LOADED = CORE | {"bundle", "samples"}  # what a loaded engine may use: no compiler
 BUILT = LOADED | {"frontends", "passes", "models", "backends", "runtime", "check", "environment"}
+BUILT |= {"targets", "emission"}
 # part: the other parts it may import. `pcc/__init__.py` is exempt: it holds the public names.
 MAY_IMPORT = {
     "errors": set[str](),
     "knobs": set[str](),
     "files": LEAVES,
+    "targets": LEAVES,
+    "emission": LEVELS | {"targets"},
     "ir": LEAVES,
     "tensor": SHARED,
     "circuit": SHARED | {"tensor"},  # parameters are tensor expressions
@@ -34,7 +37,7 @@ MAY_IMPORT = {
     "frontends": CORE,
     "passes": CORE,
     "models": CORE | {"passes", "frontends"},  # frontends: the safetensors reader
-    "backends": CORE | {"passes", "models"},
+    "backends": CORE | {"passes", "models", "targets", "emission", "bundle"},
     "bundle": LEAVES | {"files"},
     "prompts": LEAVES | {"files"},
     "samples": CORE | {"runtime"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -13,6 +13,7 @@ from pcc.backends.onnx import nn_rules as _nn_rules
 from pcc.backends.onnx import sampling_rules as _sampling_rules
 from pcc.backends.onnx.graph import BATCH, DTYPE, Graph, Layout, model_of
 from pcc.backends.onnx.rules import RULES
+from pcc.emission import graph_name
 from pcc.errors import PccError
 from pcc.ir.core import Op, postorder, tensor, use_counts
 from pcc.ir.module import Module
@@ -90,16 +91,11 @@ def lower(
     names = {v.name for v in taken}
     outputs: list[ir.Value] = []
     for name, n in module.outputs:
-        outputs.append(_output(g, onnx_name(name, names), n, outputs, open_axes.get(name, {})))
+        outputs.append(_output(g, graph_name(name, names), n, outputs, open_axes.get(name, {})))
     model = model_of(g, module.name, taken, outputs, doc or {})
     _prune(model)
     model.graph.inputs.extend(g.streams())
     return model
-
-
-def onnx_name(output: str, inputs: Collection[str | None]) -> str:
-    """Return an output's ONNX name: a graph may not give an input and an output the same one."""
-    return f"{output}_out" if output in inputs else output
 
 
 def _dims(n: Op, symbols: Mapping[int, str]) -> list[int | str]:

@@ -12,7 +12,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from pcc.backends.onnx.graph import Layout
-from pcc.backends.onnx.lower import lower, onnx_name
+from pcc.backends.onnx.lower import lower
+from pcc.emission import graph_name
 from pcc.interp.run import run
 from pcc.ir.module import Module
 from pcc.ir.semiring import Real
@@ -62,7 +63,7 @@ class Compiled:
 
     def __call__(self, feed: Mapping[str, Values]) -> dict[str, Values]:
         """What the graph answers, by output name of the module."""
-        names = [onnx_name(name, self.keys) for name, _ in self.module.outputs]
+        names = [graph_name(name, self.keys) for name, _ in self.module.outputs]
         values = self.session.run(names, {k: feed[k] for k in self.keys})
         return dict(zip([name for name, _ in self.module.outputs], values, strict=True))
 

@@ -1,0 +1,78 @@
+"""What the compiler hands to the writer of a target, and what it gets back.
+
+A writer is a module with `write_graphs(order, folder, say) -> Written`. `WRITERS` is the one table.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+from pcc.ir.module import Module
+from pcc.targets import Target
+from pcc.tensor.ops import Input
+
+Say: TypeAlias = Callable[[str], None]
+# By format. Modules, since a backend is loaded when it is needed.
+WRITERS: Mapping[str, str] = {
+    "onnx": "pcc.backends.onnx.write",
+    "tensorrt": "pcc.backends.tensorrt.write",
+    "cuda": "pcc.backends.cuda.emit",
+}
+
+
+@dataclass(frozen=True)
+class Emission:
+    """A tensor module to emit as a graph: its inputs in order, uniforms, and open axes.
+
+    `slots` have `role`, `layer` and `index`. `symbols`: by name of an input or output, the per-row
+    axes whose size the caller leaves open.
+    """
+
+    module: Module
+    inputs: tuple[Input, ...]
+    slots: tuple[Any, ...] = ()
+    symbols: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Order:
+    """Graphs to write for one target. `batch`: the rows of a static graph, else of no meaning.
+
+    `gpu`: the architecture to build for, e.g. "sm_90"; "": that of the GPU that is present.
+    """
+
+    name: str
+    emissions: Mapping[str, Emission]
+    target: Target
+    precision: str = "fp32"
+    batch: int = 1
+    gpu: str = ""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a writer made.
+
+    `specs`: by query what the manifest says beside inputs and outputs: "graph", the name of its
+    file, "nodes", and what only this format has. `variants`: the manifest's. `placed`: where trained
+    arrays lie in the bundle's `graphs/weights.bin`, None if the format keeps them elsewhere.
+    """
+
+    specs: Mapping[str, Mapping[str, Any]]
+    variants: tuple[Mapping[str, Any], ...]
+    placed: Any = None
+
+
+def graph_name(output: str, inputs: Collection[str | None]) -> str:
+    """Return an output's name in a graph, which may not give an input and an output the same."""
+    return f"{output}_out" if output in inputs else output
+
+
+def write_graphs(order: Order, folder: Path, say: Say) -> Written:
+    """Write every graph of an order into a bundle's folder."""
+    writer = importlib.import_module(WRITERS[order.target.format])
+    return cast(Written, writer.write_graphs(order, folder, say))

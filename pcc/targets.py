@@ -1,0 +1,95 @@
+"""What each target can do, as data: lowering reads it; nothing asks for a target by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from pcc.errors import PccError
+
+HALF_OF: Mapping[str, str] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
+PRECISIONS = tuple(HALF_OF)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A runtime, and the form of graphs that it wants.
+
+    `format`: who writes the files: "onnx", "tensorrt" or "cuda". `provider`: of `pcc.load`.
+    `opset`: of the ONNX graphs, 0 for none. `precisions`: of stored weights and caches.
+    `static`: the batch and the rows of caches are fixed when compiling, and no node computes a
+    size. `branches`: graphs may skip work by `If`.
+    `weights`: "file", initializers in one file beside the graphs, or "inputs", where large ones are
+    graph inputs that all graphs share. `one_row`: a second graph for calls of one row.
+    `attention`: "parts", scores and softmax spelled out; "mask", the fused operator with an
+    additive mask over the whole cache; "nonpad", the fused operator with the number of valid rows
+    where no row is hidden otherwise, else parts. `kv`: caches are written by "scatter"
+    (TensorScatter) or "scatter_nd" (ScatterND).
+    `typed`: a graph's types are the engine's; without, the writer pins the precision of each layer.
+    """
+
+    name: str
+    format: str
+    provider: str
+    opset: int
+    precisions: tuple[str, ...] = PRECISIONS
+    static: bool = False
+    branches: bool = True
+    weights: str = "file"
+    one_row: bool = False
+    attention: str = "parts"
+    kv: str = "scatter"
+    typed: bool = True
+
+    def at_opset(self, opset: int | None) -> Target:
+        """Return this target at another opset. Errors: E410."""
+        if opset is None or opset == self.opset:
+            return self
+        known = OPSETS.get(self.name, (self.opset,))
+        if opset not in known:
+            what = f"opset {opset} is not supported by target {self.name!r}"
+            hint = f"choose one of {known}" if self.opset else "it has no ONNX graphs"
+            raise PccError("E410", what, hint=hint)
+        return replace(self, opset=opset, kv="scatter_nd" if opset < 24 else self.kv)
+
+
+OPSETS: Mapping[str, tuple[int, ...]] = {"onnx": (17, 24)}
+_ALL = (
+    # ONNX Runtime on a CPU has no bf16 products.
+    Target("onnx", "onnx", "cpu", 24, ("fp32", "fp16"), one_row=True),
+    Target(
+        "onnx-cuda", "onnx", "cuda", 24,
+        static=True, branches=False, weights="inputs", attention="nonpad",
+    ),
+    # 8.6, the last release that PyPI has: no bf16, no type but what the builder chooses.
+    Target(
+        "tensorrt", "tensorrt", "tensorrt", 17, ("fp32", "fp16"),
+        static=True, branches=False, kv="scatter_nd", typed=False,
+    ),
+    Target(
+        "tensorrt-10", "tensorrt", "tensorrt", 24,
+        static=True, branches=False, attention="mask",
+    ),
+    Target(
+        "tensorrt-11", "tensorrt", "tensorrt", 24,
+        static=True, branches=False, attention="mask",
+    ),
+    Target(
+        "tensorrt-rtx", "tensorrt", "tensorrt", 24,
+        static=True, branches=False, attention="mask",
+    ),
+    Target("cuda", "cuda", "cuda", 0, static=True, branches=False),
+)  # fmt: skip
+TARGETS: Mapping[str, Target] = {t.name: t for t in _ALL}
+
+
+def target_of(name: object, precision: object = "fp32", opset: int | None = None) -> Target:
+    """Return a target by name that has this precision and opset. Errors: E141, E410."""
+    found = TARGETS.get(name) if isinstance(name, str) else None
+    if found is None:
+        hint = f"known are: {', '.join(TARGETS)}"
+        raise PccError("E141", f"target={str(name)[:60]!r} is not supported", hint=hint)
+    if precision not in found.precisions:
+        what = f"precision={str(precision)[:60]!r} is not supported by target {found.name!r}"
+        raise PccError("E141", what, hint=f"it has: {', '.join(found.precisions)}")
+    return found.at_opset(opset)
