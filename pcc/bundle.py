@@ -14,7 +14,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from types import NoneType
@@ -99,9 +99,12 @@ def _publish(work: Path, out: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def write_manifest(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Add schema and hashes, and write the manifest."""
-    files = {name: sha256(folder / name) for name in names_of(folder)}
+def write_manifest(
+    folder: Path, manifest: dict[str, Any], known: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Add schema and hashes, and write the manifest; `known` hashes are not computed again."""
+    known = known or {}
+    files = {name: known.get(name) or sha256(folder / name) for name in names_of(folder)}
     full = {"schema_version": ".".join(map(str, SCHEMA)), **manifest, "files": files}
     full["sha256"] = seal(full)
     (folder / MANIFEST).write_text(json.dumps(full, indent=1) + "\n")

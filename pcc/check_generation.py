@@ -63,7 +63,7 @@ def _prompt(engine: Engine, rng: np.random.Generator) -> list[int]:
 
 
 def _affordable(module: Module) -> None:
-    total = sum(n.value.value.size for n in module.nodes() if isinstance(n, Const))
+    total = sum(n.value.size for n in module.nodes() if isinstance(n, Const))
     if total > knobs.CHECK_PARAMETERS:
         raise PccError(
             "V110",

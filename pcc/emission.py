@@ -9,8 +9,9 @@ import importlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias, cast
 
+from pcc.ir.array import Array
 from pcc.ir.module import Module
 from pcc.targets import Target
 from pcc.tensor.ops import Input
@@ -53,18 +54,28 @@ class Order:
     gpu: str = ""
 
 
+class Places(Protocol):
+    """A finished weight file."""
+
+    def find(self, array: Array) -> tuple[tuple[int, int], bool] | None:
+        """Return (offset, bytes) of an array and whether it lies there turned, None if nowhere."""
+        ...
+
+
 @dataclass(frozen=True)
 class Written:
     """What a writer made.
 
     `specs`: by query what the manifest says beside inputs and outputs: "graph", the name of its
-    file, "nodes", and what only this format has. `variants`: the manifest's. `placed`: where trained
-    arrays lie in the bundle's `graphs/weights.bin`, None if the format keeps them elsewhere.
+    file, "nodes", and what only this format has. `variants`: the manifest's. `placed`: where arrays
+    lie in the bundle's `graphs/weights.bin`, None if the format keeps them elsewhere. `hashes`:
+    SHA-256 of files, by name in the bundle, that were hashed while they were written.
     """
 
     specs: Mapping[str, Mapping[str, Any]]
     variants: tuple[Mapping[str, Any], ...]
-    placed: Any = None
+    placed: Places | None = None
+    hashes: Mapping[str, str] = field(default_factory=dict)
 
 
 def graph_name(output: str, inputs: Collection[str | None]) -> str:

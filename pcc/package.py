@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +13,11 @@ from pcc.bundle import write_manifest
 from pcc.circuit import text
 from pcc.circuit.queries import QUERIES
 from pcc.circuit.text import write as write_file
-from pcc.emission import Emission, graph_name, write_graphs
-from pcc.ir.core import Op, Values, tensor
+from pcc.emission import Emission, Places, graph_name, write_graphs
+from pcc.ir.array import Array
+from pcc.ir.core import Op, tensor
 from pcc.ir.module import Module
-from pcc.ir.text import resources
+from pcc.ir.text import large_arrays
 from pcc.passes.supports import deterministic
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ def write(job: Job, folder: Path, parameters: str) -> dict[str, Any]:
     on_cpu = job.target.provider == "cpu"
     measured = write_samples(job.circuit, stateless, specs, folder, measure=on_cpu)
     manifest = _manifest(job, specs, measured, parameters)
-    return write_manifest(folder, {**manifest, "variants": [dict(v) for v in written.variants]})
+    manifest["variants"] = [dict(v) for v in written.variants]
+    return write_manifest(folder, manifest, written.hashes)
 
 
 def _spec(job: Job, q: str, e: Emission) -> dict[str, Any]:
@@ -64,36 +65,28 @@ def _spec(job: Job, q: str, e: Emission) -> dict[str, Any]:
     return spec
 
 
-def turned(a: Values) -> Values:
-    """Return `[.., D]` as `[D, ..]` over two axes: how graphs hold the weights of a projection."""
-    from pcc.backends.onnx.graph import transposed
-
-    return transposed(a.reshape(-1, a.shape[-1] if a.ndim else 1))
-
-
-def _write_stages(job: Job, folder: Path, placed: Mapping[object, tuple[int, int]]) -> None:
+def _write_stages(job: Job, folder: Path, placed: Places | None) -> None:
     """Write the IR; arrays that the graphs' weight file holds are named there, not copied."""
-    from pcc.backends.onnx.weights import key_of
-
     folder.mkdir()
     stages = [*job.stages, *((f"tensor-{q}", e.module) for q, e in job.emissions.items())]
-    arrays: dict[str, Values] = {}
+    arrays: dict[str, Array] = {}
     for i, (name, module) in enumerate(stages):
         write_file(folder / f"{i:02d}-{name}.pcir", text.show(module).encode("utf-8"))
-        arrays.update(resources(module))
-    shared, own = {}, {}
-    for ref, value in arrays.items():
-        entry = {"dtype": value.dtype.str, "shape": value.shape}
-        if (spot := placed.get(key_of(value))) is not None:
-            shared[ref] = {**entry, "offset": spot[0]}
-        elif (spot := placed.get(key_of(turned(value)))) is not None:
-            shared[ref] = {**entry, "offset": spot[0], "turned": True}
-        else:
-            own[ref] = value
+        arrays.update(large_arrays(module))
+    shared: dict[str, Any] = {}
+    own: dict[str, Array] = {}
+    for ref, array in arrays.items():
+        found = None if placed is None else placed.find(array)
+        if found is None:
+            own[ref] = array
+            continue
+        (offset, _), turned = found
+        entry = {"dtype": array.dtype, "shape": array.shape, "offset": offset}
+        shared[ref] = {**entry, "turned": True} if turned else entry
     if own:
         from safetensors.numpy import save_file
 
-        save_file(own, folder / "arrays.safetensors")
+        save_file({ref: a.value for ref, a in own.items()}, folder / "arrays.safetensors")
     if shared:
         write_file(folder / "weights.json", json.dumps(shared).encode())
 

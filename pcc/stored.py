@@ -13,13 +13,17 @@ from pcc.bundle import inside
 from pcc.circuit import text
 from pcc.errors import PccError
 from pcc.files import read_bounded
+from pcc.ir.array import Array, dtype_of
 from pcc.ir.core import Values
 from pcc.ir.module import Module
+from pcc.ir.recipe import Recipe, named
 from pcc.ir.text import Resources
+from pcc.ir.types import STORED
 from pcc.knobs import MAX_TEXT_BYTES
 
 WEIGHTS, ARRAYS = "graphs/weights.bin", "ir/arrays.safetensors"
-DTYPES = ("<f4", "<i8", "|b1")
+KINDS = {"<f4": "f32", "<i8": "i64", "|b1": "bool"}  # how bundles before 0.2 name dtypes
+LAZY = 1 << 20  # elements of an array that is read when its numbers are asked for
 
 
 class Stages:
@@ -45,14 +49,14 @@ class Stages:
         path = inside(self.folder, self.names[name])
         return text.load(path, self._find)
 
-    def _find(self, ref: str) -> Values | None:
+    def _find(self, ref: str) -> Values | Array | None:
         own = self._own(ref) if callable(self._own) else self._own.get(ref)
         if own is not None or not self._shared:
             return own
         if self._index is None:
             self._index = self._read_index()
         spot = self._index.get(ref)
-        return None if spot is None else self._read(spot)
+        return None if spot is None else self._read(ref, spot)
 
     def _read_index(self) -> dict[str, Any]:
         path = inside(self.folder, "ir/weights.json")
@@ -64,16 +68,35 @@ class Stages:
             raise PccError("B218", "the index of arrays is damaged", at=str(path))
         return index
 
-    def _read(self, spot: Any) -> Values:
+    def _read(self, ref: str, spot: Any) -> Values | Array:
+        """Return an array of the weight file: the file's hash was checked when it was opened."""
         path = inside(self.folder, WEIGHTS)
         try:
-            dtype, shape, offset = spot["dtype"], tuple(spot["shape"]), spot["offset"]
-            plain = dtype in DTYPES and all(type(d) is int and d >= 0 for d in (*shape, offset))
-            if not plain:
+            kind, shape, offset = spot["dtype"], tuple(spot["shape"]), spot["offset"]
+            kind = KINDS.get(kind, kind)
+            plain = kind in STORED and all(type(d) is int and d >= 0 for d in (*shape, offset))
+            if not plain or offset + math.prod(shape) > path.stat().st_size:
                 raise ValueError("malformed entry")
-            if spot.get("turned"):  # a projection: [.., D] stored as [D, ..]
-                flat = (shape[-1], math.prod(shape[:-1]))
-                return np.memmap(path, dtype, "r", offset, flat).T.reshape(shape)
-            return np.asarray(np.memmap(path, dtype, "r", offset, shape))
+            turned = bool(spot.get("turned"))
+            if math.prod(shape) < LAZY:
+                return np.ascontiguousarray(_mapped(path, kind, shape, offset, turned))
         except (LookupError, TypeError, ValueError, OSError, OverflowError) as e:
             raise PccError("B218", f"the index of arrays is damaged: {e}", at=str(path)) from None
+
+        def whole() -> Values:
+            return np.ascontiguousarray(_mapped(path, kind, shape, offset, turned))
+
+        def read(start: int, stop: int) -> Values:
+            return np.array(_mapped(path, kind, shape, offset, turned).reshape(-1)[start:stop])
+
+        recipe = Recipe(named("bundle", ref), read, whole if turned else None)
+        return Array.lazy(kind, shape, recipe, ref)
+
+
+def _mapped(path: Path, kind: str, shape: tuple[int, ...], offset: int, turned: bool) -> Values:
+    """Map a part of a file; a projection `[.., D]` is stored as `[D, ..]`."""
+    dtype = dtype_of(kind)
+    if not turned:
+        return np.memmap(path, dtype, "r", offset, shape)
+    flat = (shape[-1], math.prod(shape[:-1]))
+    return np.memmap(path, dtype, "r", offset, flat).T.reshape(shape)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import onnx_ir as ir
@@ -21,24 +20,26 @@ BATCH = {"b": "batch", "c": "context_batch"}
 
 INLINE = 1024  # bytes; smaller tensors stay in the graph file
 STREAMED = 1 << 20  # bytes; larger weights of one-row products are read as they lie in the file
-_STRIP = 256  # rows that are transposed at a time: their columns stay in the cache
-_TRANSPOSES: WeakKeyDictionary[Array, np.ndarray[Any, Any]] = WeakKeyDictionary()
 
 
-def transpose_of(array: Array) -> np.ndarray[Any, Any]:
-    """Return a trained `[.., D]` as `[D, ..]` over two axes, made once for all graphs."""
-    if array not in _TRANSPOSES:
-        _TRANSPOSES[array] = transposed(array.value.reshape(-1, array.value.shape[-1]))
-    return _TRANSPOSES[array]
+class Stored(ir.LazyTensor):
+    """A trained array as a tensor, or its transpose `[.., D]` to `[D, ..]`: made when it is read.
 
+    `backends.onnx.weights` writes it to a file without holding it.
+    """
 
-def transposed(matrix: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return the transpose in row-major order, strip by strip: ten times as fast if it is large."""
-    rows, columns = matrix.shape
-    out = np.empty((columns, rows), matrix.dtype)
-    for i in range(0, rows, _STRIP):
-        out[:, i : i + _STRIP] = matrix[i : i + _STRIP].T
-    return out
+    def __init__(self, array: Array, turned: bool, name: str) -> None:
+        self.array, self.turned = array, turned
+        shape = (array.shape[-1], array.size // array.shape[-1]) if turned else array.shape
+        super().__init__(
+            self._made, dtype=DTYPE[array.dtype], shape=ir.Shape(shape), name=name, cache=False
+        )
+
+    def _made(self) -> ir.TensorProtocol:
+        value = self.array.value
+        if self.turned:
+            value = np.ascontiguousarray(value.reshape(-1, value.shape[-1]).T)
+        return ir.tensor(value, name=self.name)
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Graph:
     ) -> None:
         self.layout, self.opset = layout, opset
         self.fused_attention, self.streamed = fused_attention, streamed
-        self.weights: dict[tuple[str, str], ir.Value] = {}
+        self.weights: dict[tuple[Array, str], ir.Value] = {}
         self.nodes: list[ir.Node] = []
         self.constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
         self.values: dict[Op, ir.Value] = {}
@@ -123,19 +124,19 @@ class Graph:
         With `stream`, and if the graph may, it is an initializer that is a graph input as well: a
         default that could be overridden. Runtimes neither copy it into another order nor fold it.
         """
-        if array.value.nbytes < INLINE:
+        if array.nbytes < INLINE:
             flat = array.value.reshape(-1, array.shape[-1]) if transposed else array.value
             return self.const(flat.T if transposed else flat)
-        stream = stream and self.streamed and array.value.nbytes >= STREAMED
-        key = (array.ref, f"{'t' if transposed else ''}{'s' if stream else ''}")
+        stream = stream and self.streamed and array.nbytes >= STREAMED
+        key = (array, f"{'t' if transposed else ''}{'s' if stream else ''}")
         if key not in self.weights:
             name = f"{'stream' if stream else 'w'}{len(self.weights)}"
-            value = transpose_of(array) if transposed else array.value
+            value = Stored(array, transposed, name)
             self.weights[key] = ir.Value(
                 name=name,
                 shape=ir.Shape(value.shape),
                 type=ir.TensorType(DTYPE[array.dtype]),
-                const_value=ir.tensor(value, name=name),
+                const_value=value,
             )
         return self.weights[key]
 

@@ -2,57 +2,67 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from pcc.backends.onnx.graph import INLINE
-
-PAGE, LINE = 4096, 64  # alignment of large tensors (memory-mapped) and of the others
+from pcc.backends.onnx.graph import INLINE, Stored
+from pcc.backends.weightfile import Spot, WeightFile
+from pcc.errors import PccError
 
 
 def save_models(
-    models: Mapping[str, ir.Model], folder: Path, weights: str = "weights.bin"
-) -> dict[object, tuple[int, int]]:
+    models: Mapping[str, ir.Model],
+    folder: Path,
+    weights: str = "weights.bin",
+    say: Callable[[str], None] | None = None,
+) -> WeightFile:
     """Write `folder/NAME.onnx` for every model over `folder/weights`, equal tensors once.
 
-    Returns where each array lies in the weight file, (offset, bytes) by `key_of`.
+    Trained arrays are streamed, one in memory at a time. Returns the finished weight file, which
+    knows where each array lies, and its hash. Errors: B203 (the disk is too full).
     """
-    placed: dict[object, tuple[int, int]] = {}
-    seen: dict[int, tuple[object, object]] = {}  # arrays that graphs share are hashed once
-    with (folder / weights).open("wb") as out:
+    require_room(folder, models)
+    with WeightFile(folder / weights, say) as file:
         for model in models.values():
             for value in model.graph.initializers.values():
+                if (spot := _placed(file, value)) is None:
+                    continue
                 tensor = value.const_value
                 assert tensor is not None
-                array = np.ascontiguousarray(tensor.numpy())
-                if array.nbytes < INLINE or _sizes(value, array):
-                    continue
-                if id(array) not in seen:
-                    seen[id(array)] = (array, key_of(array))  # held, so that its id stays its own
-                key = seen[id(array)][1]
-                if key not in placed:
-                    step = PAGE if array.nbytes >= 1 << 20 else LINE
-                    out.write(b"\0" * (-out.tell() % step))
-                    placed[key] = (out.tell(), array.nbytes)
-                    out.write(array.data)
-                offset, length = placed[key]
                 value.const_value = ir.ExternalTensor(
-                    weights,
-                    offset,
-                    length,
-                    tensor.dtype,
-                    shape=ir.Shape(array.shape),
-                    name=value.name or "",
-                    base_dir=folder,
-                )
+                    weights, spot.offset, spot.length, tensor.dtype,
+                    shape=ir.Shape(tensor.shape.numpy()), name=value.name or "", base_dir=folder,
+                )  # fmt: skip
     for name, model in models.items():
         (folder / f"{name}.onnx").write_bytes(ir.to_proto(model).SerializeToString())
-    return placed
+    return file
+
+
+def _placed(file: WeightFile, value: ir.Value) -> Spot | None:
+    """Write an initializer to the file; None if it stays in the graph."""
+    tensor = value.const_value
+    assert tensor is not None
+    if tensor.nbytes < INLINE:
+        return None
+    if isinstance(tensor, Stored) and not (len(tensor.shape) <= 1 and tensor.array.dtype == "i64"):
+        return file.place(tensor.array, tensor.turned)
+    array = np.ascontiguousarray(tensor.numpy())
+    return None if _sizes(value, array) else file.put(array)
+
+
+def require_room(folder: Path, models: Mapping[str, ir.Model]) -> None:
+    """Refuse to begin what the disk cannot hold. Errors: B203."""
+    listed = [v.const_value for m in models.values() for v in m.graph.initializers.values()]
+    stored = {(x.array, x.turned): x.array.nbytes for x in listed if isinstance(x, Stored)}
+    need, free = sum(stored.values()), shutil.disk_usage(folder).free
+    if need > free:
+        what = f"the weights take {need / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free"
+        raise PccError("B203", what, at=str(folder), hint="free some, or write elsewhere")
 
 
 def _sizes(value: ir.Value, array: np.ndarray[Any, Any]) -> bool:
@@ -63,8 +73,3 @@ def _sizes(value: ir.Value, array: np.ndarray[Any, Any]) -> bool:
     """
     vector = array.ndim <= 1 and array.dtype.kind == "i"
     return vector and any(use.node.op_type != "Gather" for use in value.uses())
-
-
-def key_of(array: np.ndarray[Any, Any]) -> object:
-    """Return a digest of the bytes: one place serves arrays that differ in shape only."""
-    return array.nbytes, hashlib.sha256(array.data).digest()

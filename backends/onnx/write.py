@@ -28,14 +28,14 @@ def write_graphs(order: Order, folder: Path, say: Say) -> Written:
                 models[f"{q}.one"], specs[q]["one_row"] = one, f"graphs/{q}.one.onnx"
     graphs = folder / "graphs"
     graphs.mkdir()
-    placed = save_models(models, graphs)
+    file = save_models(models, graphs, say=say)
     variant = {
         "provider": "any" if target.provider == "cpu" else target.provider,
         "format": "onnx",
         "gpu": None,
         "onnxruntime": f">={RUNTIME_OF_OPSET[target.opset]}",
     }
-    return Written(specs, (variant,), placed)
+    return Written(specs, (variant,), file, {f"graphs/{file.path.name}": file.sha256})
 
 
 def _model(order: Order, query: str, e: Emission, *, streamed: bool = False) -> ir.Model:

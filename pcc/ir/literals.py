@@ -36,7 +36,7 @@ def show_ints(values: tuple[int, ...]) -> str:
 
 def show_array(a: Array) -> str:
     """Return an array inline if it is small, else its hash."""
-    if a.value.size > INLINE_ELEMENTS:
+    if a.size > INLINE_ELEMENTS:
         return f"#{a.ref}"
     items = " ".join(_item(x) for x in a.value.ravel())
     return f"{a.dtype}[{','.join(map(str, a.shape))}]({items})"

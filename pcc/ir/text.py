@@ -36,7 +36,8 @@ from pcc.ir.scan import Cursor, is_comment, quote
 from pcc.ir.types import HALVES, Type, Units, show_scope
 from pcc.knobs import INLINE_ELEMENTS, MAX_LINE, MAX_LINES, MAX_SCOPE_RUNS
 
-Resources: TypeAlias = Mapping[str, Values] | Callable[[str], Values | None]
+# By hash: numbers, or a lazy array whose hash is known.
+Resources: TypeAlias = Mapping[str, Values] | Callable[[str], "Values | Array | None"]
 
 # ---------------------------------------------------------------- printer
 
@@ -124,7 +125,7 @@ def _show(v: Any, kind: str) -> str:
             return repr(v)
 
 
-def resources(module: Module) -> dict[str, Values]:
+def large_arrays(module: Module) -> dict[str, Array]:
     """Return the arrays that the module's text names by hash."""
     arrays = (
         getattr(n, f)
@@ -132,7 +133,12 @@ def resources(module: Module) -> dict[str, Values]:
         for f, k in zip(n.fields, n.kinds, strict=True)
         if k == "Array"
     )
-    return {a.ref: a.value for a in arrays if a.value.size > INLINE_ELEMENTS}
+    return {a.ref: a for a in arrays if a.size > INLINE_ELEMENTS}
+
+
+def resources(module: Module) -> dict[str, Values]:
+    """Return the numbers of the arrays that the module's text names by hash."""
+    return {ref: a.value for ref, a in large_arrays(module).items()}
 
 
 # ---------------------------------------------------------------- parser
@@ -145,7 +151,7 @@ def parse(text: str, file: str = "<text>", resources: Resources | None = None) -
 
 
 class _Parser:
-    def __init__(self, file: str, find: Callable[[str], Values | None]) -> None:
+    def __init__(self, file: str, find: Callable[[str], Values | Array | None]) -> None:
         self.file, self.find = file, find
         self.env: dict[str, Op] = {}
         self.arrays: dict[str, Array] = {}
@@ -371,8 +377,12 @@ class _Parser:
             if value is None:
                 hint = "keep the .safetensors file beside the .pcir file"
                 raise c.error("E008", f"there are no bytes for the array #{ref[:60]}", hint)
-            a = self.intern(c, value)
-            if a.ref != ref or a.value.dtype != np.asarray(value).dtype:
+            if isinstance(value, Array):  # lazy, from a file that was checked as a whole
+                a, same = value, True
+            else:
+                a = self.intern(c, value)
+                same = a.dtype == kind_of(np.asarray(value))
+            if a.ref != ref or not same:
                 hint = "the arrays belong to another version of this file"
                 raise c.error("E008", f"the bytes of #{ref[:60]} have the hash {a.ref}", hint)
             self.arrays[ref] = a

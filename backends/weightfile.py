@@ -1,0 +1,163 @@
+"""A file of trained arrays: each once, one in memory at a time, hashed while it is written."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pcc.ir.array import Array, dtype_of
+
+Values = np.ndarray[Any, Any]
+PAGE, LINE = 4096, 64  # alignment of large arrays (memory-mapped) and of the others
+LARGE = 1 << 20  # bytes
+STRIP = 1 << 22  # elements of a transpose that are made at once
+REPORT = 1 << 30  # bytes between two lines of progress
+
+
+class Spot(NamedTuple):
+    """Where an array lies in the file."""
+
+    offset: int
+    length: int
+
+
+class WeightFile:
+    """Writes arrays one after another; equal bytes lie there once.
+
+    `turned`: a `[.., D]` is written as `[D, ..]` over two axes, as matrix products want it.
+    A lazy array is streamed, and learns its content hash on the way. `sha256` is the file's hash
+    after `close`.
+    """
+
+    def __init__(self, path: Path, say: Callable[[str], None] | None = None) -> None:
+        self.path, self.say = path, say
+        self._out = path.open("wb")
+        self._sha: Any = hashlib.sha256()
+        self._hasher = ThreadPoolExecutor(1)
+        self._hashing: Future[None] | None = None
+        self._placed: dict[object, Spot] = {}
+        self._arrays: dict[tuple[Array, bool], Spot] = {}
+        self._reported = 0
+        self.sha256 = ""
+
+    def __enter__(self) -> WeightFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Finish the file and its hash."""
+        if not self._out.closed:
+            self._settle()
+            self._hasher.shutdown()
+            self._out.close()
+            self.sha256 = self._sha.hexdigest()
+
+    # ------------------------------------------------------------ what is written
+
+    def put(self, values: Values) -> Spot:
+        """Write an array that is in memory."""
+        values = np.ascontiguousarray(values)
+        key = (values.nbytes, hashlib.sha256(values.reshape(-1).view(np.uint8).data).digest())
+        if key not in self._placed:
+            self._placed[key] = self._write([values.reshape(-1)], values.nbytes)
+        return self._placed[key]
+
+    def place(self, array: Array, turned: bool = False) -> Spot:
+        """Write a trained array, or its transpose."""
+        turned = turned and len(array.shape) > 1
+        if (array, turned) not in self._arrays:
+            self._arrays[array, turned] = self._placed_array(array, turned)
+        return self._arrays[array, turned]
+
+    def find(self, array: Array) -> tuple[Spot, bool] | None:
+        """Return where an array lies that was placed, and whether turned."""
+        for turned in (False, True):
+            if (spot := self._arrays.get((array, turned))) is not None:
+                return spot, turned
+        if array.recipe is None:
+            values = array.value.reshape(-1)
+            key = (values.nbytes, hashlib.sha256(values.view(np.uint8).data).digest())
+            if (spot := self._placed.get(key)) is not None:
+                return spot, False
+        return None
+
+    def _placed_array(self, array: Array, turned: bool) -> Spot:
+        if array.recipe is None:
+            return self.put(_matrix(array.value).T if turned else array.value)
+        key = (array.recipe.identity, array.dtype, array.shape[-1] if turned else 0)
+        if key not in self._placed:  # lazy arrays that differ in shape only share a place
+            parts = _learning(array, array.parts())
+            if turned:
+                parts = _strips(_whole(array, parts))
+            self._placed[key] = self._write(parts, array.nbytes)
+        return self._placed[key]
+
+    # ------------------------------------------------------------ bytes
+
+    def _write(self, parts: Iterable[Values], length: int) -> Spot:
+        step = PAGE if length >= LARGE else LINE
+        self._emit(np.zeros(-self._out.tell() % step, np.uint8))
+        start = self._out.tell()
+        for part in parts:
+            self._emit(np.ascontiguousarray(part).view(np.uint8))
+        assert self._out.tell() == start + length
+        self._report()
+        return Spot(start, length)
+
+    def _emit(self, raw: Values) -> None:
+        """Write bytes while another thread hashes them (both release the interpreter)."""
+        self._settle()
+        if raw.size:
+            self._hashing = self._hasher.submit(self._sha.update, raw.data)
+            self._out.write(raw.data)
+
+    def _settle(self) -> None:
+        if self._hashing is not None:
+            self._hashing.result()
+            self._hashing = None
+
+    def _report(self) -> None:
+        if self.say is not None and self._out.tell() - self._reported >= REPORT:
+            self._reported = self._out.tell()
+            self.say(f"{self.path.name}: {self._reported / 1e9:.1f} GB written")
+
+
+def _learning(array: Array, parts: Iterable[Values]) -> Iterator[Values]:
+    """Yield the parts of an array, which learns its content hash from them."""
+    if array.known:
+        yield from parts
+        return
+    digest = array.hasher()
+    for part in parts:
+        digest.update(part.view(np.uint8).data)
+        yield part
+    array.learned(digest)
+
+
+def _whole(array: Array, parts: Iterable[Values]) -> Values:
+    out, at = np.empty(array.size, dtype_of(array.dtype)), 0
+    for part in parts:
+        out[at : at + part.size] = part
+        at += part.size
+    return out.reshape(array.shape)
+
+
+def _matrix(values: Values) -> Values:
+    """Return `[.., D]` over two axes."""
+    return values.reshape(-1, values.shape[-1])
+
+
+def _strips(values: Values) -> Iterator[Values]:
+    """Yield the transpose of `[.., D]`, some of its rows at a time."""
+    matrix = _matrix(values)
+    rows, columns = matrix.shape
+    step = max(1, STRIP // max(rows, 1))
+    for i in range(0, columns, step):
+        yield np.ascontiguousarray(matrix[:, i : i + step].T).reshape(-1)
