@@ -227,7 +227,8 @@ class Array:
         """Return the same elements in another shape; nothing is copied or made."""
         if self.recipe is None:
             return Array.adopt(self.value.reshape(shape))
-        return Array.lazy(self.dtype, shape, replace(self.recipe, rows=None))
+        rows = self.recipe.rows if shape[:1] == self.shape[:1] else None
+        return Array.lazy(self.dtype, shape, replace(self.recipe, rows=rows))
 
     def cast(self, dtype: str) -> Array:
         """Return the nearest numbers of another float dtype, lazily if this is lazy: E107."""
@@ -236,6 +237,8 @@ class Array:
         if self.recipe is None:
             return Array.of(self.value, dtype)
         old = self.recipe
+        if old.cast is not None:
+            return Array.lazy(dtype, self.shape, old.cast(dtype))
 
         def read(start: int, stop: int) -> np.ndarray[Any, Any]:
             return finite_cast(old.part(start, stop), dtype)

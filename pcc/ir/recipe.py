@@ -32,6 +32,7 @@ class Recipe:
     read: Callable[[int, int], Values]
     whole: Callable[[], Values] | None = None
     rows: tuple[tuple[str, int], ...] | None = None
+    cast: Callable[[str], Recipe] | None = None
 
     def part(self, start: int, stop: int) -> Values:
         """Return elements `start..stop-1`, flat, whatever it costs."""

@@ -52,6 +52,15 @@ class Matrix:
 
     def array(self, dtype: str, shape: tuple[int, ...]) -> Array:
         """Return the numbers in row-major order as a trained array of another shape."""
+        return Array.lazy(dtype, shape, self.in_order(dtype))
+
+    def beside(self, others: Sequence[Matrix], dtype: str) -> Array:
+        """Return `[D, sum K]`: this matrix and `others` turned, side by side."""
+        shape = (self.shape[1], len(self) + sum(map(len, others)))
+        return Array.lazy(dtype, shape, self.turned(others, dtype))
+
+    def in_order(self, dtype: str) -> Recipe:
+        """Return the recipe of the numbers, row by row."""
         width = self.shape[1]
 
         def read(start: int, stop: int) -> Values:
@@ -59,10 +68,10 @@ class Matrix:
             flat = finite_cast(self.rows(first, last), dtype, self.at).reshape(-1)
             return flat[start - first * width : stop - first * width]
 
-        return Array.lazy(dtype, shape, Recipe(named("as it is", self.identity, dtype), read))
+        return Recipe(named("in order", self.identity, dtype), read, cast=self.in_order)
 
-    def beside(self, others: Sequence[Matrix], dtype: str) -> Array:
-        """Return `[D, sum K]`: this matrix and `others` turned, side by side."""
+    def turned(self, others: Sequence[Matrix], dtype: str) -> Recipe:
+        """Return the recipe of `[D, sum K]`."""
         all_of = (self, *others)
         shape = (self.shape[1], sum(map(len, all_of)))
 
@@ -78,7 +87,7 @@ class Matrix:
             return whole().reshape(-1)[start:stop]
 
         identity = named("turned", *(m.identity for m in all_of), dtype)
-        return Array.lazy(dtype, shape, Recipe(identity, read, whole))
+        return Recipe(identity, read, whole, cast=lambda kind: self.turned(others, kind))
 
 
 def cut(m: Values | Matrix, start: int, stop: int) -> Values | Matrix:
