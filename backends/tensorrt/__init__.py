@@ -1,0 +1,1 @@
+"""Tensor IR, through ONNX, to TensorRT engines."""

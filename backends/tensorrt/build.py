@@ -1,0 +1,130 @@
+"""One ONNX graph to one engine: parse, compare with the graph, pin, build."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from pcc.backends.tensorrt.legal import (
+    check_messages,
+    check_model,
+    check_network,
+    operands,
+    summary,
+)
+from pcc.backends.tensorrt.library import import_module, messages, need_driver
+from pcc.backends.tensorrt.options import BuildOptions
+from pcc.backends.tensorrt.precision import pin
+from pcc.backends.tensorrt.runtimes import HARDWARE, TensorRt
+from pcc.errors import PccError
+
+
+@dataclass
+class Built:
+    """An engine's bytes and what its build did."""
+
+    plan: Any
+    layers: int
+    seconds: float
+    said: list[str]
+    pinned: dict[str, int] = field(default_factory=dict)
+
+
+class Builder:
+    """Builds engines with one TensorRT; the timing cache is shared by all of them."""
+
+    def __init__(self, r: TensorRt, options: BuildOptions, cache: bytes = b"") -> None:
+        options.check(r)
+        self.runtime, self.options = r, options
+        self.module = import_module(r)
+        need_driver(r)
+        self.messages = messages(self.module)
+        self.messages.take()
+        self.builder = self.module.Builder(self.messages.logger)
+        self.cache, self._timings = cache, None
+
+    def build(self, model: ir.Model, path: Path) -> Built:
+        """Build a prepared graph that lies at `path`, beside its weights.
+
+        Errors: E431 to E435 where the engine would not be the graph, or is not to be had.
+        """
+        start, r = time.perf_counter(), self.runtime
+        check_model(model, r)
+        network, _parser = self._parse(path)  # the parser owns weights until the build is over
+        check_network(network, model, r)
+        pinned = {} if r.typed else pin(network, model, self.module)
+        config = self._config(half=bool(pinned.get("HALF")))
+        plan = self.builder.build_serialized_network(network, config)
+        said = self.messages.take()
+        if plan is None:
+            raise PccError("E435", f"TensorRT {r.name} builds no engine: {_why(said)}",
+                           at=path.stem)  # fmt: skip
+        if self._timings is not None:
+            self.cache = bytes(memoryview(self._timings.serialize()))
+        seconds = time.perf_counter() - start
+        return Built(plan, network.num_layers, seconds, summary(said, r), pinned)
+
+    def _parse(self, path: Path) -> tuple[Any, Any]:
+        flags = 0
+        for name in self.runtime.network:
+            flags |= 1 << int(getattr(self.module.NetworkDefinitionCreationFlag, name))
+        network = self.builder.create_network(flags)
+        parser = self.module.OnnxParser(network, self.messages.logger)
+        good = parser.parse(path.read_bytes(), str(path))
+        said = self.messages.take()
+        if not good:
+            first = parser.get_error(0) if parser.num_errors else None
+            why = " ".join(first.desc().split())[:240] if first is not None else _why(said)
+            what = f"TensorRT {self.runtime.name} cannot read the graph: {why}"
+            raise PccError("E434", what, at=path.stem)
+        check_messages(said, self.runtime)
+        return network, parser
+
+    def _config(self, *, half: bool) -> Any:
+        module, options = self.module, self.options
+        config = self.builder.create_builder_config()
+        for name in options.flags(self.runtime):
+            config.set_flag(getattr(module.BuilderFlag, name))
+        config.clear_flag(module.BuilderFlag.TF32)  # fp32 is 24 bits everywhere
+        if half:
+            config.set_flag(module.BuilderFlag.FP16)
+        config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, options.workspace)
+        config.builder_optimization_level = options.level
+        config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
+        if options.hardware != "none":
+            level = getattr(module.HardwareCompatibilityLevel, HARDWARE[options.hardware])
+            config.hardware_compatibility_level = level
+        if self.runtime.offline:
+            config.num_compute_capabilities = 1
+            config.set_compute_capability(self._capability(), 0)
+        if options.timing_cache:
+            self._timings = config.create_timing_cache(self.cache)
+            config.set_timing_cache(self._timings, ignore_mismatch=False)
+        return config
+
+    def _capability(self) -> Any:
+        name = f"SM{self.options.capability.replace('.', '')}"
+        found = getattr(self.module.ComputeCapability, name, None)
+        if found is None:
+            known = ", ".join(x for x in dir(self.module.ComputeCapability) if x.startswith("SM"))
+            what = f"TensorRT {self.runtime.name} builds no {name}"
+            raise PccError("E430", what, hint=f"it knows {known}")
+        return found
+
+
+def unused_outputs(network: Any) -> list[str]:
+    """Return the names of tensors of a network that nothing reads and that leave it nowhere."""
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    read = {x.name for layer in layers for x in operands(layer)}
+    read |= {network.get_output(i).name for i in range(network.num_outputs)}
+    made = (y.get_output(i).name for y in layers for i in range(y.num_outputs))
+    return [name for name in made if name not in read]
+
+
+def _why(said: list[tuple[str, str]]) -> str:
+    errors = [text for severity, text in said if severity != "WARNING"]
+    return " ".join((errors or ["it gives no reason"])[0].split())[:300]

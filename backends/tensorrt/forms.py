@@ -1,0 +1,211 @@
+"""Spelling a graph as a runtime wants it: every form here computes the same numbers.
+
+- *Pairs*: where 64-bit integers do not cross the border, `i64[d]` is `i32[d, 2]`: its low and high
+  words as they lie in memory. The engine reads the low one and writes both, so that whoever binds
+  addresses sees 64-bit integers, and nothing is converted outside.
+- *Sums*: where the parser makes a loop of `CumSum`, one step for each element, a running sum of
+  masses is a product with a triangle of ones, and any other one doubles its reach in each step. In
+  the product all columns add in one order: where a mass is zero the sum does not rise, which is
+  what the inverse CDF rests on. The doubling adds numbers only, so that -inf stays -inf.
+- *Attention* says that it may be taken apart where no fused kernel has its type.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from pcc.backends.tensorrt.runtimes import TensorRt
+from pcc.errors import PccError
+
+MASSES = ("t.inverse_cdf", "t.truncate")  # ops whose running sums are of finite, positive numbers
+Values = np.ndarray[Any, Any]
+
+
+def inferred(model: ir.Model) -> ir.Model:
+    """Return the model with a type and shape for every value. Raises E434 if any is open."""
+    from onnx_ir.passes.common import ShapeInferencePass
+
+    model = ShapeInferencePass(data_prop=True)(model).model
+    for v in (*model.graph.inputs, *model.graph.outputs):
+        if v.shape is None or not all(isinstance(d, int) for d in v.shape):
+            what = f"the size of {v.name!r} is open: {v.shape}"
+            raise PccError("E434", what, hint="engines have one batch size and one cache size")
+    return model
+
+
+def prepare(model: ir.Model, r: TensorRt) -> ir.Model:
+    """Return the graph in this runtime's forms, with types; the model given is used up."""
+    model = inferred(model)
+    for node in list(model.graph):
+        if node.op_type == "Attention":
+            node.attributes.add(ir.AttrInt64("TRT_decomposable", 1))
+        elif node.op_type == "CumSum" and r.sums == "spelled":
+            _spell_sum(model, node)
+    if not r.wide:
+        _pairs(model)
+    return inferred(model)
+
+
+class _Site:
+    """Adds nodes before `anchor`, with the origin of `like`."""
+
+    def __init__(self, model: ir.Model, anchor: ir.Node | None, like: ir.Node | None) -> None:
+        self.graph, self.anchor, self.like = model.graph, anchor, like
+        self.kind: Any = None  # the NumPy dtype of what a rewrite adds
+
+    def __call__(self, op: str, *xs: ir.Value, name: str = "", **attributes: Any) -> ir.Value:
+        base = name or f"{xs[0].name}/{op}"
+        out = ir.Value(name=_fresh(self.graph, base))
+        node = ir.node(op, list(xs), attributes=attributes or None, outputs=[out], name=out.name)
+        if self.like is not None:
+            node.metadata_props.update(self.like.metadata_props)
+        if self.anchor is None:
+            self.graph.append(node)
+        else:
+            self.graph.insert_before(self.anchor, node)
+        return out
+
+    def const(self, value: Values) -> ir.Value:
+        """Return an initializer, shared with an equal one that this module made."""
+        key = f"form.{value.dtype}.{'x'.join(map(str, value.shape))}.{_digest(value)}"
+        found = self.graph.initializers.get(key)
+        if found is None:
+            tensor = ir.tensor(value, name=key)
+            found = ir.Value(
+                name=key,
+                shape=ir.Shape(value.shape),
+                type=ir.TensorType(tensor.dtype),
+                const_value=tensor,
+            )
+            self.graph.initializers[key] = found
+        return found
+
+    def ints(self, *values: int) -> ir.Value:
+        """Return a vector of 64-bit integers."""
+        return self.const(np.array(values, np.int64))
+
+
+def _digest(value: Values) -> str:
+    import hashlib
+
+    return hashlib.sha256(np.ascontiguousarray(value).data).hexdigest()[:16]
+
+
+def _fresh(graph: ir.Graph, base: str) -> str:
+    taken = graph.meta.setdefault("pcc.names", {})
+    if not taken:
+        values = (v.name for node in graph for v in node.outputs)
+        taken.update(dict.fromkeys((*values, *(v.name for v in graph.inputs)), 0))
+    name, count = base, taken.get(base, -1)
+    while name in taken:
+        count += 1
+        name = f"{base}~{count}"
+    taken[base], taken[name] = max(count, 0), 0
+    return name
+
+
+# ---------------------------------------------------------------- running sums
+
+
+def _spell_sum(model: ir.Model, node: ir.Node) -> None:
+    x, axis_value = node.inputs
+    assert x is not None
+    assert axis_value is not None
+    if x.dtype is None or x.shape is None or axis_value.const_value is None:
+        raise PccError("E434", f"the operand of {node.name!r} has no type, or its axis no value")
+    shape = [d for d in x.shape if isinstance(d, int)]
+    if len(shape) < len(x.shape):
+        raise PccError("E434", f"the operand of {node.name!r} has an open size: {x.shape}")
+    axis = int(axis_value.const_value.numpy()) % len(shape)
+    flag = node.attributes.get("exclusive")
+    site = _Site(model, node, node)
+    site.kind = x.dtype.numpy()
+    exclusive = flag is not None and flag.as_int() == 1
+    masses = node.metadata_props.get("pcc.op") in MASSES and x.dtype == ir.DataType.FLOAT
+    masses = masses and axis == len(shape) - 1
+    y = (_product if masses else _doubling)(site, x, shape, axis, exclusive)
+    _replace(node.outputs[0], y)
+    model.graph.remove(node, safe=True)
+
+
+def _product(site: _Site, x: ir.Value, shape: list[int], axis: int, exclusive: bool) -> ir.Value:
+    ones = np.triu(np.ones((shape[axis], shape[axis]), np.float32), 1 if exclusive else 0)
+    return site("MatMul", x, site.const(ones))
+
+
+def _doubling(site: _Site, x: ir.Value, shape: list[int], axis: int, exclusive: bool) -> ir.Value:
+    size, y = shape[axis], _shifted(site, x, shape, axis, 1) if exclusive else x
+    reach = 1
+    while reach < size:
+        y = site("Add", y, _shifted(site, y, shape, axis, reach))
+        reach *= 2
+    return y if y is not x else site("Identity", x)
+
+
+def _shifted(site: _Site, x: ir.Value, shape: list[int], axis: int, by: int) -> ir.Value:
+    """Return x moved up by `by` along an axis, zeros in front."""
+    assert site.kind is not None
+    zeros = site.const(np.zeros([*shape[:axis], by, *shape[axis + 1 :]], site.kind))
+    if by >= shape[axis]:
+        return zeros
+    rest = site("Slice", x, site.ints(0), site.ints(shape[axis] - by), site.ints(axis))
+    return site("Concat", zeros, rest, axis=axis)
+
+
+def _replace(old: ir.Value, new: ir.Value) -> None:
+    """Give the readers of `old`, and its name as an output, to `new`."""
+    graph = old.graph
+    for use in list(old.uses()):
+        use.node.replace_input_with(use.idx, new)
+    if graph is None:
+        return
+    for i, out in enumerate(graph.outputs):
+        if out is old:
+            new.name, new.shape, new.type = old.name, old.shape, old.type
+            old.name = f"{old.name}~old"
+            graph.outputs[i] = new
+
+
+# ---------------------------------------------------------------- integers
+
+
+def _pairs(model: ir.Model) -> None:
+    graph = model.graph
+    first = graph[0]
+    for i, v in enumerate(list(graph.inputs)):
+        if v.dtype == ir.DataType.INT64:
+            graph.inputs[i] = _low_word(model, first, v)
+    for i, v in enumerate(list(graph.outputs)):
+        if v.dtype == ir.DataType.INT64:
+            graph.outputs[i] = _words(model, v)
+
+
+def _low_word(model: ir.Model, first: ir.Node, v: ir.Value) -> ir.Value:
+    assert v.shape is not None
+    name, site = str(v.name), _Site(model, first, None)
+    pair = ir.Value(name=name, shape=ir.Shape([*v.shape, 2]), type=ir.TensorType(ir.DataType.INT32))
+    v.name = f"{name}~wide"
+    low = site("Gather", pair, site.const(np.array(0, np.int64)), axis=-1, name=f"{name}~low")
+    wide = site("Cast", low, to=ir.DataType.INT64, name=f"{name}~value")
+    for use in list(v.uses()):
+        use.node.replace_input_with(use.idx, wide)
+    return pair
+
+
+def _words(model: ir.Model, v: ir.Value) -> ir.Value:
+    assert v.shape is not None
+    shape, name, site = v.shape, str(v.name), _Site(model, None, v.producer())
+    v.name = f"{name}~value"
+    zero, ones = site.const(np.array(0, np.int32)), site.const(np.array(-1, np.int32))
+    low = site("Cast", v, to=ir.DataType.INT32, name=f"{name}~low")
+    high = site("Where", site("Less", low, zero, name=f"{name}~sign"), ones, zero,
+                name=f"{name}~high")  # fmt: skip
+    last = site.ints(-1)
+    parts = [site("Unsqueeze", x, last) for x in (low, high)]
+    pair = site("Concat", *parts, axis=-1, name=f"{name}~pair")
+    pair.name = name
+    pair.shape, pair.type = ir.Shape([*shape, 2]), ir.TensorType(ir.DataType.INT32)
+    return pair

@@ -1,0 +1,158 @@
+"""What would be lost on the way into TensorRT: looked for before parsing, and after.
+
+Parsers drop what they do not understand with a warning, or without: an attribute, an input that
+nothing reads any more, the width of a number. An engine so built runs, and is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import onnx_ir as ir
+
+from pcc.backends.tensorrt.runtimes import TensorRt
+from pcc.errors import PccError
+
+LENGTHS, PAST = 6, (4, 5)  # operands of ONNX's Attention
+BITS = {"FLOAT": 32, "FLOAT16": 16, "BFLOAT16": 16, "INT64": 64, "INT32": 32, "BOOL": 8}
+# ONNX's names of types, and TensorRT's.
+SAME = {"FLOAT": "FLOAT", "FLOAT16": "HALF", "BFLOAT16": "BF16", "INT64": "INT64",
+        "INT32": "INT32", "BOOL": "BOOL"}  # fmt: skip
+
+
+def check_model(model: ir.Model, r: TensorRt) -> None:
+    """Raise E431 where a graph holds what this runtime refuses or reads otherwise."""
+    for node in nodes_of(model.graph):
+        for what in _losses(node, r):
+            at = node.metadata_props.get("pcc.layer") or str(node.name)
+            raise PccError("E431", f"TensorRT {r.name} {what}", at=at)
+    if not r.wide:
+        _narrow(model, r)
+    for v in (*model.graph.inputs, *model.graph.outputs):
+        if v.dtype is not None and v.dtype.name not in BITS:
+            what = f"TensorRT {r.name} changes the type {v.dtype.name} of {v.name!r}"
+            raise PccError("E431", what)
+
+
+def _narrow(model: ir.Model, r: TensorRt) -> None:
+    """Refuse integers that 32 bits do not hold: they would be clamped."""
+    for v in model.graph.initializers.values():
+        if v.dtype != ir.DataType.INT64 or v.const_value is None:
+            continue
+        a = v.const_value.numpy()
+        # Open ends of slices are written as the largest integer, which clamping leaves open.
+        ends = bool(v.uses()) and all(use.node.op_type == "Slice" for use in v.uses())
+        if a.size and not ends and (a.max() >= 1 << 31 or a.min() < -(1 << 31)):
+            op = next((u.node.metadata_props.get("pcc.op", "") for u in v.uses()), "")
+            what = f"TensorRT {r.name} has 32-bit integers; {op or v.name} needs 64"
+            raise PccError("E431", what, hint="a byte-Llama's table of n-grams is such an op")
+
+
+def nodes_of(graph: ir.Graph | ir.GraphView) -> Iterator[ir.Node]:
+    """Yield the nodes of a graph and of the graphs within."""
+    for node in graph:
+        yield node
+        for a in node.attributes.values():
+            if a.type == ir.AttributeType.GRAPH:
+                yield from nodes_of(a.as_graph())
+
+
+def _losses(node: ir.Node, r: TensorRt) -> Iterator[str]:
+    op = node.op_type
+    if node.domain:
+        yield f"does not know the domain {node.domain!r} of {op}"
+    if op in r.refused:
+        yield f"has no {op}"
+    for (name, key), value in r.attributes.items():
+        given = node.attributes.get(key)
+        if name == op and given is not None and given.value != value:
+            yield f"drops {key}={given.value!r} of {op}"
+    if op == "Attention":
+        yield from _attention(node)
+    if op == "Cast" and node.attributes["to"].value == ir.DataType.DOUBLE:
+        yield "computes float64 in float32"
+
+
+def _attention(node: ir.Node) -> Iterator[str]:
+    xs = node.inputs
+    if len(xs) > LENGTHS and xs[LENGTHS] is not None:
+        yield "drops nonpad_kv_seqlen of Attention: every row would be read"
+    if any(len(xs) > i and xs[i] is not None for i in PAST) or len(node.outputs) > 1:
+        yield "has no past or present in Attention"
+
+
+def check_network(network: Any, model: ir.Model, r: TensorRt) -> None:
+    """Raise E432 where inputs, outputs, types, shapes or masks of a parsed network are not ours."""
+    ours = {v.name: v for v in (*model.graph.inputs, *model.graph.outputs)}
+    ins = [network.get_input(i) for i in range(network.num_inputs)]
+    outs = [network.get_output(i) for i in range(network.num_outputs)]
+    _names("inputs", [v.name for v in model.graph.inputs], [x.name for x in ins], r)
+    _names("outputs", [v.name for v in model.graph.outputs], [x.name for x in outs], r)
+    for x in (*ins, *outs):
+        _same(x.name, x.dtype.name, tuple(x.shape), ours[x.name], r)
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    read = {x.name for layer in layers for x in operands(layer)} | {x.name for x in outs}
+    unread = [v.name for v in model.graph.inputs if v.uses() and v.name not in read]
+    if unread:
+        what = f"TensorRT {r.name} dropped what reads {', '.join(map(repr, unread[:5]))}"
+        raise PccError("E432", what, hint="the graph has an operand that this parser ignores")
+    for layer in layers:
+        kind = causal(layer)
+        if kind not in ("", "NONE"):
+            raise PccError("E432", f"TensorRT {r.name} masks by {kind}", at=layer.name)
+
+
+def operands(layer: Any) -> list[Any]:
+    """Return the tensors that a layer reads."""
+    found = (layer.get_input(i) for i in range(layer.num_inputs))
+    return [x for x in found if x is not None]
+
+
+def causal(layer: Any) -> str:
+    """Return the causal mask that a parser gave to an attention layer, or nothing."""
+    if layer.type.name != "ATTENTION_INPUT":
+        return ""
+    attention = getattr(layer, "attention", None)
+    return "" if attention is None else str(attention.causal_kind.name)
+
+
+def _names(what: str, want: Sequence[str | None], found: Sequence[str], r: TensorRt) -> None:
+    if sorted(map(str, want)) != sorted(found):
+        lost = sorted(set(map(str, want)) ^ set(found))
+        raise PccError("E432", f"TensorRT {r.name} changed the {what}: {', '.join(lost[:5])}")
+
+
+def _same(name: str, dtype: str, shape: tuple[int, ...], v: ir.Value, r: TensorRt) -> None:
+    assert v.dtype is not None
+    assert v.shape is not None
+    want = SAME[v.dtype.name]
+    if want == "INT64" and not r.wide:
+        want = "INT32"
+    sizes = tuple(v.shape)
+    fixed = all(isinstance(d, int) for d in sizes)
+    if dtype != want or (fixed and shape != sizes):
+        what = f"TensorRT {r.name} made {name!r} {dtype}{list(shape)}"
+        raise PccError("E432", what, hint=f"it is {want}{list(sizes)} in the graph")
+
+
+def check_messages(said: Iterable[tuple[str, str]], r: TensorRt) -> None:
+    """Raise E433 for a warning that is not known to leave results alone."""
+    for severity, text in said:
+        if severity == "WARNING" and any(part in text for part in r.benign):
+            continue
+        raise PccError("E433", f"TensorRT {r.name} says: {_line(text)}")
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())[:240]
+
+
+def summary(said: Iterable[tuple[str, str]], r: TensorRt) -> list[str]:
+    """Return each unusual message once, for the manifest and the log."""
+    kept: Mapping[str, None] = dict.fromkeys(
+        f"{severity.lower()}: {_line(text)}"
+        for severity, text in said
+        if not any(part in text for part in r.benign)
+    )
+    return list(kept)[:20]

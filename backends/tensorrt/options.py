@@ -1,0 +1,64 @@
+"""How an engine is built: choices that are recorded in the manifest."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pcc.backends.tensorrt.runtimes import HARDWARE, TensorRt
+from pcc.errors import PccError
+
+REFITS = ("none", "refit", "refit_identical")
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """Options of a build.
+
+    `refit`: weights can be exchanged (`refit_identical`: for equal ones only, at no cost of speed).
+    `strip`: a plan without weights, filled at loading; needs `refit`. `version_compatible`: runs
+    under later releases. `hardware`: "none" (the GPU of the build), "same" compute capability, or
+    "ampere_plus". `capability`: for builders that work without a GPU, "8.9". `level`: 0 to 5, how
+    long tactics are searched. `workspace`: bytes that tactics may use. `timing_cache`: measurements
+    of tactics, shared by builds. `keep_onnx`: the graphs stay in the bundle.
+    """
+
+    refit: str = "none"
+    strip: bool = False
+    version_compatible: bool = False
+    hardware: str = "none"
+    capability: str = "8.9"
+    level: int = 3
+    workspace: int = 4 << 30
+    timing_cache: bool = True
+    keep_onnx: bool = True
+
+    def check(self, r: TensorRt) -> None:
+        """Refuse what a runtime lacks, and choices that exclude each other. Errors: E430."""
+        wanted = [self.refit] * (self.refit != "none")
+        wanted += [k for k in ("strip", "version_compatible") if getattr(self, k)]
+        lacking = [k for k in wanted if k not in r.options]
+        if lacking:
+            have = ", ".join(r.options)
+            raise PccError("E430", f"TensorRT {r.name} has no option {lacking[0]}",
+                           hint=f"it has {have}")  # fmt: skip
+        if self.strip and self.refit == "none":
+            raise PccError("E430", "a stripped plan must be refitted", hint="give refit too")
+        if self.strip and not self.keep_onnx:
+            raise PccError("E430", "a stripped plan takes its weights from the graphs",
+                           hint="keep_onnx=True")  # fmt: skip
+        ok = self.refit in REFITS and self.hardware in HARDWARE and 0 <= self.level <= 5
+        if not ok or self.workspace < 1 << 20:
+            raise PccError("E430", f"options of a TensorRT build are out of range: {self}")
+
+    def flags(self, r: TensorRt) -> list[str]:
+        """Return the builder flags of these options, by their names in this release."""
+        out = list(r.always)
+        if self.refit != "none":
+            out.append(r.options[self.refit])
+        out += [r.options[k] for k in ("strip", "version_compatible") if getattr(self, k)]
+        return out
+
+    def document(self) -> dict[str, Any]:
+        """Return the options as plain data."""
+        return asdict(self)

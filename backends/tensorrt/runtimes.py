@@ -1,0 +1,185 @@
+"""What each TensorRT takes, as data: the rest of this package asks these fields, never a version.
+
+| field | says |
+|---|---|
+| `target` | of `compile` |
+| `module`, `least`, `below` | the Python module, and the versions that a description is of |
+| `opset` | of the ONNX graphs that its parser reads |
+| `precisions` | of stored weights and caches |
+| `typed` | strongly typed: types are those of the graph. Else they are hints, and are pinned |
+| `network`, `always` | flags of every network, and of every build |
+| `options` | build options by our name, with the flag's name in this release |
+| `wide` | 64-bit integers cross the engine's border; else they cross as pairs of 32 bits |
+| `aliased` | a cache is updated in place; else the runtime copies what the engine returns |
+| `fused` | ONNX's attention operator, by the precisions that it may have |
+| `sums` | running sums: `operator`, or `spelled` where the parser makes a loop of them |
+| `refused` | operators that the parser refuses or understands otherwise |
+| `attributes` | attributes that it drops, or reads otherwise, unless they have this value |
+| `benign` | parts of warnings that say nothing about the result |
+| `offline` | builds without a GPU, for a named compute capability |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pcc.errors import PccError
+
+# Counter-based random numbers, powers and reductions while scattering are in no release.
+NOWHERE = frozenset(
+    ("Bernoulli", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Compress",
+     "CumProd", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
+     "RandomUniformLike", "Unique")
+)  # fmt: skip
+NOT_BEFORE_10 = frozenset(("Attention", "Gelu", "RMSNormalization", "RotaryEmbedding", "Swish",
+                           "TensorScatter"))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TensorRt:
+    """One kind of TensorRT."""
+
+    name: str
+    target: str
+    module: str
+    package: str
+    least: tuple[int, int]
+    below: tuple[int, int]
+    opset: int
+    precisions: tuple[str, ...]
+    typed: bool
+    network: tuple[str, ...]
+    always: tuple[str, ...]
+    options: Mapping[str, str]
+    wide: bool
+    aliased: bool
+    fused: tuple[str, ...]
+    sums: str
+    refused: frozenset[str]
+    attributes: Mapping[tuple[str, str], object]
+    benign: tuple[str, ...]
+    offline: bool = False
+
+    def takes(self, precision: str) -> None:
+        """Refuse a precision that this runtime lacks."""
+        if precision not in self.precisions:
+            what = f"TensorRT {self.name} has no {precision}"
+            raise PccError("E141", what, hint=f"it has {', '.join(self.precisions)}")
+
+
+OLD_OPTIONS = {"version_compatible": "VERSION_COMPATIBLE", "refit": "REFIT"}
+NEW_OPTIONS = {**OLD_OPTIONS, "refit_identical": "REFIT_IDENTICAL", "strip": "STRIP_PLAN",
+               "lean_outside": "EXCLUDE_LEAN_RUNTIME"}  # fmt: skip
+ATTRIBUTES: dict[tuple[str, str], object] = {
+    ("Attention", "is_causal"): 0,  # read as "from the upper left", whatever the rows mean
+    ("Attention", "softcap"): 0.0,
+    ("TensorScatter", "mode"): "linear",
+    ("ScatterElements", "reduction"): "none",
+    ("ScatterND", "reduction"): "none",
+}
+BINDINGS = ("has Int64 binding", "differs from one already registered")
+MODERN: dict[str, Any] = {
+    "opset": 24,
+    "precisions": ("fp32", "fp16", "bf16"),
+    "typed": True,
+    "wide": True,
+    "aliased": True,
+    "fused": ("fp16", "bf16"),
+    "sums": "operator",
+    "refused": NOWHERE,
+    "attributes": ATTRIBUTES,
+    "benign": BINDINGS,
+}
+
+RUNTIMES: dict[str, TensorRt] = {
+    r.name: r
+    for r in (
+        TensorRt(
+            "8.6",
+            target="tensorrt",
+            module="tensorrt",
+            package="tensorrt==8.6.*",
+            least=(8, 6),
+            below=(8, 7),
+            opset=17,
+            precisions=("fp32", "fp16"),
+            typed=False,
+            network=("EXPLICIT_BATCH",),
+            always=("OBEY_PRECISION_CONSTRAINTS",),
+            options=OLD_OPTIONS,
+            wide=False,
+            aliased=False,
+            fused=(),
+            sums="spelled",
+            refused=NOWHERE | NOT_BEFORE_10,
+            attributes=ATTRIBUTES,
+            benign=(
+                *BINDINGS,
+                "Attempting to cast down to INT32",
+                "INT32 ArgMax",  # flags 0 and 1: exact in float32
+                "lazy loading is not enabled",
+            ),
+        ),
+        TensorRt(
+            "10",
+            target="tensorrt-10",
+            module="tensorrt",
+            package="tensorrt>=10.15,<11",
+            least=(10, 15),
+            below=(11, 0),
+            network=("STRONGLY_TYPED",),
+            always=(),
+            options=NEW_OPTIONS,
+            **MODERN,
+        ),
+        TensorRt(
+            "11",
+            target="tensorrt-11",
+            module="tensorrt",
+            package="tensorrt>=11,<12",
+            least=(11, 0),
+            below=(12, 0),
+            network=(),  # every network is strongly typed
+            always=(),
+            options=NEW_OPTIONS,
+            **MODERN,
+        ),
+        TensorRt(
+            "rtx",
+            target="tensorrt-rtx",
+            module="tensorrt_rtx",
+            package="tensorrt-rtx",
+            least=(1, 3),
+            below=(2, 0),
+            network=("STRONGLY_TYPED",),
+            always=(),
+            options={k: v for k, v in NEW_OPTIONS.items() if k != "lean_outside"},
+            offline=True,
+            **MODERN,
+        ),
+    )
+}
+
+# Hardware levels: our name, and the member of HardwareCompatibilityLevel.
+HARDWARE = {"none": "NONE", "ampere_plus": "AMPERE_PLUS", "same": "SAME_COMPUTE_CAPABILITY"}
+
+
+def runtime_of(target: str) -> TensorRt:
+    """Return the description of a target."""
+    for r in RUNTIMES.values():
+        if r.target == target:
+            return r
+    known = ", ".join(r.target for r in RUNTIMES.values())
+    raise PccError("E430", f"no TensorRT is called {target[:40]!r}", hint=f"one of {known}")
+
+
+def runtime_for(module: str, version: str) -> TensorRt:
+    """Return the description of an installed version. Raises X331 where there is none."""
+    parts = tuple(int(p) for p in version.split(".")[:2] if p.isdigit())
+    for r in RUNTIMES.values():
+        if r.module == module and r.least <= parts < r.below:
+            return r
+    known = ", ".join(r.package for r in RUNTIMES.values())
+    raise PccError("X331", f"no description of {module} {version[:40]}", hint=f"known are {known}")

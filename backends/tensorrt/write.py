@@ -1,0 +1,116 @@
+"""The graphs of a bundle as TensorRT engines, `engines/VARIANT/QUERY.plan`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from pcc.backends.onnx.lower import lower
+from pcc.backends.onnx.weights import save_models
+from pcc.backends.tensorrt.build import Builder
+from pcc.backends.tensorrt.forms import prepare
+from pcc.backends.tensorrt.library import gpu_architecture
+from pcc.backends.tensorrt.options import BuildOptions
+from pcc.backends.tensorrt.runtimes import TensorRt, runtime_of
+from pcc.emission import Emission, Order, Say, Written
+from pcc.errors import PccError
+
+CACHE = "timing.cache"
+
+
+def write_graphs(
+    order: Order, folder: Path, say: Say, options: BuildOptions | None = None
+) -> Written:
+    """Write an engine for every query, from ONNX graphs that share one weight file."""
+    r = runtime_of(order.target.name)
+    r.takes(order.precision)
+    options = options or BuildOptions()
+    builder = Builder(r, _for_gpu(options, order.gpu, r))  # first: a missing library costs nothing
+    arch = _architecture(builder)
+    models: dict[str, ir.Model] = {}
+    for q, e in order.emissions.items():
+        say(f"graph '{q}'")
+        models[q] = static_model(order, q, e, r)
+    graphs = folder / "graphs"
+    graphs.mkdir()
+    file = save_models(models, graphs, say=say)
+    place = f"engines/{r.target}-{arch}"
+    (folder / place).mkdir(parents=True)
+    specs, said = _engines(builder, models, folder, place, say)
+    if builder.cache:
+        (folder / place / CACHE).write_bytes(builder.cache)
+    variant = _variant(builder, order, arch, said)
+    if not options.keep_onnx:
+        shutil.rmtree(graphs)
+        return Written(specs, (variant,))
+    return Written(specs, (variant,), file, {f"graphs/{file.path.name}": file.sha256})
+
+
+def static_model(order: Order, query: str, e: Emission, r: TensorRt) -> ir.Model:
+    """Return a query's graph at one batch size and one cache size, in the forms of a runtime."""
+    doc = {"pcc.query": query, "pcc.circuit": order.name}
+    model = lower(
+        e.module, opset=r.opset, inputs=e.inputs, doc=doc,
+        fused_attention=order.precision in r.fused,
+    )  # fmt: skip
+    for v in (*model.graph.inputs, *model.graph.outputs):
+        assert v.shape is not None
+        v.shape = ir.Shape([d if isinstance(d, int) else order.batch for d in v.shape])
+    return prepare(model, r)
+
+
+def _engines(
+    builder: Builder, models: dict[str, ir.Model], folder: Path, place: str, say: Say
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    specs: dict[str, dict[str, Any]] = {}
+    said: list[str] = []
+    for q, model in models.items():
+        made = builder.build(model, folder / "graphs" / f"{q}.onnx")
+        name = f"{place}/{q}.plan"
+        with (folder / name).open("wb") as out:
+            out.write(made.plan)
+        size = (folder / name).stat().st_size
+        say(f"engine '{q}': {made.layers} layers, {size / 1e6:.1f} MB, {made.seconds:.1f} s")
+        specs[q] = {"graph": name, "nodes": len(model.graph), "layers": made.layers}
+        if made.pinned:
+            specs[q]["pinned"] = made.pinned
+        said += [f"{q}: {x}" for x in made.said]
+    return specs, said
+
+
+def _for_gpu(options: BuildOptions, gpu: str, r: TensorRt) -> BuildOptions:
+    """Take the compute capability of `gpu`, "sm_89", for a builder that works without one."""
+    from dataclasses import replace
+
+    if not gpu or not r.offline:
+        return options
+    digits = gpu.removeprefix("sm_")
+    if not digits.isdigit() or len(digits) < 2:
+        raise PccError("E430", f"gpu={gpu[:40]!r}", hint="like sm_89")
+    return replace(options, capability=f"{digits[:-1]}.{digits[-1]}")
+
+
+def _architecture(builder: Builder) -> str:
+    if builder.runtime.offline:
+        return f"sm_{builder.options.capability.replace('.', '')}"
+    return gpu_architecture()
+
+
+def _variant(builder: Builder, order: Order, arch: str, said: list[str]) -> dict[str, Any]:
+    r, options = builder.runtime, builder.options
+    return {
+        "provider": "tensorrt",
+        "format": "tensorrt",
+        "gpu": arch,
+        "runtime": r.name,
+        "module": r.module,
+        "version": str(builder.module.__version__),
+        "precision": order.precision,
+        "aliased": r.aliased,
+        "options": options.document(),
+        "flags": options.flags(r),
+        "said": said[:100],
+    }
