@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from pcc.bundle import staged
-from pcc.driver import Emission, Job
+from pcc.driver import Job
+from pcc.emission import Emission
 from pcc.frontends import templates
 from pcc.ir.module import Module
 from pcc.package import write
 from pcc.passes.manager import Manager
 from pcc.runtime.engine import Engine, load
+from pcc.targets import target_of
 from pcc.tensor.ops import Input
 
 
@@ -27,15 +29,24 @@ class Setting:
     batch: int = 1
     halves: tuple[str, ...] = ()  # half precisions whose ops are tested beside f32
 
+    @property
+    def fixed(self) -> int:
+        """The batch to compile for: 1 where graphs take any."""
+        return self.batch if target_of(self.target, self.precision).static else 1
+
     def options(self) -> dict[str, Any]:
         """Return the options of `pcc.compile`."""
-        return {"target": self.target, "precision": self.precision}
+        return {"target": self.target, "precision": self.precision, "batch": self.fixed}
 
 
 def write_modules(setting: Setting, modules: Mapping[str, Module], out: Path) -> None:
     """Write a bundle whose queries are tensor modules, through the target's own writer."""
     circuit = templates.ff(2, 2)  # a manifest has one; nothing here asks it anything
-    job = Job(circuit, Manager(validate=False), 24, lambda _: None)
+    target = target_of(setting.target, setting.precision)
+    job = Job(
+        circuit, Manager(validate=False), target, lambda _: None,
+        precision=setting.precision, batch=setting.fixed,
+    )  # fmt: skip
     job.stages.append(("circuit", circuit.module()))
     for name, module in modules.items():
         inputs = tuple(n for n in module.nodes() if isinstance(n, Input))
