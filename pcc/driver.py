@@ -131,6 +131,7 @@ def compile(
     chunk: int = knobs.PREFILL_CHUNK,
     proposal: str = knobs.PROPOSAL,
     draft_mode: str = knobs.DRAFT_MODE,
+    truncation: bool | None = None,
     **frontend: Any,
 ) -> Artifact:
     """Compile a circuit to a bundle of graphs for a target, one per query, over one weight file.
@@ -149,18 +150,22 @@ def compile(
     `prefill_greedy`, `verify` and `decode` graphs for sequences of up to `max_seq` tokens, prompts
     read `chunk` tokens at a time. `source=None` drafts with the verifier's own prediction heads.
     `proposal` is "full" or "latent-first", `draft_mode` (greedy) "max-product",
-    "stepwise" or "latent-first".
+    "stepwise" or "latent-first". `truncation`: whether sampled drafts take `draft_temperature` and
+    `draft_top_p` (None: where the target's graphs can skip their cost).
     """
     start = time.perf_counter()
     _typed(source=source, verifier=verifier, max_seq=max_seq, window=window, out=out, opset=opset,
-           batch=batch, gpu=gpu, chunk=chunk, validate=validate, force=force)  # fmt: skip
+           batch=batch, gpu=gpu, truncation=truncation, chunk=chunk, validate=validate,
+           force=force)  # fmt: skip
     _supported(parameters, queries)
     chosen = target_of(target, precision, opset)
     if batch > (knobs.MAX_BATCH if chosen.static else 1):
         what = f"batch={batch} is not supported by target {chosen.name!r}"
         hint = f"at most {knobs.MAX_BATCH}" if chosen.static else "its graphs take any batch"
         raise PccError("E141", what, hint=hint)
-    how = {"chunk": chunk, "proposal": proposal, "draft_mode": draft_mode}
+    how = {"chunk": chunk, "proposal": proposal, "draft_mode": draft_mode, "precision": precision,
+           "static": chosen.static,
+           "truncation": chosen.branches if truncation is None else truncation}  # fmt: skip
     request = _request(source, verifier, max_seq, parameters, how)
     with _place(out, force) as folder, staged(folder, force=force) as work:
         circuit = _asked(source, request, frontend)
@@ -183,7 +188,7 @@ PATH = (str, Path, NoneType)
 KINDS: dict[str, tuple[type, ...]] = {
     "source": (*PATH, Circuit), "verifier": PATH, "out": PATH, "window": (int, NoneType),
     "max_seq": (int,), "opset": (int, NoneType), "chunk": (int,), "batch": (int,),
-    "gpu": (str, NoneType), "validate": (bool,), "force": (bool,),
+    "gpu": (str, NoneType), "truncation": (bool, NoneType), "validate": (bool,), "force": (bool,),
 }  # fmt: skip
 
 
@@ -301,7 +306,9 @@ def _generation(job: Job, request: Request) -> None:
     made = build(request, job.circuit, job.manager, job.say)
     job.of += ["generation"] * (len(job.manager.records) - before)
     for name, g in made.graphs.items():
-        job.emissions[name] = Emission(g.module, g.inputs, g.slots, g.symbols)
+        job.emissions[name] = Emission(
+            g.module, g.inputs, g.slots, {} if job.target.static else g.symbols
+        )
     job.generation = {
         "vocabulary": made.vocabulary,
         "verifier": made.verifier,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,9 @@ class Request:
     proposal: str = knobs.PROPOSAL
     draft_mode: str = knobs.DRAFT_MODE
     lora: Path | None = None
+    precision: str = "fp32"
+    static: bool = False  # one size of buffers
+    truncation: bool = True  # settings of the draft's law
 
     def __post_init__(self) -> None:
         for name, least in (("max_seq", 2), ("chunk", 1)):
@@ -55,12 +58,12 @@ class Request:
     def read(self, n: int) -> Model:
         """Read the verifier for windows of `n` tokens."""
         rows = self.max_seq + max(n, self.chunk)
-        return load_model(self.folder, max_rows=rows, lora=self.lora)
+        return load_model(self.folder, max_rows=rows, lora=self.lora, precision=self.precision)
 
 
 def own_heads(request: Request) -> Circuit:
     """Return the fully factorised circuit of a verifier's own prediction heads (slot 1: head 0)."""
-    heads = getattr(request.read(1), "heads", None)
+    heads = getattr(replace(request, precision="fp32").read(1), "heads", None)
     if not isinstance(heads, Const) or heads.value.shape[0] < 2:
         raise PccError(
             "M153",
@@ -79,7 +82,7 @@ def build(
         raise PccError("M151", "drafting needs a window of two or more tokens")
     say("reading the verifier")
     model = request.read(circuit.n)
-    options = StepOptions(request.proposal, request.draft_mode, extras=EXTRAS)
+    options = StepOptions(request.proposal, request.draft_mode, request.truncation, EXTRAS)
     rows = request.max_seq + max(circuit.n, request.chunk)
     work = Steps(model, circuit, rows, options, manager)
     graphs: dict[str, StepGraph] = {}
@@ -120,7 +123,7 @@ def _manifest(
 ) -> dict[str, Any]:
     most = request.max_seq + max(circuit.n, request.chunk)
     sizes, rows = [], knobs.FIRST_BUCKET
-    while rows < most:
+    while rows < most and not request.static:
         sizes.append(rows)
         rows *= 2
     states = model.states(most)

@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "interp": LEVELS,
     "frontends": CORE,
     "passes": CORE,
-    "models": CORE | {"passes", "frontends"},  # frontends: the safetensors reader
+    "models": CORE | {"passes", "frontends", "targets"},  # frontends: the safetensors reader
     "backends": CORE | {"passes", "models", "targets", "emission", "bundle"},
     "bundle": LEAVES | {"files"},
     "prompts": LEAVES | {"files"},

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -109,11 +109,22 @@ def constant(value: object, dtype: str = "f32", shape: tuple[int, ...] | None = 
     return t.Const(Array.of(a, dtype if a.dtype.kind == "f" else ""))
 
 
-def dense(x: Op, weight: Op, bias: Op | None = None) -> Op:
+@dataclass(frozen=True)
+class Factored:
+    """The matrix `full [D,K] + a [D,r] b [r,K]`; the product of the thin ones is never formed."""
+
+    full: Op
+    a: Op
+    b: Op
+
+
+Weight: TypeAlias = Op | Factored
+
+
+def dense(x: Op, weight: Weight, bias: Op | None = None) -> Op:
     """y[n,k] = sum_d x[n,d] weight[d,k] (+ bias[1,k]): inputs first, as matrix products want it."""
-    if isinstance(weight, t.Add) and isinstance(weight.b, t.Contract):
-        # x (W + A B) = x W + (x A) B: the product of two thin matrices is never formed.
-        y: Op = t.Add(dense(x, weight.a), dense(dense(x, weight.b.a), weight.b.b))
+    if isinstance(weight, Factored):  # x (W + A B) = x W + (x A) B
+        y: Op = t.Add(dense(x, weight.full), dense(dense(x, weight.a), weight.b))
     else:
         y = t.Contract(x, weight, "nd,dk->nk")
     return y if bias is None else t.Add(y, bias)

@@ -19,6 +19,7 @@ from pcc.models.base import (
     Pass,
     StateSpec,
     Vocabulary,
+    Weight,
     constant,
     dense,
     heads_first,
@@ -63,16 +64,16 @@ class Layer:
     """The trained values of one layer; products are stored inputs first."""
 
     norm: Op
-    qkv: Op
+    qkv: Weight
     qkv_bias: Op | None
     q_norm: Op | None
     k_norm: Op | None
-    out: Op
+    out: Weight
     out_bias: Op | None
     mlp_norm: Op
-    gate_up: Op
+    gate_up: Weight
     gate_up_bias: Op | None
-    down: Op
+    down: Weight
     down_bias: Op | None
     window: int
 
@@ -100,6 +101,7 @@ class Decoder:
     cos: Op
     sin: Op
     draft: tuple[Layer, ...] = ()
+    dtype: str = "f32"  # of the caches
 
     @property
     def vocab(self) -> int:
@@ -116,7 +118,7 @@ class Decoder:
         shape = (self.shape.key_heads, rows, self.shape.head_width)
         count = len(self.layers) + len(self.draft)
         names = [f"{kind}.{i}" for i in range(count) for kind in ("key", "value")]
-        return tuple(StateSpec(name, "f32", shape, 1) for name in names)
+        return tuple(StateSpec(name, self.dtype, shape, 1) for name in names)
 
     def embed(self, ids: Op, start: Op, past: Mapping[str, Op]) -> Op:
         """Return the input of the first layer, f32[N,D]."""

@@ -70,7 +70,7 @@ class EvaByte(Decoder):
         kinds = {"": (ring, "ring_rows"), "summary_": (older, "summary_rows")}
         count = len(self.layers) + len(self.draft)
         return tuple(
-            StateSpec(f"{kind}{part}.{i}", "f32", shape, 1, rows_name)
+            StateSpec(f"{kind}{part}.{i}", self.dtype, shape, 1, rows_name)
             for i in range(count)
             for kind, (shape, rows_name) in kinds.items()
             for part in ("key", "value")

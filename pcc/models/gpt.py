@@ -66,12 +66,13 @@ class Gpt:
     head: Op
     cos: Op
     sin: Op
+    dtype: str = "f32"  # of the caches
 
     def states(self, rows: int) -> tuple[StateSpec, ...]:
         """Keys and values of every layer."""
         shape = (self.heads, rows, self.width // self.heads)
         names = [f"{kind}.{i}" for i in range(len(self.layers)) for kind in ("key", "value")]
-        return tuple(StateSpec(name, "f32", shape, 1) for name in names)
+        return tuple(StateSpec(name, self.dtype, shape, 1) for name in names)
 
     def forward(self, ids: Op, start: Op, past: Mapping[str, Op]) -> Pass:
         """Process `ids i64[N]` at positions `start` + 0..N-1."""

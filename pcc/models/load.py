@@ -13,7 +13,9 @@ from pcc.models.decoder import read_decoder
 from pcc.models.evabyte import read_evabyte
 from pcc.models.gpt import is_gpt, read_gpt
 from pcc.models.lora import Lora, with_draft
+from pcc.models.precision import in_precision
 from pcc.models.tensors import Tensors
+from pcc.targets import HALF_OF
 
 Reader = Callable[[Config, Tensors, int], Model]
 
@@ -41,19 +43,29 @@ READERS: dict[str, Reader] = {
 
 
 def load_model(
-    folder: Path | str, *, max_rows: int, lora: Path | str | Lora | None = None
+    folder: Path | str,
+    *,
+    max_rows: int,
+    lora: Path | str | Lora | None = None,
+    precision: str = "fp32",
 ) -> Model:
     """Return the verifier of a folder, for buffers of at most `max_rows` rows.
 
+    `precision`: in what its matrices and caches are stored (`pcc.models.precision`).
+
     `max_rows` = the longest sequence + the widest pass. `lora`: a checkpoint folder (or what was
     read from one) whose adapters, if it has any, make the draft's last layers.
-    Errors: M101 to M115, F104, F106; those of the checkpoint.
+    Errors: M101 to M115, F104, F106; those of the checkpoint; E107 (a weight beyond f16).
     """
-    root = Path(folder)
+    model = with_draft(_read(Path(folder), max_rows), lora)
+    return in_precision(model, HALF_OF[precision])
+
+
+def _read(root: Path, max_rows: int) -> Model:
     if max_rows < 1:
         raise PccError("M111", f"{max_rows} rows hold no sequence", at=str(root))
     if is_gpt(root):
-        return with_draft(read_gpt(root, max_rows=max_rows), lora)
+        return read_gpt(root, max_rows=max_rows)
     config = read_config(root)
     reader = READERS.get(config.kind)
     if reader is None:
@@ -62,4 +74,4 @@ def load_model(
     tensors = Tensors(root)
     model = reader(config, tensors, max_rows)
     tensors.close()
-    return with_draft(model, lora)
+    return model

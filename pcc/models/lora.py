@@ -18,7 +18,7 @@ import numpy as np
 from pcc.errors import PccError
 from pcc.frontends.state import lookup, read_state
 from pcc.ir.core import Op
-from pcc.models.base import Model, Values, constant
+from pcc.models.base import Factored, Model, Values, Weight, constant
 from pcc.models.decoder import Decoder, Layer
 from pcc.tensor import ops as t
 
@@ -164,11 +164,11 @@ def _side_by_side(
     return a, b
 
 
-def _joined(weight: Op, a: Values, b: Values, form: str) -> Op:
+def _joined(weight: Op, a: Values, b: Values, form: str) -> Weight:
     """Return W + A B: as one matrix, or as it stands (then products take it factor by factor)."""
     assert isinstance(weight, t.Const)
     smaller = a.size + b.size < weight.value.size
     if form == "factored" or (form == "auto" and smaller):
-        return t.Add(weight, t.Contract(constant(a), constant(b), "dr,rk->dk"))
+        return Factored(weight, constant(a), constant(b))
     full = weight.value.value.astype(np.float64) + a.astype(np.float64) @ b.astype(np.float64)
     return constant(full.astype(np.float32))

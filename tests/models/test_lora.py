@@ -15,6 +15,7 @@ from byte_models import features, read_folder
 from model_runs import Runner, next_state, state_of
 
 from pcc.errors import PccError
+from pcc.models.base import Factored
 from pcc.models.decoder import Decoder
 from pcc.models.load import load_model
 from pcc.models.lora import Lora, read_lora, split
@@ -146,13 +147,13 @@ def test_factored_products_share_the_matrices(shared: Shared) -> None:
     base = base_of(shared, LLAMA)
     lora, _ = random_lora(base, [2], ["q_proj", "up_proj"])
     factored = split(base, lora, form="factored").draft[0]
-    assert isinstance(factored.qkv, t.Add)
-    assert factored.qkv.a is base.layers[2].qkv
+    assert isinstance(factored.qkv, Factored)
+    assert factored.qkv.full is base.layers[2].qkv
     assert factored.down is base.layers[2].down
     merged = split(base, lora, form="merged").draft[0]
     assert isinstance(merged.qkv, t.Const)
     # Thin matrices of rank 1 take less room than a copy.
-    assert isinstance(split(base, lora).draft[0].qkv, t.Add)
+    assert isinstance(split(base, lora).draft[0].qkv, Factored)
 
 
 def test_checkpoints_without_adapters_have_none(shared: Shared) -> None:

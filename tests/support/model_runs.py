@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from pcc.backends.onnx.lower import lower
 from pcc.interp.run import run
+from pcc.ir.array import dtype_of
 from pcc.ir.core import Op
 from pcc.ir.module import Module
 from pcc.ir.semiring import LogReal
@@ -22,7 +23,6 @@ from pcc.models.base import Model
 from pcc.tensor import ops as t
 
 Values = np.ndarray[Any, Any]
-DTYPES: dict[str, Any] = {"f32": np.float32, "i64": np.int64}
 
 
 def write_folder(
@@ -69,8 +69,8 @@ def state_of(model: Model, rows: int, batch: int, fill: float = 0.0, seed: int =
     out = {}
     for s in model.states(rows):
         shape = (batch, *s.shape)
-        noise = rng.normal(size=shape) * fill if s.dtype == "f32" else np.zeros(shape)
-        out[s.name] = noise.astype(DTYPES[s.dtype])
+        noise = rng.normal(size=shape) * fill if s.dtype != "i64" else np.zeros(shape)
+        out[s.name] = noise.astype(dtype_of(s.dtype))
     return out
 
 
