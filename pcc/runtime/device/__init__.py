@@ -1,0 +1,1 @@
+"""Runs graphs on an NVIDIA GPU: memory, streams, captured rounds, and the engines below them."""

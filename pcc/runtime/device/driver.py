@@ -1,0 +1,354 @@
+"""The CUDA driver, as little of it as engines need; every failure is a `PccError` (X30x).
+
+Memory is addressed by integers. Work is enqueued on one stream and returns at once; whoever needs
+a result waits for an event. All through `cuda-bindings`, which is imported when a GPU is asked for.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pcc.errors import PccError
+
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+OLDEST = 12000  # driver API: programmatic launches and cooperative nodes in graphs
+RELAXED = 2  # CUstreamCaptureMode: a runtime may allocate while its work is recorded
+SYNC_STREAM, SYNC_EVENT = 1, 2  # non-blocking stream; event without times
+MORE_SHARED = 48 << 10  # bytes of shared memory beyond which a kernel has to ask
+
+
+def bindings() -> Any:
+    """Return `cuda.bindings.driver`. Errors: X301 where it is not installed."""
+    try:
+        from cuda.bindings import driver
+    except ImportError as e:
+        what = "cuda-bindings is not installed"
+        if "cuda" not in str(e):
+            what = f"cuda-bindings cannot be imported: {str(e)[:120]}"
+        raise PccError("X301", what, hint="pip install 'pcc[gpu]'") from None
+    return driver
+
+
+class Memory:
+    """Bytes on the device; freed with the object."""
+
+    def __init__(self, device: Device, size: int) -> None:
+        self.device, self.bytes = device, size
+        self.address = device.allocate(size)
+
+    def free(self) -> None:
+        """Give the bytes back now."""
+        if self.address:
+            address, self.address = self.address, 0
+            self.device.release(address)
+
+    def __del__(self) -> None:
+        if getattr(self, "address", 0):
+            self.free()
+
+
+class _Locked:
+    """Page-locked memory, alive as long as an array shows it."""
+
+    def __init__(self, device: Device, size: int) -> None:
+        self.device, self.address = device, device.allocate_host(size)
+
+    def __del__(self) -> None:
+        if hasattr(self, "address"):
+            self.device.release_host(self.address)
+
+
+class Pinned:
+    """Page-locked bytes of the host, as an array: what asynchronous copies need."""
+
+    def __init__(self, device: Device, size: int) -> None:
+        owner = _Locked(device, max(size, 1))
+        self.address = owner.address
+        raw: Any = (ctypes.c_uint8 * max(size, 1)).from_address(owner.address)
+        raw.owner = owner
+        self.array: Bytes = np.ctypeslib.as_array(raw)[:size]
+        self.array[:] = 0
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A function of a loaded module and how it is launched."""
+
+    function: Any
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    shared: int = 0
+    cooperative: bool = False
+    overlap: bool = False
+
+
+class Device:
+    """One GPU: its primary context, and the calls of the driver that engines need."""
+
+    def __init__(self, ordinal: int = 0, cu: Any = None) -> None:
+        self.cu = bindings() if cu is None else cu
+        self.ordinal = ordinal
+        try:
+            self._start(ordinal)
+        except PccError:
+            raise
+        except Exception as e:  # cuda-bindings finds no library, or not all of its functions
+            what = f"no NVIDIA driver is installed ({type(e).__name__})"
+            raise PccError("X302", what, hint="install the driver; `pcc doctor` shows it") from None
+
+    def _start(self, ordinal: int) -> None:
+        (code,) = self.cu.cuInit(0)
+        if int(code) == 100:
+            raise PccError("X303", "there is no GPU", hint="`pcc doctor` shows what is found")
+        if int(code):
+            what = f"the NVIDIA driver does not start: {self._name(code)}"
+            raise PccError("X302", what, hint="`nvidia-smi` says more")
+        self.version = int(self("cuDriverGetVersion"))
+        if self.version < OLDEST:
+            have = f"{self.version // 1000}.{self.version % 1000 // 10}"
+            what = f"the NVIDIA driver supports CUDA {have}, needed is {OLDEST // 1000}"
+            raise PccError("X302", what, hint="install a newer driver")
+        count = int(self("cuDeviceGetCount"))
+        if ordinal >= count:
+            what = f"there is no GPU {ordinal}" if count else "there is no GPU"
+            raise PccError("X303", what, hint="`pcc doctor` shows what is found")
+        self.handle = self("cuDeviceGet", ordinal)
+        self.capability = (
+            self._attribute("COMPUTE_CAPABILITY_MAJOR"),
+            self._attribute("COMPUTE_CAPABILITY_MINOR"),
+        )
+        self.processors = self._attribute("MULTIPROCESSOR_COUNT")
+        name = self("cuDeviceGetName", 128, self.handle)
+        self.name = bytes(name).split(b"\0")[0].decode("utf-8", "replace")
+        self.context = self("cuDevicePrimaryCtxRetain", self.handle)
+        self.enter()
+
+    def _attribute(self, name: str) -> int:
+        kind = getattr(self.cu.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
+        return int(self("cuDeviceGetAttribute", kind, self.handle))
+
+    @property
+    def arch(self) -> str:
+        """The architecture as compilers name it: `sm_90`."""
+        return f"sm_{self.capability[0]}{self.capability[1]}"
+
+    def __call__(self, function: str, *args: Any) -> Any:
+        """Call the driver; return its results without the code. Errors: X304."""
+        found = getattr(self.cu, function)(*args)
+        if int(found[0]):
+            what = f"the driver's {function} failed: {self._name(found[0])}"
+            raise PccError("X304", what, hint="`nvidia-smi` shows the state of the GPU")
+        return found[1] if len(found) == 2 else found[1:] or None
+
+    def _name(self, code: Any) -> str:
+        _, name = self.cu.cuGetErrorName(code)
+        return bytes(name).decode() if name else str(int(code))
+
+    def enter(self) -> None:
+        """Make this GPU the calling thread's."""
+        self("cuCtxSetCurrent", self.context)
+
+    # ------------------------------------------------------------ memory
+
+    def memory(self) -> tuple[int, int]:
+        """Return free and total bytes."""
+        free, total = self("cuMemGetInfo")
+        return int(free), int(total)
+
+    def allocate(self, size: int) -> int:
+        """Return the address of `size` bytes, aligned to 256. Errors: X305."""
+        found = self.cu.cuMemAlloc(max(size, 1))
+        if int(found[0]) == 2:
+            raise self.too_little(size)
+        if int(found[0]):
+            raise PccError("X304", f"the driver's cuMemAlloc failed: {self._name(found[0])}")
+        return int(found[1])
+
+    def too_little(self, size: int) -> PccError:
+        """Return the error that says how much memory is needed, and how much is free."""
+        free, total = self.memory()
+        what = (f"too little memory on {self.name}: {shown(size)} needed, "
+                f"{shown(free)} of {shown(total)} free")  # fmt: skip
+        hint = "a smaller --max-seq, --batch or --precision, or end what else uses the GPU"
+        return PccError("X305", what, hint=hint)
+
+    def release(self, address: int) -> None:
+        """Free what `allocate` gave."""
+        self.cu.cuMemFree(address)
+
+    def allocate_host(self, size: int) -> int:
+        """Return the address of page-locked bytes."""
+        found = self.cu.cuMemHostAlloc(size, 0)
+        if int(found[0]) == 2:
+            raise PccError("X305", f"the host has no {shown(size)} of page-locked memory")
+        if int(found[0]):
+            raise PccError("X304", f"the driver's cuMemHostAlloc failed: {self._name(found[0])}")
+        return int(found[1])
+
+    def release_host(self, address: int) -> None:
+        """Free what `allocate_host` gave."""
+        self.cu.cuMemFreeHost(address)
+
+    def upload(self, to: int, source: int, size: int, stream: int) -> None:
+        """Copy from the host."""
+        if size:
+            self("cuMemcpyHtoDAsync", to, source, size, stream)
+
+    def download(self, to: int, source: int, size: int, stream: int) -> None:
+        """Copy to the host."""
+        if size:
+            self("cuMemcpyDtoHAsync", to, source, size, stream)
+
+    def copy(self, to: int, source: int, size: int, stream: int) -> None:
+        """Copy on the device."""
+        if size:
+            self("cuMemcpyDtoDAsync", to, source, size, stream)
+
+    def zero(self, to: int, size: int, stream: int) -> None:
+        """Fill with zeros."""
+        if size:
+            self("cuMemsetD8Async", to, 0, size, stream)
+
+    def copy_rows(
+        self, to: int, source: int, pitches: tuple[int, int], width: int, rows: int, stream: int
+    ) -> None:
+        """Copy `rows` pieces of `width` bytes that lie `pitches` = (to, source) bytes apart."""
+        c = self.cu.CUDA_MEMCPY2D()
+        c.srcMemoryType = c.dstMemoryType = self.cu.CUmemorytype.CU_MEMORYTYPE_DEVICE
+        c.dstDevice, c.srcDevice = to, source
+        c.dstPitch, c.srcPitch = pitches
+        c.WidthInBytes, c.Height = width, rows
+        self("cuMemcpy2DAsync", c, stream)
+
+    # ------------------------------------------------------------ order
+
+    def stream(self) -> int:
+        """Return a new stream that does not wait for the default one."""
+        return int(self("cuStreamCreate", SYNC_STREAM))
+
+    def wait(self, stream: int) -> None:
+        """Return when everything enqueued so far is done."""
+        self("cuStreamSynchronize", stream)
+
+    def event(self, *, times: bool = False) -> int:
+        """Return a new event; with `times`, `elapsed` works on it."""
+        return int(self("cuEventCreate", 0 if times else SYNC_EVENT))
+
+    def record(self, event: int, stream: int) -> None:
+        """Make the event happen after what is enqueued so far."""
+        self("cuEventRecord", event, stream)
+
+    def wait_event(self, event: int) -> None:
+        """Return when the event has happened."""
+        self("cuEventSynchronize", event)
+
+    def elapsed(self, first: int, last: int) -> float:
+        """Return the milliseconds between two events that have happened."""
+        return float(self("cuEventElapsedTime", first, last))
+
+    # ------------------------------------------------------------ graphs
+
+    def capture(self, stream: int, work: Callable[[], None]) -> int:
+        """Return a graph of what `work` enqueues on the stream, ready to launch; nothing runs."""
+        self("cuStreamBeginCapture", stream, self.cu.CUstreamCaptureMode(RELAXED))
+        try:
+            work()
+        except BaseException:
+            self.cu.cuStreamEndCapture(stream)  # its own failure would hide the reason
+            raise
+        graph = self("cuStreamEndCapture", stream)
+        try:
+            return int(self("cuGraphInstantiate", graph, 0))
+        finally:
+            self.cu.cuGraphDestroy(graph)
+
+    def launch(self, graph: int, stream: int) -> None:
+        """Enqueue a captured graph."""
+        self("cuGraphLaunch", graph, stream)
+
+    def forget(self, graph: int) -> None:
+        """Free a captured graph."""
+        self.cu.cuGraphExecDestroy(graph)
+
+    # ------------------------------------------------------------ kernels
+
+    def load(self, image: bytes, names: Sequence[str], at: str = "") -> Mapping[str, Any]:
+        """Return functions of a cubin or PTX text by name.
+
+        Errors: X306 where the image is for another GPU; B241 where it is damaged or lacks one.
+        """
+        found = self.cu.cuModuleLoadData(image)
+        code = int(found[0])
+        if code in (209, 218, 222):  # no image for this GPU, invalid PTX, PTX too new
+            what = f"the kernels do not run on {self.name} ({self.arch}): {self._name(found[0])}"
+            raise PccError("X306", what, at=at, hint=f"compile with --gpu-arch {self.arch}")
+        if code == 2:
+            raise self.too_little(len(image))
+        if code:
+            what = f"the driver refuses the kernels: {self._name(found[0])}"
+            raise PccError("B241", what, at=at, hint="compile the bundle again")
+        out = {}
+        for name in names:
+            got = self.cu.cuModuleGetFunction(found[1], name.encode())
+            if int(got[0]):
+                raise PccError("B241", f"there is no kernel {name[:60]!r}", at=at)
+            out[name] = got[1]
+        return out
+
+    def allow_shared(self, function: Any, size: int) -> None:
+        """Let a kernel use `size` bytes of dynamic shared memory."""
+        if size > MORE_SHARED:
+            kind = self.cu.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            self("cuFuncSetAttribute", function, kind, size)
+
+    def start(self, kernel: Kernel, addresses: Sequence[int], stream: int) -> None:
+        """Enqueue a kernel whose parameters are all pointers."""
+        values = (ctypes.c_uint64 * max(1, len(addresses)))(*addresses)
+        step, base = ctypes.sizeof(ctypes.c_uint64), ctypes.addressof(values)
+        places = (ctypes.c_void_p * max(1, len(addresses)))(
+            *(base + step * i for i in range(len(addresses)))
+        )
+        self("cuLaunchKernelEx", self._config(kernel, stream), kernel.function,
+             ctypes.addressof(places), 0)  # fmt: skip
+
+    def _config(self, kernel: Kernel, stream: int) -> Any:
+        c = self.cu.CUlaunchConfig()
+        c.gridDimX, c.gridDimY, c.gridDimZ = kernel.grid
+        c.blockDimX, c.blockDimY, c.blockDimZ = kernel.block
+        c.sharedMemBytes, c.hStream = kernel.shared, self.cu.CUstream(stream)
+        attributes, kinds = [], self.cu.CUlaunchAttributeID
+        if kernel.cooperative:
+            a = self.cu.CUlaunchAttribute()
+            a.id, a.value.cooperative = kinds.CU_LAUNCH_ATTRIBUTE_COOPERATIVE, 1
+            attributes.append(a)
+        if kernel.overlap:
+            a = self.cu.CUlaunchAttribute()
+            a.id = kinds.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+            a.value.programmaticStreamSerializationAllowed = 1
+            attributes.append(a)
+        c.attrs, c.numAttrs = attributes, len(attributes)
+        return c
+
+
+_opened: dict[int, Device] = {}
+
+
+def device(ordinal: int = 0) -> Device:
+    """Return a GPU; the same object for the same number."""
+    if ordinal not in _opened:
+        _opened[ordinal] = Device(ordinal)
+    _opened[ordinal].enter()
+    return _opened[ordinal]
+
+
+def shown(size: int) -> str:
+    """Return bytes for people."""
+    for unit, step in (("GB", 1 << 30), ("MB", 1 << 20), ("KB", 1 << 10)):
+        if size >= step:
+            return f"{size / step:.1f} {unit}"
+    return f"{size} bytes"

@@ -1,0 +1,24 @@
+"""What runs one graph on a device: an engine of our own, ONNX Runtime, or TensorRT."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Executor(Protocol):
+    """One graph at fixed shapes, whose arrays lie where it is told.
+
+    Everything that is bound stays owned by the caller. `enqueue` may be called again and again; it
+    allocates nothing after its first call, so that it can be recorded into a CUDA graph.
+    """
+
+    def bind(self, name: str, address: int) -> None:
+        """Say where an array lies on the device: an input, an output, `past.X` or `present.X`.
+
+        Arrays are dense and row-major, of the manifest's types and shapes; `past.X` and `present.X`
+        of a state with an axis of rows have the same address. A name is bound before the first
+        `enqueue`, and again whenever its buffer has moved.
+        """
+
+    def enqueue(self, stream: int) -> None:
+        """Enqueue the graph's work on a stream (a CUstream as an integer), without waiting."""
