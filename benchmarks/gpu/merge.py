@@ -1,0 +1,118 @@
+"""Merge parts of GPU runs into the committed results, and write the tables.
+
+    python benchmarks/gpu/merge.py PARTS.json...
+
+Rows go into `results/h200.json`, a list; a row replaces an older one of the same name on the same
+GPU. Reports of conformance go into `results/h200_conformance.json`. The tables between the markers
+of README.md and docs/gpu.md are made from these files, by this program alone.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+if __package__ in (None, ""):
+    sys.path.insert(0, str(ROOT))
+
+from pcc.runtime.bound import complete, with_yardstick  # noqa: E402
+
+RESULTS = ROOT / "benchmarks/results"
+ROWS, REPORTS = RESULTS / "h200.json", RESULTS / "h200_conformance.json"
+PAGES = (ROOT / "README.md", ROOT / "docs/gpu.md")
+
+
+def merged(old: list[dict[str, Any]], parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows, newest of each name and GPU, with the yardsticks of the same work."""
+    found = {(r["name"], r.get("gpu")): r for r in old}
+    for e in parts:
+        if e["writes"] in ("rows", "row") and "data" in e:
+            rows = e["data"] if e["writes"] == "rows" else [e["data"]]
+            for r in rows:
+                made = {**r, "commit": e["commit"] if e["commit"] != "unknown" else r.get("commit")}
+                found[made["name"], made.get("gpu")] = made
+    out = with_yardstick(sorted(found.values(), key=lambda r: (str(r.get("gpu")), r["name"])))
+    for r in out:
+        if lacking := complete(r):
+            raise SystemExit(f"row {r['name']!r} lacks {', '.join(lacking)}")
+    return out
+
+
+def reports(old: list[dict[str, Any]], parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the reports of conformance, newest of each name."""
+    found = {r["name"]: r for r in old}
+    for e in parts:
+        if e["stage"].startswith("conformance") and "data" in e:
+            data = {k: v for k, v in e["data"].items() if k != "findings"}
+            bad = [f for f in e["data"]["findings"] if f["verdict"] != "skipped"]
+            found[e["name"]] = {"name": e["name"], "commit": e["commit"], **data, "findings": bad}
+    return [found[k] for k in sorted(found)]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return rows as Markdown: what was run, its time, and beside what."""
+    out = [
+        "| shape, head | backend | batch | context | precision | round ms (p10, p90) | GB moved | "
+        "copy TB/s | of the bound | torch graph ms | faster by | GPU |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        torch_ms = r["torch_graph_ms"]
+        quicker = f"{torch_ms / r['round_ms']:.2f}" if torch_ms else ""
+        cells = [
+            f"{r['shape']}, {r['architecture']} n={r['n']} r={r['r']}", r["backend"],
+            str(r["batch"]), str(r["context"]), r["precision"],
+            f"{r['round_ms']:.3f} ({r['p10']:.3f}, {r['p90']:.3f})",
+            f"{sum(r['bytes_moved'].values()) / 1e9:.2f}", f"{r['bandwidth_tb_s']:.2f}",
+            f"{r['ratio_to_bound']:.2f}", f"{torch_ms:.2f}" if torch_ms else "", quicker,
+            str(r["gpu"]).removeprefix("NVIDIA "),
+        ]  # fmt: skip
+        out.append("| " + " | ".join(cells) + " |")
+    return "\n".join(out)
+
+
+def verdicts(found: list[dict[str, Any]]) -> str:
+    """Return the reports of conformance as Markdown, one line for each suite."""
+    out = [
+        "| target | provider | precision | suite | equal | ties | differ | refused | skipped |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in found:
+        for s in r["suites"]:
+            counts = (str(s[k]) for k in ("ok", "tie", "differs", "refused", "skipped"))
+            cells = [r["target"], r["provider"], r["precision"], s["suite"], *counts]
+            out.append("| " + " | ".join(cells) + " |")
+    return "\n".join(out)
+
+
+def placed(text: str, marker: str, made: str) -> str:
+    """Replace what lies between the markers of a page, where it has them."""
+    start, stop = f"<!-- {marker} -->\n", f"<!-- end {marker} -->"
+    if start not in text:
+        return text
+    before, rest = text.split(start)
+    return f"{before}{start}{made}\n{stop}{rest.split(stop)[1]}"
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
+    return found
+
+
+def main() -> None:
+    """Merge the files that are named; without any, write the tables again."""
+    parts = [e for name in sys.argv[1:] for e in json.loads(Path(name).read_text())]
+    rows, found = merged(_read(ROWS), parts), reports(_read(REPORTS), parts)
+    ROWS.write_text(json.dumps(rows, indent=1) + "\n")
+    REPORTS.write_text(json.dumps(found, indent=1) + "\n")
+    for page in PAGES:
+        if page.is_file():
+            text = placed(page.read_text("utf-8"), "h200", table(rows))
+            page.write_text(placed(text, "h200-conformance", verdicts(found)), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

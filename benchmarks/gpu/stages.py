@@ -1,0 +1,135 @@
+"""What is run on a GPU machine, as data: stages of commands with time limits.
+
+`{work}` is a folder for bundles, `{json}` the file that a command writes its rows or report to,
+`{root}` the checkout. `python` says whose interpreter runs a command: "system" (torch,
+cuda-bindings), "ort" (the same with onnxruntime-gpu on its path) or "trt" (Python 3.11 with
+TensorRT 8.6; neither torch nor onnxruntime).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Command:
+    """One program: arguments after the interpreter, seconds that it may take, what it writes."""
+
+    name: str
+    args: tuple[str, ...]
+    seconds: int
+    python: str = "system"
+    writes: str = ""  # "rows", "row" or "report": what is in {json}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Commands that belong together; one that fails does not stop those after it."""
+
+    name: str
+    commands: tuple[Command, ...]
+
+
+PCC = ("-m", "pcc.cli")
+HEADS = {"evabyte-6.5b": (16, 32), "byte-llama-3.2-3b": (8, 32)}
+CONTEXTS = {"evabyte-6.5b": (1024, 8192), "byte-llama-3.2-3b": (1024, 8192)}
+MAX_SEQ = 8704  # the longest context, and a window more
+
+
+def conformance(name: str, python: str, seconds: int, *options: str) -> Command:
+    """Return a run of the suite."""
+    args = (*PCC, "conformance", *options, "--json", "{json}")
+    return Command(name, args, seconds, python, "report")
+
+
+def engine(
+    shape: str, head: str, target: str, precision: str, python: str,
+    *, batch: int = 1, max_seq: int = MAX_SEQ, contexts: tuple[int, ...] = (),
+) -> Stage:  # fmt: skip
+    """Return a stage that compiles a shape, times it, and removes the bundle."""
+    n, r = HEADS[shape]
+    title = f"{target}-{shape}-{head}-{precision}-b{batch}"
+    bundle = f"{{work}}/{title}.pcc"
+    size = f"{head},n={n}" + ("" if head == "ff" else f",r={r}")
+    made = (
+        *PCC, "compile", "--shape", shape, "--head", size, "--target", target,
+        "--precision", precision, "--batch", str(batch), "--max-seq", str(max_seq),
+        "--no-validate", "--query", "draft", "--force", "-o", bundle,
+    )  # fmt: skip
+    provider = "tensorrt" if target.startswith("tensorrt") else "cuda"
+    timed = [*PCC, "bench", bundle, "--gpu", "--provider", provider, "--shape", shape]
+    for c in contexts or CONTEXTS[shape]:
+        timed += ["--context", str(c)]
+    timed += ["--json-out", "{json}"]
+    return Stage(title, (
+        Command("compile", made, 240, python),
+        Command("bench", tuple(timed), 180, python, "rows"),
+        Command("remove", ("-c", f"import shutil; shutil.rmtree(r'{bundle}')"), 60, python),
+    ))  # fmt: skip
+
+
+def yardstick(shape: str, head: str, precision: str, context: int, batch: int = 1) -> Command:
+    """Return the whole round in plain torch."""
+    n, r = HEADS[shape]
+    args = (
+        "{root}/benchmarks/gpu/torch_round.py", "--shape", shape, "--head", head, "--n", str(n),
+        "--r", str(r), "--precision", precision, "--context", str(context), "--batch", str(batch),
+        "--json", "{json}",
+    )  # fmt: skip
+    return Command(f"torch-{shape}-{head}-{context}-b{batch}", args, 90, "system", "row")
+
+
+TORCH = tuple(
+    yardstick(shape, head, "bf16", context)
+    for shape, heads in (
+        ("evabyte-6.5b", ("btree", "hmm", "cp")),
+        ("byte-llama-3.2-3b", ("btree",)),
+    )
+    for head in heads
+    for context in (CONTEXTS[shape] if head == "btree" else (1024,))
+)
+SMALL = ("--part", "ops", "--part", "queries", "--part", "protocol")
+STAGES = (
+    Stage("environment", (
+        Command("environment", ("{root}/benchmarks/gpu/environment.py", "{json}"), 60,
+                "system", "report"),
+    )),
+    Stage("tests", (
+        Command("tests", ("-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "tests/gpu"), 300),
+    )),
+    Stage("kernels", (
+        Command("kernels", ("{root}/benchmarks/gpu/kernels.py", "--out", "{json}"), 180,
+                "system", "report"),
+    )),
+    Stage("conformance-cuda", (
+        conformance("cuda-fp32", "system", 420, "--target", "cuda", "--provider", "cuda",
+                    "--half", "f16", "--half", "bf16", "--expected", "{root}/{expected}", *SMALL),
+        conformance("cuda-fp16", "system", 240, "--target", "cuda", "--provider", "cuda",
+                    "--precision", "fp16", "--expected", "{root}/{expected}",
+                    "--part", "queries", "--part", "protocol"),
+    )),
+    Stage("conformance-ort", (
+        conformance("ort-fp32", "ort", 300, "--target", "onnx-cuda", "--provider", "cuda",
+                    "--half", "f16", "--half", "bf16", *SMALL),
+        conformance("ort-fp16", "ort", 180, "--target", "onnx-cuda", "--provider", "cuda",
+                    "--precision", "fp16", "--part", "queries", "--part", "protocol"),
+    )),
+    Stage("conformance-tensorrt", (
+        conformance("trt-fp32", "trt", 580, "--target", "tensorrt", "--provider", "tensorrt",
+                    "--expected", "{root}/{expected}", *SMALL),
+    )),
+    Stage("torch", TORCH),
+    engine("evabyte-6.5b", "btree", "cuda", "bf16", "system"),
+    engine("byte-llama-3.2-3b", "btree", "cuda", "bf16", "system"),
+    engine("evabyte-6.5b", "btree", "onnx-cuda", "fp16", "ort", max_seq=2048, contexts=(1024,)),
+    engine("byte-llama-3.2-3b", "btree", "onnx-cuda", "fp16", "ort", max_seq=2048,
+           contexts=(1024,)),
+    engine("evabyte-6.5b", "hmm", "cuda", "bf16", "system", contexts=(1024,)),
+    engine("evabyte-6.5b", "cp", "cuda", "bf16", "system", contexts=(1024,)),
+    engine("evabyte-6.5b", "btree", "tensorrt", "fp16", "trt", max_seq=2048, contexts=(1024,)),
+    *(
+        engine("byte-llama-3.2-3b", "btree", "cuda", "bf16", "system", batch=b, max_seq=16896,
+               contexts=(1024, 4096, 16384))
+        for b in (4, 16)
+    ),
+)  # fmt: skip
