@@ -28,6 +28,7 @@ from pcc.package import write
 from pcc.passes.manager import Manager, Pass, Record
 from pcc.passes.pipelines import circuit_pipeline, tensor_pipeline
 from pcc.passes.to_tensor import slots_of
+from pcc.shapes import Synthetic, synthetic
 from pcc.targets import Target, target_of
 from pcc.tensor.ops import Input
 
@@ -132,6 +133,9 @@ def compile(
     proposal: str = knobs.PROPOSAL,
     draft_mode: str = knobs.DRAFT_MODE,
     truncation: bool | None = None,
+    shape: str | None = None,
+    head: str | None = None,
+    seed: int = 0,
     **frontend: Any,
 ) -> Artifact:
     """Compile a circuit to a bundle of graphs for a target, one per query, over one weight file.
@@ -152,6 +156,10 @@ def compile(
     `proposal` is "full" or "latent-first", `draft_mode` (greedy) "max-product",
     "stepwise" or "latent-first". `truncation`: whether sampled drafts take `draft_temperature` and
     `draft_top_p` (None: where the target's graphs can skip their cost).
+
+    `shape` compiles a verifier of a published size with random weights from `seed` instead, and
+    `head`, "KIND,n=N,r=R", a contextual head for it (docs/models.md); None: its own heads. Only
+    the graphs of generation are made unless `queries` names others.
     """
     start = time.perf_counter()
     _typed(source=source, verifier=verifier, max_seq=max_seq, window=window, out=out, opset=opset,
@@ -166,7 +174,10 @@ def compile(
     how = {"chunk": chunk, "proposal": proposal, "draft_mode": draft_mode, "precision": precision,
            "static": chosen.static,
            "truncation": chosen.branches if truncation is None else truncation}  # fmt: skip
-    request = _request(source, verifier, max_seq, parameters, how)
+    random = synthetic(shape, head, seed, source, verifier)
+    if random is not None:
+        source, queries = random.head(head) if head else None, queries or ()
+    request = _request(source, random or verifier, max_seq, parameters, how)
     with _place(out, force) as folder, staged(folder, force=force) as work:
         circuit = _asked(source, request, frontend)
         if window is not None:
@@ -216,7 +227,11 @@ def _supported(parameters: str, queries: Sequence[str] | None) -> None:
 
 
 def _request(
-    source: object, verifier: str | Path | None, max_seq: int, parameters: str, how: dict[str, Any]
+    source: object,
+    verifier: str | Path | Synthetic | None,
+    max_seq: int,
+    parameters: str,
+    how: dict[str, Any],
 ) -> Request | None:
     """Return what is asked of the verifier; LoRA adapters are those of the source checkpoint."""
     if verifier is None:
@@ -225,7 +240,8 @@ def _request(
         raise PccError("E147", "with a verifier, the circuit's parameters come from its context")
     is_folder = isinstance(source, str | Path) and Path(source).is_dir()
     lora = Path(str(source)) if is_folder else None
-    return Request(Path(verifier), max_seq, lora=lora, **how)
+    place = verifier if isinstance(verifier, Synthetic) else Path(verifier)
+    return Request(place, max_seq, lora=lora, **how)
 
 
 @contextmanager
@@ -261,7 +277,8 @@ def _asked(
 def _graphs(job: Job, queries: Sequence[str] | None, request: Request | None) -> None:
     """Run every pass, down to one module for each graph."""
     _circuit(job)
-    for q in queries or QUERIES:
+    only_generation = request is not None and isinstance(request.folder, Synthetic)
+    for q in queries or (() if only_generation else QUERIES):
         _query(job, q, required=bool(queries))
     if request is not None:
         _generation(job, request)

@@ -18,6 +18,7 @@ from pcc.models.load import load_model
 from pcc.models.proposal import ff_from_heads
 from pcc.models.step import StepGraph, StepOptions, Steps
 from pcc.passes.manager import Manager
+from pcc.shapes import Synthetic
 from pcc.tensor.ops import Const
 
 EXTRAS = ("margin", "log_probs")  # outputs that every engine has
@@ -36,9 +37,9 @@ class Generation:
 
 @dataclass(frozen=True)
 class Request:
-    """A verifier folder and the choices of `compile`."""
+    """A verifier, a folder or a shape with random weights, and the choices of `compile`."""
 
-    folder: Path
+    folder: Path | Synthetic
     max_seq: int
     chunk: int = knobs.PREFILL_CHUNK
     proposal: str = knobs.PROPOSAL
@@ -102,6 +103,8 @@ def build(
         "draft_layers": len(getattr(model, "draft", None) or ()),
         "trained_with_head": _trained_together(request, say),
     }
+    if isinstance(request.folder, Synthetic):
+        verifier["synthetic"] = {"shape": request.folder.shape, "seed": request.folder.seed}
     return Generation(
         model, graphs, _manifest(request, circuit, model, graphs), _ids(model), verifier
     )
@@ -109,7 +112,9 @@ def build(
 
 def _trained_together(request: Request, say: Callable[[str], None]) -> str:
     """Return whether the head names this verifier as the one that it was trained on."""
-    found = backbone_of(request.lora, request.folder) if request.lora else "unknown"
+    found = "unknown"
+    if request.lora is not None and isinstance(request.folder, Path):
+        found = backbone_of(request.lora, request.folder)
     if found == "differs":
         say(
             "warning: the head was trained on another verifier than this one: what is emitted "
@@ -172,13 +177,15 @@ def _ids(model: Model) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _chat_template(folder: Path) -> str | None:
+def _chat_template(folder: Path | Synthetic) -> str | None:
     """Return the Jinja text beside the model, if there is one; it is not run here.
 
     Either a file of its own or an entry of `tokenizer_config.json`: older folders have the latter.
     """
     import json
 
+    if isinstance(folder, Synthetic):
+        return None
     own, path = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if own.is_file():
         return read_bounded(own, knobs.MAX_CONFIG_BYTES, "M152").decode("utf-8", "replace")
@@ -192,7 +199,9 @@ def _chat_template(folder: Path) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def _config_hash(folder: Path) -> str:
+def _config_hash(folder: Path | Synthetic) -> str:
     """Return the SHA-256 of the verifier's configuration file."""
+    if isinstance(folder, Synthetic):
+        return folder.config_hash
     found = [p for p in (folder / "config.json", folder / "config.yaml") if p.is_file()]
     return sha256(found[0]) if found else ""

@@ -22,13 +22,14 @@ LEVELS = SHARED | {"circuit", "tensor"}
 CORE = LEVELS | {"interp"}
 LOADED = CORE | {"bundle", "samples"}  # what a loaded engine may use: no compiler
 BUILT = LOADED | {"frontends", "passes", "models", "backends", "runtime", "check", "environment"}
-BUILT |= {"targets", "emission"}
+BUILT |= {"targets", "emission", "shapes"}
 # part: the other parts it may import. `pcc/__init__.py` is exempt: it holds the public names.
 MAY_IMPORT = {
     "errors": set[str](),
     "knobs": set[str](),
     "files": LEAVES,
     "targets": LEAVES,
+    "shapes": CORE | {"frontends", "models"},
     "emission": LEVELS | {"targets"},
     "ir": LEAVES,
     "tensor": SHARED,

@@ -39,6 +39,14 @@ def compile_command(
         list[str] | None,
         typer.Option(help="Unknown tensor to add to sum logits: NAME or NAME=LAYER (repeatable)."),
     ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(help="Random weights of a true shape for benchmarks, e.g. evabyte-6.5b."),
+    ] = None,
+    head: Annotated[
+        str | None, typer.Option(help="With --shape: KIND,n=N,r=R; KIND ff, cp, hmm or btree.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="With --shape: of the weights.")] = 0,
     force: Annotated[bool, typer.Option(help="Replace an existing bundle.")] = False,
     validate: Annotated[bool, typer.Option(help="Check every pass.")] = True,
     as_json: Json = False,
@@ -53,7 +61,7 @@ def compile_command(
         source, verifier=verifier, max_seq=max_seq, chunk=chunk, proposal=proposal,
         draft_mode=draft_mode, queries=query or None, out=out, target=target,
         precision=precision, opset=opset, parameters=parameters, window=window, force=force,
-        validate=validate, progress=progress, **extra,
+        validate=validate, progress=progress, shape=shape, head=head, seed=seed, **extra,
     )  # fmt: skip
     if as_json:
         emit({"path": str(artifact.path), "seconds": artifact.seconds, **artifact.manifest})

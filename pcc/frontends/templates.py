@@ -8,12 +8,13 @@ a product, then a dense sum.
 `weights={"emissions": array, "sums": [array, ...]}` gives the parameters: tables `[s*n, r, V]` in
 token order (repetition by repetition), sums in the published order (HMM: the last transition first;
 trees: level by level from the leaves; the root last); contextual ones have a last axis D. Without
-`weights` they are drawn from `seed`.
+`weights` they are drawn from `seed`. `weights` may also be a function of a parameter's name and
+shape that makes its array, which need not be in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,8 @@ from pcc.ir.core import Op, Values
 from pcc.ir.types import variables_of
 from pcc.tensor import ops as t
 
-Weights = Mapping[str, Any]
+Draw = Callable[[str, tuple[int, ...]], Array]  # name, shape -> array
+Weights = Mapping[str, Any] | Draw
 
 
 class Parameters:
@@ -39,7 +41,8 @@ class Parameters:
         if type(seed) is not int or seed < 0:
             raise PccError("T100", f"the seed is {seed!r}, not an int from 0")
         self.context, self.rng = context, np.random.default_rng(seed)
-        self.given = weights
+        self.draw = weights if callable(weights) else None
+        self.given = weights = None if callable(weights) else weights
         if weights is not None and not isinstance(weights, Mapping):
             raise PccError("T101", f"weights are {type(weights).__name__}, not a mapping")
         if weights is not None and (bad := set(weights) ^ {"emissions", "sums"}):
@@ -68,18 +71,23 @@ class Parameters:
         return self._make((folds, ko, ki), value, name)
 
     def _make(self, shape: tuple[int, ...], value: Values | None, name: str) -> Op:
+        array = self._array(shape, value, name)
+        if not self.context:
+            return t.Const(array)
+        x = t.Input("context", "f32", "c", (self.context,))
+        logits = t.Contract(x, t.Const(array), "d,abcd->abc")
+        self.logits.append((name, logits, t.Input(name, "f32", "b", shape)))
+        return t.Softmax(logits)
+
+    def _array(self, shape: tuple[int, ...], value: Values | None, name: str) -> Array:
         full = (*shape, self.context) if self.context else shape
+        if self.draw is not None:
+            return self.draw(name, full)
         if value is None:
             value = self._draw(full)
         if value.shape != full:
             raise PccError("T101", f"'{name}' has shape {value.shape}, expected {full}")
-        value = _numbers(value, name, negative=self.context > 0)
-        if not self.context:
-            return t.Const(Array.of(value))
-        x = t.Input("context", "f32", "c", (self.context,))
-        logits = t.Contract(x, t.Const(Array.of(value)), "d,abcd->abc")
-        self.logits.append((name, logits, t.Input(name, "f32", "b", shape)))
-        return t.Softmax(logits)
+        return Array.of(_numbers(value, name, negative=self.context > 0))
 
     def _draw(self, shape: tuple[int, ...]) -> Values:
         if self.context:

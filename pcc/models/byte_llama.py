@@ -18,7 +18,7 @@ from pcc.ir.core import Op, tensor
 from pcc.models.base import StateSpec, constant
 from pcc.models.config import Config
 from pcc.models.decoder import Decoder, read_decoder
-from pcc.models.tensors import Tensors, Values
+from pcc.models.tensors import Source, Values
 from pcc.tensor import nn
 from pcc.tensor import ops as t
 from pcc.tensor.ngram import NONE, LongestSuffix
@@ -88,7 +88,7 @@ class ByteLlama(Decoder):
 # ---------------------------------------------------------------- reading
 
 
-def read_byte_llama(config: Config, tensors: Tensors, *, max_rows: int) -> Decoder:
+def read_byte_llama(config: Config, tensors: Source, *, max_rows: int) -> Decoder:
     """Build a byte-Llama; without `expand_input_ids` it is a plain Llama."""
     if not config.flag("expand_input_ids", False):
         return read_decoder(config, tensors, max_rows=max_rows)

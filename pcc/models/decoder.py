@@ -31,7 +31,7 @@ from pcc.models.base import (
 )
 from pcc.models.config import Config, tables
 from pcc.models.matrix import Matrix, equal
-from pcc.models.tensors import Tensors, Values
+from pcc.models.tensors import Source, Values
 from pcc.tensor import nn
 from pcc.tensor import ops as t
 
@@ -201,7 +201,7 @@ Take = Callable[..., Values]  # name, *shape -> array
 TakeMatrix = Callable[..., Values | Matrix]  # name, K, D -> matrix, large ones unread
 
 
-def read_decoder(config: Config, tensors: Tensors, *, max_rows: int) -> Decoder:
+def read_decoder(config: Config, tensors: Source, *, max_rows: int) -> Decoder:
     """Build a decoder of any of the supported kinds."""
     s = shape_of(config)
     table = tensors.matrix("model.embed_tokens.weight", s.vocab, s.width)
@@ -215,7 +215,7 @@ def read_decoder(config: Config, tensors: Tensors, *, max_rows: int) -> Decoder:
     return Decoder(s, vocabulary, constant(table), layers, norm, head, cos, sin)
 
 
-def read_head(s: Shape, tensors: Tensors, table: Values | Matrix) -> Op:
+def read_head(s: Shape, tensors: Source, table: Values | Matrix) -> Op:
     """Return the output matrix [D,V]: its own, or the embedding table's where they are tied."""
     name = "lm_head.weight"
     if not s.tied:

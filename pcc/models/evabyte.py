@@ -33,7 +33,7 @@ from pcc.models.decoder import (
     shape_of,
 )
 from pcc.models.matrix import cut
-from pcc.models.tensors import Tensors, Values
+from pcc.models.tensors import Source, Values
 from pcc.tensor import eva, nn
 from pcc.tensor import ops as t
 
@@ -130,7 +130,7 @@ def pooled(score: Op, x: Op) -> Op:
 # ---------------------------------------------------------------- reading
 
 
-def read_evabyte(config: Config, tensors: Tensors, *, max_rows: int) -> EvaByte:
+def read_evabyte(config: Config, tensors: Source, *, max_rows: int) -> EvaByte:
     """Build an EvaByte verifier. The model type decides, not `attention_class`."""
     shape = replace(shape_of(config), head_norm=False)
     window, chunk = config.size("window_size"), config.size("chunk_size")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -41,6 +41,38 @@ def read_json(path: Path, limit: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise PccError("M102", "does not hold a mapping", at=str(path), hint=COPY)
     return found
+
+
+class Source(Protocol):
+    """Where a reader takes a model's tensors from, by name."""
+
+    @property
+    def folder(self) -> Path:
+        """What errors call it."""
+        ...
+
+    @property
+    def left(self) -> set[str]:
+        """Tensors that nothing has taken yet."""
+        ...
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def take(self, name: str, *shape: int) -> Values:
+        """Return a tensor of this shape as f32."""
+        ...
+
+    def matrix(self, name: str, *shape: int) -> Values | Matrix:
+        """Return a tensor `[K, D]`, unread if it is large."""
+        ...
+
+    def skip(self, *names: str) -> None:
+        """Let tensors go unread."""
+        ...
+
+    def close(self) -> None:
+        """Refuse what was not taken."""
+        ...
 
 
 class Tensors:
