@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pcc.backends.cuda.kernel import READ, SCRATCH, UPDATE, WRITE, Argument, Kernel
 from pcc.backends.cuda.pack import packed_size, strips_of
-from pcc.backends.cuda.split import STAGES, WARPS, split
+from pcc.backends.cuda.split import DEPTH, PIECE, STAGES, WARPS, split
 from pcc.errors import PccError
 
 __all__ = ["Argument", "Kernel", "attend", "embedding", "eva_attend", "linear", "rms_norm"]
@@ -18,6 +18,7 @@ SMS = 132  # multiprocessors of an H100 SXM or H200: for how many the work is di
 SOURCES = ("f32", "half", "norm")
 EPILOGUES = ("none", "residual", "gated")
 ACTIVATIONS = ("silu", "gelu")
+LOOK_AHEAD = 24 << 20  # bytes of the next product's weights: half the L2 of an H100
 ATTEND_WARPS = 4
 MOST_SPLITS = 32  # of the keys of a head: one thread adds up as many heads of a row
 MOST_POSITIONS = 128  # of one pass: its new keys and values are held in shared memory
@@ -38,6 +39,7 @@ def linear(
     squares: bool = False,
     eps: float = 0.0,
     sms: int = SMS,
+    ahead: tuple[int, int] | None = None,
     slabs: int | None = None,
 ) -> Kernel:
     """A product: z = round(x) W + b; y = z, y += z, or y_i = act(z_2i) z_2i+1 by `epilogue`.
@@ -53,6 +55,8 @@ def linear(
     it is updated in place where `epilogue` is "residual";
     `squares_out f32[rows,strips(n)]` if `squares` (only without "gated");
     `partial f32[..]` and `count u32[strips(n)]` (zero), scratch, where K is divided.
+    `ahead dtype[packed_size(*ahead)]` if `ahead` = (k,n) of the next product of as many rows: weights
+    whose beginnings are fetched into L2 at the end, while this and smaller launches end.
     dtype "f32": all values are f32, `source` is "f32" and nothing is rounded.
     """
     _require(source in SOURCES and epilogue in EPILOGUES and activation in ACTIVATIONS, name)
@@ -86,9 +90,17 @@ def linear(
     if plain:
         grid = (strips_of(n), -(-rows // 8), 1)
         return _kernel(name, "linear32", traits, args, grid, 256, 0)
+    next_split = split(rows, *ahead, sms) if ahead else how
+    if ahead:
+        args.append(Argument("ahead", READ, dtype, (packed_size(*ahead),)))
+    first = min(next_split.columns * WARPS, strips_of(ahead[1])) if ahead else 0
+    most = LOOK_AHEAD // (max(1, first) * next_split.slabs * PIECE)
     traits |= {
+        "AHEAD": min(most, STAGES + DEPTH, next_split.blocks // next_split.slabs) if ahead else 0,
+        "NEXT_STRIPS": first, "NEXT_SLABS": next_split.slabs, "NEXT_BLOCKS": next_split.blocks,
         "TILES": how.tiles, "SLABS": how.slabs, "COLUMNS": how.columns,
         "SLAB": how.slab_blocks, "PITCH": how.pitch, "WARPS": WARPS, "STAGES": STAGES,
+        "DEPTH": DEPTH,
     }  # fmt: skip
     return _kernel(
         name, "linear", traits, args, (how.columns, how.slabs, how.parts), 32 * WARPS, how.shared
@@ -210,9 +222,12 @@ def eva_attend(
     rounded where they are stored. Arguments: `qkv f32[batch*count,3 H hd]`,
     `cos f32[positions,angles]`, `sin`, `start i64[batch]`, updated `key dtype[batch,H,ring,hd]`,
     `value`, `summary_key dtype[batch,H,older,hd]`, `summary_value`; `mu f32[H,hd]`, `phi f32[H,hd]`
-    (times hd^(-1/2) already), `y dtype[batch*count,H*hd]`, scratch as in `attend`. Same limits.
+    (times hd^(-1/2) already), `y dtype[batch*count,H*hd]`, scratch as in `attend`. Limits as there, and
+    chunks of at most 32.
     """
-    _require(heads > 0 and 0 <= 2 * angles <= width and chunk > 0 and window % chunk == 0, name)
+    _require(
+        heads > 0 and 0 <= 2 * angles <= width and 0 < chunk <= 32 and window % chunk == 0, name
+    )
     _require(width % 16 == 0 and 0 < width <= 128 and 0 < count <= MOST_POSITIONS, name)
     _require(dtype in TYPES and dtype != "f32" and max(count, chunk) <= ring, name)
     chunks = (count + chunk - 2) // chunk + 1
@@ -235,7 +250,7 @@ def eva_attend(
         "CHUNKS": chunks,
     }  # fmt: skip
     grid = (splits + 1, tiles, batch * heads)
-    shared = _attend_shared(count, chunks, width)
+    shared = _attend_shared(count, chunks, width, chunk)
     return _kernel(name, "attend", traits, args, grid, 32 * ATTEND_WARPS, shared)
 
 
@@ -257,9 +272,9 @@ def _attend_scratch(pairs: int, splits: int, width: int) -> list[Argument]:
     ]
 
 
-def _attend_shared(count: int, chunks: int, width: int) -> int:
+def _attend_shared(count: int, chunks: int, width: int, chunk: int = 0) -> int:
     """Return the bytes of shared memory: queries, then rings of keys or all the new ones."""
-    new = -(-count // 16) * 16 + -(-chunks // 16) * 16
+    new = 16 * sum(-(-x // 16) for x in (count, chunks, chunks * chunk))
     ring = ATTEND_WARPS * 2 * 16
     return 16 * width * 2 + max(new, ring) * width * 4 + ATTEND_WARPS * 16 * 8
 

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pcc.backends.cuda.pack import BLOCK, blocks_of, strips_of
 
 WARPS = 8
-STAGES = 4  # copies in flight per warp: 8 KiB, 64 KiB per block of threads
+STAGES = 6  # copies in flight per warp: 12 KiB, 96 KiB per block of threads
+DEPTH = 6  # copies into L2 in flight beyond them
 TILE = 64  # rows of x that one block of threads holds at most; more rows read W again
 PIECE = 2 * BLOCK * 32  # bytes of one copy
-SLAB = {1: 40 << 10, 2: 44 << 10, 4: 44 << 10, 8: 132 << 10}  # bytes of x, by tiles of 8 rows
+SLAB = {1: 64 << 10, 2: 64 << 10, 4: 96 << 10, 8: 120 << 10}  # bytes of x, by tiles of 8 rows
+ALONE = 116 << 10  # so much that no two blocks share a multiprocessor while others are without
 SHORTEST = 4  # blocks in a slab: fewer would fetch less than one filling of the ring
 
 
@@ -29,6 +31,7 @@ class Split:
     slabs: int
     columns: int
     slab_blocks: int
+    blocks: int
 
     @property
     def pitch(self) -> int:
@@ -38,8 +41,8 @@ class Split:
     @property
     def shared(self) -> int:
         """Bytes of dynamic shared memory: rings, x, scales of the rows, barriers."""
-        ring = WARPS * STAGES * PIECE
-        return ring + self.tiles * 8 * self.pitch + self.tiles * 8 * 4 + WARPS * STAGES * 8
+        ring = WARPS * STAGES * (PIECE + 8)
+        return max(ALONE, ring + self.tiles * 8 * (self.pitch + 4) + 8)
 
 
 def split(rows: int, k: int, n: int, sms: int, slabs: int | None = None) -> Split:
@@ -52,7 +55,7 @@ def split(rows: int, k: int, n: int, sms: int, slabs: int | None = None) -> Spli
         most = max(least, blocks // SHORTEST)
         slabs = min(range(least, most + 1), key=lambda s: _cost(s, rows, blocks, strips, sms))
     columns = max(1, min(sms // slabs, -(-strips // WARPS)))
-    return Split(tiles, parts, slabs, columns, -(-blocks // slabs))
+    return Split(tiles, parts, slabs, columns, -(-blocks // slabs), blocks)
 
 
 def _cost(slabs: int, rows: int, blocks: int, strips: int, sms: int) -> float:

@@ -25,7 +25,7 @@ LAYERS = 4  # of a chain; their weights exceed the L2 many times
 DTYPE = "bf16"
 
 
-def timed(work: Callable[[], None], repeats: int = 20) -> float:
+def timed(work: Callable[[], object], repeats: int = 20) -> float:
     """Return the median seconds of one replay of `work` as a graph."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
@@ -48,9 +48,9 @@ def timed(work: Callable[[], None], repeats: int = 20) -> float:
 
 def copy_bandwidth() -> float:
     """Return bytes read plus bytes written a second of a large copy on the device."""
-    a = torch.randn(1 << 28, device="cuda")
+    a = torch.randn(1 << 29, device="cuda")
     b = torch.empty_like(a)
-    return 2 * a.nbytes / timed(lambda: b.copy_(a) and None)
+    return 2 * a.nbytes / timed(lambda: torch.neg(a, out=b))
 
 
 def tensors_of(kernel: Kernel) -> dict[str, torch.Tensor]:
@@ -147,11 +147,16 @@ def norm_then(name: str, rows: int, k: int, n: int, fused: bool, **options: Any)
     return [(norm, {"x": "stream", "y": "normed"}), (made, {"x": "normed"})]
 
 
-def layer(model: str, rows: int, fused: bool) -> Launches:
+def layer(model: str, rows: int, fused: bool, ahead: bool) -> Launches:
     """The launches of one layer; names say which buffers its kernels share."""
     eva = model == "evabyte"
     d, inner, heads, keys = (4096, 11008, 32, 32) if eva else (3072, 8192, 24, 8)
-    at = f"{model[0]}{rows}{'f' if fused else 'n'}"
+    at = f"{model[0]}{rows}{'f' if fused else 'n'}{'a' if ahead else ''}"
+    wide = (heads + 2 * keys) * 128
+    follow = {
+        "qkv": (heads * 128, d), "out": (d, 2 * inner), "up": (inner, d), "down": (d, wide)
+    }  # fmt: skip
+    after: dict[str, Any] = {k: {"ahead": v} if ahead else {} for k, v in follow.items()}
     back = {"x": "y", "y": "stream", "squares_out": "squares"}
     options = {"epilogue": "residual", "squares": fused, "source": "half", "dtype": DTYPE}
     sizes = {
@@ -163,10 +168,12 @@ def layer(model: str, rows: int, fused: bool) -> Launches:
         mixed = library.eva_attend(f"{at}_attend", **sizes)
     else:
         mixed = library.attend(f"{at}_attend", **sizes, key_heads=keys, rows=2064)
-    out = library.linear(f"{at}_out", rows=rows, k=heads * 128, n=d, **options)
-    down = library.linear(f"{at}_down", rows=rows, k=inner, n=d, **options)
-    qkv = norm_then(f"{at}_qkv", rows, d, (heads + 2 * keys) * 128, fused)
-    up = norm_then(f"{at}_up", rows, d, 2 * inner, fused, epilogue="gated", out="half")
+    out = library.linear(f"{at}_out", rows=rows, k=heads * 128, n=d, **options, **after["out"])
+    down = library.linear(f"{at}_down", rows=rows, k=inner, n=d, **options, **after["down"])
+    qkv = norm_then(f"{at}_qkv", rows, d, wide, fused, **after["qkv"])
+    up = norm_then(
+        f"{at}_up", rows, d, 2 * inner, fused, epilogue="gated", out="half", **after["up"]
+    )
     qkv[-1][1]["y"], up[-1][1]["y"] = "qkv", "gated"
     return [
         *qkv, (mixed, {"qkv": "qkv", "y": "y"}), (out, back),
@@ -182,10 +189,15 @@ def chain(module: Module, launches: Launches, start: int) -> dict[str, Any]:
         for kernel, names in launches:
             mine = tensors_of(kernel)
             for name, buffer in names.items():
-                mine[name] = shared.setdefault(buffer, mine[name])
+                if name in mine:
+                    mine[name] = shared.setdefault(buffer, mine[name])
             if "start" in mine:
                 mine["start"].fill_(start)
             layers.append((kernel, mine))
+    products = [mine for _, mine in layers if "w" in mine]
+    for mine, following in zip(products, products[1:] + products[:1], strict=True):
+        if "ahead" in mine:
+            mine["ahead"] = following["w"]
     moved = sum(t.nbytes for k, t in layers for t in [t.get("w")] if t is not None) / LAYERS
 
     def work(overlap: bool, only: str = "") -> Callable[[], None]:
@@ -217,10 +229,10 @@ def main() -> None:
     report: dict[str, Any] = {"card": card, "copy": bandwidth, "products": [], "layers": []}
     cases = list(product_cases(given.sweep))
     chains = {
-        (model, rows, fused): layer(model, rows, fused)
+        (model, rows, fused, ahead): layer(model, rows, fused, ahead)
         for model in ("evabyte", "llama")
         for rows in (1, 8, 16)
-        for fused in (True, False)
+        for fused, ahead in ((False, False), (True, False), (True, True))
     }
     unique = {k.name: k for k in [c[3] for c in cases] + [k for c in chains.values() for k, _ in c]}
     module = Module(list(unique.values()))
@@ -237,13 +249,13 @@ def main() -> None:
             flush=True,
         )
         torch.cuda.empty_cache()
-    for (model, rows, fused), launches in chains.items():
+    for (model, rows, fused, ahead), launches in chains.items():
         r = chain(module, launches, 1024)
         best = r["weights"] / bandwidth
-        report["layers"].append({"model": model, "rows": rows, "fused": fused, **r})
+        report["layers"].append({"model": model, "rows": rows, "fused": fused, "ahead": ahead, **r})
         each = "  ".join(f"{k.split('_', 1)[1]} {v * 1e6:.1f}" for k, v in r["each"].items())
         print(
-            f"{model:8} rows {rows:3} {'fused' if fused else 'norms'} weights {best * 1e6:6.1f} us"
+            f"{model:8} rows {rows:3} {'fused' if fused else 'norms'}{' ahead' if ahead else '      '} weights {best * 1e6:6.1f} us"
             f"  layer {r['turn'] * 1e6:6.1f} ({r['turn'] / best:.2f}x)"
             f"  overlap {r['overlap'] * 1e6:6.1f} ({r['overlap'] / best:.2f}x)  {each}",
             flush=True,

@@ -123,7 +123,7 @@ def test_a_product_is_that_of_the_rounded_input(module, name):
     assert torch.equal(*results), "the sum depends on who came last"
     want = z if before is None else z + before.double()
     # Of the norm, one rounding of the input may fall the other way.
-    error = 1e-6 if source != "norm" else STEP[case["dtype"]] / 20
+    error = 3e-6 if source != "norm" else STEP[case["dtype"]] / 20
     close(results[0], want, error + (STEP[case["dtype"]] if case.get("out") == "half" else 0))
     if case.get("squares"):
         full = torch.zeros(rows, strips_of(n) * 32, dtype=torch.float64, device="cuda")
@@ -136,7 +136,7 @@ def test_a_product_is_that_of_the_rounded_input(module, name):
 # ---------------------------------------------------------------- norms and look-ups
 
 OTHERS = [
-    library.rms_norm("norm", rows=5, width=4096, eps=1e-5, dtype="bf16", wide=True),
+    library.rms_norm("norm16", rows=5, width=4096, eps=1e-5, dtype="bf16", wide=True),
     library.rms_norm("norm32", rows=3, width=100, eps=1e-5),
     library.embedding("embed", rows=9, vocab=320, width=4000, dtype="f16", squares=True),
 ]

@@ -27,9 +27,10 @@ template <typename C> struct Attend {
   static constexpr int D = C::D, N = C::N, G = C::H / C::HK, WARPS = 4, STAGES = 2;
   static constexpr int QUERY = 16 * D * 2, BLOCK = 16 * D * 2;  // bytes of 16 rows
   static constexpr int NEW = (N + 15) / 16, POOLS = (C::CHUNKS + 15) / 16;
-  static constexpr int RING = WARPS * STAGES * 2, HELD = (NEW + POOLS) * 2;  // blocks
-  static constexpr int AREA = (RING > HELD ? RING : HELD) * BLOCK;
-  static constexpr int WIDTH = (C::H + 2 * C::HK) * D, PARTS = C::SPLITS + 1;
+  static constexpr int TOUCHED = C::CHUNKS * (C::EVA ? C::CHUNK : 0);  // rows of their chunks
+  static constexpr int RING = WARPS * STAGES * 2, HELD = (NEW + POOLS + (TOUCHED + 15) / 16) * 2;  // blocks
+  static constexpr int BLOCKS = RING > HELD ? RING : HELD, AREA = BLOCKS * BLOCK;
+  static constexpr int LINE = Softmax<C>::LINE, WIDTH = (C::H + 2 * C::HK) * D, PARTS = C::SPLITS + 1;
 
   const attend_args<C>& a;
   char* shared;
@@ -171,6 +172,7 @@ template <typename C> struct Attend {
     const int step = C::SPLITS * WARPS;
     int t = int(blockIdx.x) * WARPS + warp;
     for (int k = 0; k < STAGES; ++k) fetch(o, t + k * step, k);
+    wait_for_launches();
     stage_queries();
     __syncthreads();
     for (int stage = 0; t < o.blocks; t += step, stage ^= 1) {
@@ -216,11 +218,23 @@ template <typename C> struct Attend {
     }
   }
 
-  // Element d of the ring after the writes: from the new rows where it is one of them.
-  __device__ __forceinline__ float after(const T* ring, int which, int position, int d) const {
-    int n = (position - start + C::ROWS) % C::ROWS;
-    if (n < N) return Half<T>::wide(*held(n / 16 * 2 + which, n % 16, d));
-    return Half<T>::wide(__ldcg(ring + cache(C::ROWS, slot(position)) + d));
+  // Which of the new rows the ring's row of `position` becomes; none from N on.
+  __device__ __forceinline__ int renewed(int position) const {
+    return (position - start + C::ROWS) % C::ROWS;
+  }
+
+  // Begin to fetch the rows of the chunks touched, but for those that are new.
+  __device__ __forceinline__ void fetch_chunks() const {
+    const int from = start / C::CHUNK * C::CHUNK;
+    for (int e = threadIdx.x; e < TOUCHED * (D / 8); e += 32 * WARPS) {
+      const int row = e / (D / 8), c = e % (D / 8), block = (NEW + POOLS + row / 16) * 2;
+      if (renewed(from + row) < N) continue;
+      const size_t offset = cache(C::ROWS, slot(from + row)) + c * 8;
+      const u32 to = area + block * BLOCK + place<D>(row % 16, c);
+      copy_async(to, a.key + offset, 16);
+      copy_async(to + BLOCK, a.value + offset, 16);
+    }
+    commit_copies();
   }
 
   // Summary c of the chunks touched, its key (which = 0) or its value (1); by one warp.
@@ -228,30 +242,45 @@ template <typename C> struct Attend {
     constexpr int EACH = (D + 31) / 32;
     const int chunk = start / C::CHUNK + c;
     const float half = 0.5f * rsqrtf(float(D));
-    float sum[EACH] = {}, most = -INFINITY, total = 0;
-#pragma unroll 8
+    float mine = -INFINITY, target[EACH];
+#pragma unroll
+    for (int j = 0; j < EACH; ++j)
+      target[j] = lane + 32 * j < D ? __ldg((which ? a.phi : a.mu) + h * D + lane + 32 * j) : 0;
+    int block[C::CHUNK], line[C::CHUNK];
+#pragma unroll
     for (int m = 0; m < C::CHUNK; ++m) {
-      float score = 0, x[EACH];
+      const int n = renewed(chunk * C::CHUNK + m), row = c * C::CHUNK + m;
+      block[m] = n < N ? n / 16 * 2 : (NEW + POOLS + row / 16) * 2;
+      line[m] = n < N ? n % 16 : row % 16;
+    }
+#pragma unroll
+    for (int m = 0; m < C::CHUNK; ++m) {
+      float score = 0;
 #pragma unroll
       for (int j = 0; j < EACH; ++j) {
-        int d = lane + 32 * j;
-        x[j] = 0;
-        if (d >= D) continue;
-        float k = after(a.key, 0, chunk * C::CHUNK + m, d);
-        x[j] = which ? after(a.value, 1, chunk * C::CHUNK + m, d) : k;
-        score += which ? (__ldg(a.phi + h * D + d) - k * half) * k : __ldg(a.mu + h * D + d) * k;
+        if (lane + 32 * j >= D) continue;
+        float k = Half<T>::wide(*held(block[m], line[m], lane + 32 * j));
+        score += which ? (target[j] - k * half) * k : target[j] * k;
       }
       score = warp_sum(score);
-      float next = fmaxf(most, score), keep = expf(most - next), weight = expf(score - next);
-      most = next, total = total * keep + weight;
+      if (lane == m) mine = score;
+    }
+    const float top = warp_max(mine), weight = lane < C::CHUNK ? expf(mine - top) : 0.0f;
+    const float share = weight / warp_sum(weight);
+    float sum[EACH] = {};
 #pragma unroll
-      for (int j = 0; j < EACH; ++j) sum[j] = sum[j] * keep + weight * x[j];
+    for (int m = 0; m < C::CHUNK; ++m) {
+      const float w = __shfl_sync(~0u, share, m);
+#pragma unroll
+      for (int j = 0; j < EACH; ++j)
+        if (lane + 32 * j < D)
+          sum[j] += w * Half<T>::wide(*held(block[m] + which, line[m], lane + 32 * j));
     }
 #pragma unroll
     for (int j = 0; j < EACH; ++j) {
       int d = lane + 32 * j;
       if (d >= D) continue;
-      T v = Half<T>::round(sum[j] / total);
+      T v = Half<T>::round(sum[j]);
       *held((NEW + c / 16) * 2 + which, c % 16, d) = v;
       T* to = which ? a.summary_value : a.summary_key;
       if (tile == 0 && chunk < C::OLDER) to[cache(C::OLDER, chunk) + d] = v;
@@ -259,11 +288,14 @@ template <typename C> struct Attend {
   }
 
   __device__ __forceinline__ void attend_new(Softmax<C>& s) const {
+    if constexpr (C::EVA) fetch_chunks();
+    wait_for_launches();
     stage_queries();
     stage_new();
     if constexpr (C::EVA) {
       for (int e = threadIdx.x; e < POOLS * 32 * D; e += 32 * WARPS)
         *held(NEW * 2 + e / (16 * D), e / D % 16, e % D) = Half<T>::round(0);
+      wait_copies<0>();
       __syncthreads();
       for (int task = warp; task < 2 * C::CHUNKS; task += WARPS) pool(task / 2, task % 2);
     }
@@ -301,11 +333,11 @@ template <typename C> struct Attend {
   }
 
   __device__ __forceinline__ void finish(const Softmax<C>& s) const {
-    float* rows = reinterpret_cast<float*>(shared + QUERY);          // [WARPS][16][D]
+    float* rows = reinterpret_cast<float*>(shared + QUERY);          // [WARPS][16][LINE]
     float* heads = reinterpret_cast<float*>(shared + QUERY + AREA);  // [WARPS][16][2]
     __shared__ float factor[PARTS * 16 > WARPS * 16 ? PARTS * 16 : WARPS * 16], total[16][2];
     __syncthreads();
-    s.save(rows + warp * 16 * D, heads + warp * 32, lane);
+    s.save(rows + warp * 16 * LINE, heads + warp * 32, lane);
     __syncthreads();
     if (threadIdx.x < 16)
       factors<WARPS, false>(heads + threadIdx.x * 2, 32, factor + threadIdx.x, total[threadIdx.x]);
@@ -313,7 +345,7 @@ template <typename C> struct Attend {
     float* mine = part(blockIdx.x);
     for (int e = threadIdx.x * 4; e < 16 * D; e += 128 * WARPS)
       __stcg(reinterpret_cast<float4*>(mine + e),
-             weighted<WARPS, false>(rows + e, 16 * D, factor + e / D));
+             weighted<WARPS, false>(rows + e / D * LINE + e % D, 16 * LINE, factor + e / D));
     if (threadIdx.x < 32) __stcg(mine + 16 * D + threadIdx.x, total[threadIdx.x / 2][threadIdx.x % 2]);
     if (!is_last()) return;
     if (threadIdx.x < 16)
@@ -334,14 +366,14 @@ template <typename C> struct Attend {
 
 template <typename C> __device__ __forceinline__ void attend(const attend_args<C>& a) {
   extern __shared__ __align__(128) char shared[];
-  wait_for_launches();
-  let_next_start();
+  // Where the rows begin and what they held before is no result of the launch right before this.
   Attend<C> block(a, shared);
   Softmax<C> s;
   if (blockIdx.x < C::SPLITS)
     block.attend_old(s);
   else
     block.attend_new(s);
+  let_next_start();
   block.finish(s);
 }
 

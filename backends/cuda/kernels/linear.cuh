@@ -15,6 +15,7 @@ template <typename C> struct linear_args : epilogue_args<C> {
   const typename C::T* w;
   float* partial;
   u32* count;
+  const typename C::T* ahead;
 };
 
 template <typename C> struct Linear {
@@ -23,7 +24,13 @@ template <typename C> struct Linear {
   static constexpr int ROWS = 8 * C::TILES, THREADS = 32 * C::WARPS;
   static constexpr int RING = C::WARPS * C::STAGES * PIECE;
   static constexpr bool WIDE = C::SOURCE != 1, NORM = C::SOURCE == 2;
-  static constexpr int GROUPS = C::SLAB * 4, AHEAD = NORM ? 2 : WIDE ? 4 : 8;
+  static constexpr int GROUPS = C::SLAB * 4, LOADS = WIDE ? 6 : 8;
+
+#if __CUDA_ARCH__ >= 900
+  static constexpr bool BULK = !WIDE && C::K % 32 == 0;
+#else
+  static constexpr bool BULK = false;
+#endif
 
   const linear_args<C>& a;
   char* shared;
@@ -61,9 +68,9 @@ template <typename C> struct Linear {
     __syncthreads();
   }
 
-  // 8 neighbours of a row of x as they lie in memory, and the gains of their columns.
+  // 8 neighbours of a row of x as they lie in memory.
   struct Raw {
-    float4 x[WIDE ? 2 : 1], gain[NORM ? 2 : 1];
+    float4 x[WIDE ? 2 : 1];
   };
 
   // Element i of the slab's 16-byte groups, row by row; zeros beyond M and K.
@@ -76,16 +83,12 @@ template <typename C> struct Linear {
 #pragma unroll
       for (int j = 0; j < (WIDE ? 2 : 1); ++j)
         raw.x[j] = __ldcg(static_cast<const float4*>(a.x) + at / (WIDE ? 4 : 8) + j);
-#pragma unroll
-      for (int j = 0; NORM && j < 2; ++j)
-        raw.gain[j] = __ldg(reinterpret_cast<const float4*>(a.gain + k) + j);
     } else {
       using Value = typename Select<WIDE, float, T>::type;
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
         bool inside = k + j < C::K;
         if (inside) reinterpret_cast<Value*>(raw.x)[j] = __ldcg(static_cast<const Value*>(a.x) + at + j);
-        if (inside && NORM) reinterpret_cast<float*>(raw.gain)[j] = a.gain[k + j];
       }
     }
     return raw;
@@ -93,14 +96,23 @@ template <typename C> struct Linear {
 
   __device__ __forceinline__ void put_group(int i, const Raw& raw) const {
     if (i >= ROWS * GROUPS) return;
-    const int m = i / GROUPS;
+    const int m = i / GROUPS, k = first * 32 + i % GROUPS * 8;
     uint4 v;
     if constexpr (WIDE) {
-      float f[8];
+      float f[8], gain[8];
+      if constexpr (NORM && C::K % 8 == 0) {
+#pragma unroll
+        for (int j = 0; j < 2; ++j)
+          reinterpret_cast<float4*>(gain)[j] =
+              k < C::K ? __ldg(reinterpret_cast<const float4*>(a.gain + k) + j) : float4{};
+      } else if constexpr (NORM) {
+#pragma unroll
+        for (int j = 0; j < 8; ++j) gain[j] = k + j < C::K ? __ldg(a.gain + k + j) : 0.0f;
+      }
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
         f[j] = reinterpret_cast<const float*>(raw.x)[j];
-        if (NORM) f[j] = f[j] * scale[m] * reinterpret_cast<const float*>(raw.gain)[j];
+        if (NORM) f[j] = f[j] * scale[m] * gain[j];
       }
       v = make_uint4(pair<T>(f[0], f[1]), pair<T>(f[2], f[3]), pair<T>(f[4], f[5]),
                      pair<T>(f[6], f[7]));
@@ -112,16 +124,36 @@ template <typename C> struct Linear {
 
   // Rows of x in this slab, rounded, into shared memory; several loads of a thread in flight.
   __device__ __forceinline__ void stage() const {
-    Raw raw[AHEAD];
-    for (int from = 0; from < ROWS * GROUPS; from += THREADS * AHEAD) {
+    Raw raw[LOADS];
+    for (int from = 0; from < ROWS * GROUPS; from += THREADS * LOADS) {
       const int i = from + threadIdx.x;
 #pragma unroll
-      for (int j = 0; j < AHEAD; ++j) raw[j] = load(i + j * THREADS);
+      for (int j = 0; j < LOADS; ++j) raw[j] = load(i + j * THREADS);
       if (NORM && from == 0) norms();
 #pragma unroll
-      for (int j = 0; j < AHEAD; ++j) put_group(i + j * THREADS, raw[j]);
+      for (int j = 0; j < LOADS; ++j) put_group(i + j * THREADS, raw[j]);
     }
     __syncthreads();
+  }
+
+  // The same by the copy engine, where x is in halves already: a row's part lies in one piece.
+  __device__ __forceinline__ void stage_rows(u32 barrier) const {
+    const int count = min(ROWS, C::M - row0), bytes = length * 64;
+    const u32 to = shared_address(shared) + RING;
+    if (warp == 0) {
+      if (lane == 0) {
+        open_barrier(barrier);
+        expect_bytes(barrier, count * bytes);
+      }
+      __syncwarp();
+      const T* x = static_cast<const T*>(a.x) + size_t(row0) * C::K + first * 32;
+      for (int m = lane; m < count; m += 32)
+        copy_bulk(to + m * C::PITCH, x + size_t(m) * C::K, bytes, barrier);
+    }
+    for (int i = count * GROUPS + threadIdx.x; i < ROWS * GROUPS; i += THREADS)
+      *reinterpret_cast<uint4*>(shared + RING + i / GROUPS * C::PITCH + i % GROUPS * 16) = uint4{};
+    __syncthreads();
+    await(barrier, 0);
   }
 
   // One piece: 32 columns of W, 32 of K, all rows of x.
@@ -139,21 +171,31 @@ template <typename C> struct Linear {
     }
   }
 
-  // Add the slabs of a strip; false for all but the last of them.
-  __device__ __forceinline__ bool combine(float4 (&sum)[2 * C::TILES], int strip) const {
-    constexpr int COUNT = 2 * C::TILES;
-    float4* all = reinterpret_cast<float4*>(a.partial) +
-                  (size_t(blockIdx.z) * STRIPS + strip) * C::SLABS * COUNT * 32 + lane;
-    const int c2 = lane % 4 * 2;
+  static constexpr int COUNT = 2 * C::TILES;
+
+  __device__ __forceinline__ float4* sums(int strip) const {
+    return reinterpret_cast<float4*>(a.partial) +
+           (size_t(blockIdx.z) * STRIPS + strip) * C::SLABS * COUNT * 32 + lane;
+  }
+  __device__ __forceinline__ int row(int i) const {
+    return row0 + i / 2 * 8 + lane % 4 * 2 + i % 2;
+  }
+
+  // Write this slab's sums of a strip; a thread holds columns 4 (lane / 4) + 0..3 of `row(i)`.
+  __device__ __forceinline__ void leave(const float4 (&sum)[COUNT], int strip) const {
+    float4* mine = sums(strip) + int(blockIdx.y) * COUNT * 32;
 #pragma unroll
     for (int i = 0; i < COUNT; ++i)
-      if (row0 + i / 2 * 8 + c2 + i % 2 < C::M)
-        __stcg(all + (blockIdx.y * COUNT + i) * 32, sum[i]);
-    if (!last_warp(a.count + blockIdx.z * STRIPS + strip, C::SLABS)) return false;
+      if (row(i) < C::M) __stcg(mine + i * 32, sum[i]);
+  }
+
+  // Add the slabs of a strip in order.
+  __device__ __forceinline__ void gather(float4 (&sum)[COUNT], int strip) const {
+    const float4* all = sums(strip);
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) {
       float4 total = make_float4(0, 0, 0, 0);
-      if (row0 + i / 2 * 8 + c2 + i % 2 < C::M) {
+      if (row(i) < C::M) {
 #pragma unroll 8
         for (int s = 0; s < C::SLABS; ++s) {
           float4 v = __ldcg(all + (s * COUNT + i) * 32);
@@ -162,54 +204,105 @@ template <typename C> struct Linear {
       }
       sum[i] = total;
     }
-    return true;
+  }
+
+  // Strips begin..end-1 of this warp, at most 32, have been left: finish those that are complete.
+  // One look at the counters serves them all, so that streaming is not held up strip by strip.
+  __device__ __forceinline__ void settle(int begin, int end) const {
+    __threadfence();
+    __syncwarp();
+    bool mine = false;
+    if (begin + lane < end) {
+      u32* counter = a.count + int(blockIdx.z) * STRIPS + strip(begin + lane);
+      mine = atomicAdd(counter, 1u) == C::SLABS - 1;
+      if (mine) *counter = 0;
+    }
+    __threadfence();
+    for (u32 left = __ballot_sync(~0u, mine); left; left &= left - 1) {
+      const int s = strip(begin + __ffs(left) - 1);
+      float4 sum[COUNT];
+      gather(sum, s);
+      write(sum, s);
+    }
+  }
+
+  __device__ __forceinline__ void write(const float4 (&sum)[COUNT], int strip) const {
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) store<C>(a, sum[i], row(i), strip * 32 + lane / 4 * 4, lane);
+  }
+
+  // Piece j of what this warp fetches into L2 of a later product, divided as NEXT says: each of its
+  // warps finds the beginning of its first strip there.
+  static constexpr int ITEMS = C::NEXT_STRIPS * C::NEXT_SLABS;
+  static constexpr int ALL = C::COLUMNS * C::SLABS * C::WARPS;
+  static constexpr int LATER = C::AHEAD * ((ITEMS + ALL - 1) / ALL);
+
+  __device__ __forceinline__ void fetch_later(int j) const {
+    if constexpr (C::AHEAD > 0) {
+      const int self = (int(blockIdx.y) * C::COLUMNS + int(blockIdx.x)) * C::WARPS + warp;
+      const int item = self + j / C::AHEAD * ALL;
+      if (j >= LATER || item >= ITEMS || blockIdx.z) return;
+      const int s = item / C::NEXT_SLABS, slab = item % C::NEXT_SLABS;
+      const int from = C::NEXT_BLOCKS * slab / C::NEXT_SLABS + j % C::AHEAD;
+      const size_t at = size_t(s) * C::NEXT_BLOCKS + from;
+      if (lane == 0) fetch_to_l2(reinterpret_cast<const char*>(a.ahead) + at * PIECE);
+    }
   }
 
   __device__ __forceinline__ void run() const {
     Ring<C::STAGES> ring;
     u32 base = shared_address(shared), barriers = base + RING + ROWS * C::PITCH + ROWS * 4;
     ring.open(base + warp * C::STAGES * PIECE, barriers + warp * C::STAGES * 8, lane);
-    int next = 0, ahead = 0;  // the piece to ask for: of strip(next), block `ahead`
-    auto ask = [&] {
-      int s = strip(next);
-      ring.issue(piece(s, ahead), s < STRIPS);
-      if (++ahead == length) ahead = 0, ++next;
+    int next = 0, block = 0;        // the piece to ask for: of strip(next)
+    int far = 0, deep = 0, later = 0;  // the piece to fetch into L2
+    auto forward = [&](int& i, int& at, int by) {
+      for (at += by; at >= length; at -= length) ++i;
     };
+    auto ask = [&] {
+      ring.issue(piece(strip(next), block), strip(next) < STRIPS);
+      forward(next, block, 1);
+      if (strip(far) < STRIPS) {
+        if (lane == 0) fetch_to_l2(piece(strip(far), deep));
+        forward(far, deep, 1);
+      } else {
+        fetch_later(later++);
+      }
+    };
+    forward(far, deep, C::STAGES + C::DEPTH);
     for (int i = 0; i < C::STAGES; ++i) ask();
     wait_for_launches();
-    let_next_start();
-    stage();
-    for (int i = 0; strip(i) < STRIPS; ++i) {
+    if constexpr (BULK)
+      stage_rows(barriers + C::WARPS * C::STAGES * 8);
+    else
+      stage();
+    int done = 0, settled = 0;
+    for (; strip(done) < STRIPS; ++done) {
       float sum[2][C::TILES][4] = {};
-      for (int block = 0; block < length; ++block) {
+      for (int k = 0; k < length; ++k) {
         uint4 w[4];
         ring.take(w);
         ask();
-        multiply(sum, w, block);
+        multiply(sum, w, k);
       }
-      finish(sum, strip(i));
+      float4 columns[COUNT];
+#pragma unroll
+      for (int i = 0; i < COUNT; ++i) {
+        const int m = i / 2, e = i % 2;
+        columns[i] = make_float4(sum[0][m][e], sum[0][m][2 + e], sum[1][m][e], sum[1][m][2 + e]);
+      }
+      if constexpr (C::SLABS > 1) {
+        if (done - settled == 32) settle(settled, done), settled = done;
+        leave(columns, strip(done));
+      } else {
+        write(columns, strip(done));
+      }
     }
+    let_next_start();
+    while (later < LATER) fetch_later(later++);
+    if constexpr (C::SLABS > 1) settle(settled, done);
 #if __CUDA_ARCH__ < 900
     wait_copies<0>();
 #endif
-  }
-
-  // A thread holds columns 4 (lane / 4) + 0..3 of rows 8 m + 2 (lane % 4) + 0..1.
-  __device__ __forceinline__ void finish(const float (&sum)[2][C::TILES][4], int strip) const {
-    float4 columns[2 * C::TILES];
-#pragma unroll
-    for (int i = 0; i < 2 * C::TILES; ++i) {
-      int m = i / 2, e = i % 2;
-      columns[i] = make_float4(sum[0][m][e], sum[0][m][2 + e], sum[1][m][e], sum[1][m][2 + e]);
-    }
-    if constexpr (C::SLABS > 1) {
-      if (!combine(columns, strip)) return;
-    }
-#pragma unroll
-    for (int i = 0; i < 2 * C::TILES; ++i) {
-      int m = row0 + i / 2 * 8 + lane % 4 * 2 + i % 2;
-      store<C>(a, columns[i], m, strip * 32 + lane / 4 * 4, lane);
-    }
   }
 };
 

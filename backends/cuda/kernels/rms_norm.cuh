@@ -21,8 +21,8 @@ template <typename C> __device__ __forceinline__ void rms_norm(const rms_norm_ar
     int d = threadIdx.x + i * THREADS;
     gain[i] = d < C::D ? __ldg(a.gain + d) : 0.0f;
   }
-  let_next_start();
   wait_for_launches();
+  let_next_start();
 #pragma unroll
   for (int i = 0; i < EACH; ++i) {
     int d = threadIdx.x + i * THREADS;

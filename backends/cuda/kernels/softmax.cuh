@@ -48,7 +48,7 @@ __device__ __forceinline__ float4 weighted(const float* x, int stride, const flo
 // A lane has rows lane / 4 (+ 8) and columns lane % 4 * 2 (+ 1) of each 8: the layout of mma.
 template <typename C> struct Softmax {
   using T = typename C::T;
-  static constexpr int D = C::D;
+  static constexpr int D = C::D, LINE = D + 8;  // floats between saved rows: no bank twice
   float sum[D / 8][4], most[2], weight[2];
 
   __device__ __forceinline__ Softmax() {
@@ -115,15 +115,15 @@ template <typename C> struct Softmax {
     for (int d = 0; d < D / 8; ++d) sum[d][2 * r] *= keep, sum[d][2 * r + 1] *= keep;
   }
 
-  // Write the sums to `rows [16][D]` and (most, weight) to `heads [16][2]`.
+  // Write the sums to `rows [16][LINE]` and (most, weight) to `heads [16][2]`.
   __device__ __forceinline__ void save(float* rows, float* heads, int lane) const {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int row = lane / 4 + 8 * r, column = lane % 4 * 2;
 #pragma unroll
       for (int d = 0; d < D / 8; ++d) {
-        rows[row * D + d * 8 + column] = sum[d][2 * r];
-        rows[row * D + d * 8 + column + 1] = sum[d][2 * r + 1];
+        *reinterpret_cast<float2*>(rows + row * LINE + d * 8 + column) =
+            make_float2(sum[d][2 * r], sum[d][2 * r + 1]);
       }
       if (column == 0) heads[row * 2] = most[r], heads[row * 2 + 1] = weight[r];
     }

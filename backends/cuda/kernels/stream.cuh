@@ -15,6 +15,55 @@ __device__ __forceinline__ u64 read_once() {
   return policy;
 }
 
+// ---- the copy engine, from sm_90 on
+
+__device__ __forceinline__ void open_barrier(u32 barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(barrier) : "memory");
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  asm volatile("fence.proxy.async;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void expect_bytes(u32 barrier, u32 bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+#endif
+}
+
+__device__ __forceinline__ void copy_bulk(u32 to, const void* from, u32 bytes, u32 barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
+               " [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
+#endif
+}
+
+__device__ __forceinline__ void copy_once(u32 to, const void* from, u32 bytes, u32 barrier,
+                                          u64 policy) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
+               " [%0], [%1], %2, [%3], %4;"
+               ::"r"(to), "l"(from), "r"(bytes), "r"(barrier), "l"(policy) : "memory");
+#endif
+}
+
+__device__ __forceinline__ void await(u32 barrier, u32 phase) {
+#if __CUDA_ARCH__ >= 900
+  u32 done = 0;
+  do {
+    asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared.b64 p, [%1], %2;\n"
+                 "selp.u32 %0, 1, 0, p;\n}" : "=r"(done) : "r"(barrier), "r"(phase) : "memory");
+  } while (!done);
+#endif
+}
+
+__device__ __forceinline__ void fetch_to_l2(const void* from) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "n"(PIECE) : "memory");
+#endif
+}
+
 // From sm_90 on one lane asks the copy engine for a piece and an mbarrier counts its bytes; before,
 // each lane copies four times 16 bytes. `STAGES` pieces are in flight.
 template <int STAGES> struct Ring {
@@ -25,29 +74,18 @@ template <int STAGES> struct Ring {
   __device__ __forceinline__ void open(u32 data_, u32 full_, int lane_) {
     data = data_, full = full_, lane = lane_, head = tail = phase = 0;
     policy = read_once();
-#if __CUDA_ARCH__ >= 900
-    if (lane == 0) {
-#pragma unroll
-      for (int i = 0; i < STAGES; ++i)
-        asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(full + 8 * i) : "memory");
-      asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-      asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-    }
+    if (lane == 0)
+      for (int i = 0; i < STAGES; ++i) open_barrier(full + 8 * i);
     __syncwarp();
-#endif
   }
 
   // Begin the copy of the next piece; `more` is false once there is none.
   __device__ __forceinline__ void issue(const char* from, bool more) {
-    u32 to = data + head * PIECE;
+    const u32 to = data + head * PIECE;
 #if __CUDA_ARCH__ >= 900
     if (more && lane == 0) {
-      u32 bar = full + 8 * head;
-      asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(bar), "n"(PIECE)
-                   : "memory");
-      asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
-                   " [%0], [%1], %2, [%3], %4;"
-                   ::"r"(to), "l"(from), "n"(PIECE), "r"(bar), "l"(policy) : "memory");
+      expect_bytes(full + 8 * head, PIECE);
+      copy_once(to, from, PIECE, full + 8 * head, policy);
     }
 #else
     if (more) {
@@ -62,16 +100,12 @@ template <int STAGES> struct Ring {
   // Wait for the oldest piece and read this lane's four fragments; its place is free afterwards.
   __device__ __forceinline__ void take(uint4 (&a)[4]) {
 #if __CUDA_ARCH__ >= 900
-    u32 bar = full + 8 * tail, done = 0;
-    do {
-      asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared.b64 p, [%1], %2;\n"
-                   "selp.u32 %0, 1, 0, p;\n}" : "=r"(done) : "r"(bar), "r"(phase) : "memory");
-    } while (!done);
+    await(full + 8 * tail, phase);
 #else
     wait_copies<STAGES - 1>();
     __syncwarp();
 #endif
-    u32 at = data + tail * PIECE + lane * 16;
+    const u32 at = data + tail * PIECE + lane * 16;
 #pragma unroll
     for (int i = 0; i < 4; ++i) a[i] = read_shared(at + i * 512);
     if (++tail == STAGES) tail = 0, phase ^= 1;
