@@ -10,6 +10,7 @@ import typer
 
 import pcc
 from pcc.cli import plots
+from pcc.cli.bench_gpu import Asked, bench_gpu, checked
 from pcc.cli.bundles import Bundle, Provider, Threads
 from pcc.cli.output import Json, emit, progress, say, table
 from pcc.errors import PccError
@@ -100,18 +101,44 @@ def _read(file: Path) -> bytes:
 
 def bench(
     bundle: Bundle,
-    prompts: Annotated[Path, typer.Option(help="Prompts: a file (one a line) or a folder.")],
+    prompts: Annotated[
+        Path | None, typer.Option(help="Prompts: a file (one a line) or a folder.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=2, help="Tokens for each prompt.")] = 128,
     limit: Annotated[int, typer.Option(min=1, help="Prompts to take.")] = 20,
     prompt_bytes: Annotated[int, typer.Option(min=1, help="Take at most this many bytes.")] = 512,
     repeats: Annotated[int, typer.Option(min=5, help="Runs of each graph alone.")] = 50,
     sampled: Annotated[bool, typer.Option(help="Measure sampling too (temperature 1).")] = True,
     plot: Annotated[Path | None, typer.Option(help="Write a plot (.svg or .png).")] = None,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Time rounds beside their bytes.")] = False,
+    also: Annotated[
+        list[Path] | None, typer.Option(help="--gpu: another bundle, e.g. a batch (repeatable).")
+    ] = None,
+    context: Annotated[
+        list[int] | None, typer.Option(help="--gpu: tokens before the round (repeatable).")
+    ] = None,
+    accepted: Annotated[
+        float | None, typer.Option(min=0, help="--gpu: drafts accepted in a round, for rates.")
+    ] = None,
+    shape: Annotated[str, typer.Option(help="--gpu: what rows call the verifier.")] = "",
+    json_out: Annotated[Path | None, typer.Option(help="--gpu: write the rows here.")] = None,
     provider: Provider = "cpu",
     threads: Threads = 1,
     as_json: Json = False,
 ) -> None:
-    """Compare speculative with autoregressive decoding; their greedy texts must be identical."""
+    """Compare speculative with autoregressive decoding; their greedy texts must be identical.
+
+    With --gpu, time the graphs of a round against the bytes that they must move.
+    """
+    if gpu:
+        asked = Asked(
+            (bundle, *(also or ())), "cuda" if provider == "cpu" else provider,
+            checked(context or (), repeats), repeats, shape, accepted,
+        )  # fmt: skip
+        bench_gpu(asked, plot, json_out, as_json=as_json)
+        return
+    if prompts is None:
+        raise PccError("C136", "give --prompts, or --gpu to time without a text")
     if plot is not None:
         plots.ready(plot)  # before minutes are spent on measuring
     texts = read_prompts(prompts, limit=limit, most=prompt_bytes, code="C132")

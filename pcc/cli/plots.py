@@ -90,6 +90,28 @@ def draw_bench(r: dict[str, Any], path: Path) -> None:
     save(made, path)
 
 
+def draw_gpu(rows: Any, path: Path) -> None:
+    """Draw each round beside its bound, and rounds against the context for each batch size."""
+    made, (rounds, contexts) = figure(2)
+    names = [f"{r['shape']} {r['architecture']} b{r['batch']} c{r['context']}" for r in rows]
+    bars = rounds.barh(names, [r["round_ms"] for r in rows], color=PALE, label="round")
+    rounds.bar_label(bars, [f"{r['ratio_to_bound']:.2f}x" for r in rows], fontsize=7)
+    rounds.barh(names, [r["bound_ms"] for r in rows], color=ACCENT, height=0.4, label="its bytes")
+    rounds.set_xlabel("ms, median")
+    rounds.tick_params(axis="y", labelsize=6)
+    rounds.legend(fontsize=7)
+    rounds.invert_yaxis()
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for r in rows:
+        key = f"{r['shape']} {r['architecture']} batch {r['batch']}"
+        lines.setdefault(key, []).append((r["context"], r["round_ms"]))
+    for key, points in lines.items():
+        contexts.plot(*zip(*sorted(points), strict=True), "o-", ms=4, label=key)
+    contexts.set(xlabel="tokens before the round", ylabel="ms, median", ylim=(0, None))
+    contexts.legend(fontsize=6)
+    save(made, path)
+
+
 def _bar(v: Any) -> Any:
     """Return how far an interval reaches below and above its figure, if there is one."""
     if v["low"] is None:

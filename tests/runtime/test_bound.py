@@ -1,0 +1,178 @@
+"""Rows of GPU results, the yardstick's place in them, parts of a plan, and the merged tables."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pcc.cli import bench_gpu, plots
+from pcc.errors import PccError
+from pcc.runtime.bound import bound_ms, complete, quantiles, rates, row, with_yardstick
+from pcc.runtime.parts import parts
+
+ROOT = Path(__file__).resolve().parents[2]
+MOVED = {"weights": 12_950_000_000, "head": 1_460_000_000, "kv": 540_000_000}
+
+
+def made(**more: Any) -> dict[str, Any]:
+    about = {
+        "name": "a", "backend": "pcc-cuda", "shape": "evabyte-6.5b", "architecture": "btree",
+        "n": 16, "r": 32, "batch": 1, "context": 1024, "precision": "bf16",
+        "torch_graph_ms": None, "versions": {}, "gpu": "G", "commit": "c",
+    }  # fmt: skip
+    times = {"p10": 4.1, "p50": 4.2, "p90": 4.4}
+    return row(about | more, times, MOVED, 4.26, 50)
+
+
+def test_the_bound_is_the_bytes_at_the_bandwidth() -> None:
+    """14.95 GB at 4.26 TB/s take 3.51 ms, whatever the units of the parts."""
+    assert bound_ms(MOVED, 4.26) == pytest.approx(14.95 / 4.26)
+    r = made()
+    assert r["ratio_to_bound"] == pytest.approx(4.2 / (14.95 / 4.26))
+    assert r["copy_share"] == pytest.approx(1 / r["ratio_to_bound"])
+    assert not complete(r)
+    assert complete({k: v for k, v in r.items() if k != "gpu"}) == ["gpu"]
+
+
+def test_quantiles_and_rates() -> None:
+    assert quantiles([3.0, 1.0, 2.0]) == {"p10": 1.2, "p50": 2.0, "p90": 2.8}
+    r = rates(4.0, 3.2, 6.8, 2)
+    assert r["tokens_per_second"] == pytest.approx(7.8 * 2 / 4e-3)
+    assert r["break_even_tokens"] == pytest.approx(1.25)
+    assert r["speedup"] == pytest.approx(7.8 * 3.2 / 4.0)
+    assert rates(4.0, None, 1.0, 1)["speedup"] is None
+
+
+def test_the_yardstick_is_that_of_the_same_work_and_gpu() -> None:
+    torch = made(name="t", backend="torch-cuda-graph", precision="fp16") | {"round_ms": 8.0}
+    other = made(name="o", backend="torch-cuda-graph", gpu="H") | {"round_ms": 9.0}
+    far = made(name="far", context=8192)
+    found = {r["name"]: r["torch_graph_ms"] for r in with_yardstick([made(), torch, other, far])}
+    assert found == {"a": 8.0, "t": 8.0, "o": 9.0, "far": None}
+
+
+def test_parts_are_layers_of_one_kind() -> None:
+    launches = [
+        {"op": "t.contract", "layer": f"model.layers.{i}.down", "bytes": {"weights": 10, "kv": 1}}
+        for i in range(3)
+    ]
+    launches.insert(1, {"op": "generated", "layer": ""})
+    a, b = parts(launches)
+    assert (a.name, a.layer, a.launches, a.bytes) == (
+        "t.contract", "model.layers.*.down", (0, 2, 3), 33,
+    )  # fmt: skip
+    assert (b.name, b.launches, b.bytes) == ("generated", (1,), 0)
+
+
+def shown() -> list[dict[str, Any]]:
+    more = {
+        "graphs": {"step": {"p10": 1.0, "p50": 2.0, "p90": 3.0}}, "rates": rates(4.0, 3.0, 1.0, 1),
+        "parts": [
+            {"part": "p", "layer": "l", "launches": 3, "ms": 1.0, "bytes": 9, "of_copy": 0.5}
+        ],
+    }  # fmt: skip
+    return [made() | more, made(name="b", context=8192) | more]
+
+
+def test_a_table_and_a_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    bench_gpu.show(shown())
+    out = capsys.readouterr().out
+    assert "4.26 TB/s" in out
+    assert "1.20" in out  # the ratio
+    plots.draw_gpu(shown(), tmp_path / "p.png")
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_contexts_are_checked() -> None:
+    assert bench_gpu.checked((), 50) == (1024,)
+    assert bench_gpu.checked((8, 8, 9), 5) == (8, 9)
+    with pytest.raises(PccError, match="C135"):
+        bench_gpu.checked((0,), 50)
+
+
+# ---------------------------------------------------------------- merging
+
+
+@pytest.fixture
+def merge(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT))
+    import benchmarks.gpu.merge
+
+    return benchmarks.gpu.merge
+
+
+def part(name: str, value: Any, writes: str = "rows", stage: str = "s") -> dict[str, Any]:
+    return {
+        "stage": stage, "name": name, "status": 0, "writes": writes, "data": value, "commit": "new",
+    }  # fmt: skip
+
+
+def test_rows_are_merged_by_name_and_gpu(merge: Any) -> None:
+    old = [made(), made(name="kept")]
+    torch = made(name="t", backend="torch-cuda-graph") | {"round_ms": 8.4}
+    rows = merge.merged(old, [part("x", [made() | {"round_ms": 4.0}]), part("y", torch, "row")])
+    by = {r["name"]: r for r in rows}
+    assert set(by) == {"a", "kept", "t"}
+    assert (by["a"]["round_ms"], by["a"]["commit"]) == (4.0, "new")
+    assert by["kept"]["commit"] == "c"
+    assert by["a"]["torch_graph_ms"] == 8.4
+    assert "| 2.10 |" in merge.table(rows)
+    with pytest.raises(SystemExit, match="lacks gpu"):
+        merge.merged([], [part("x", [{k: v for k, v in made().items() if k != "gpu"}])])
+
+
+def test_reports_keep_what_is_not_equal(merge: Any) -> None:
+    report = {
+        "target": "cuda", "provider": "cuda", "precision": "fp32", "ok": True,
+        "suites": [{"suite": "ops", "ok": 9, "tie": 1, "differs": 0, "refused": 0, "skipped": 2}],
+        "findings": [{"verdict": "tie", "case": "a"}, {"verdict": "skipped", "case": "b"}],
+    }  # fmt: skip
+    (found,) = merge.reports([], [part("n", report, "report", "conformance-cuda")])
+    assert [f["case"] for f in found["findings"]] == ["a"]
+    assert "| cuda | cuda | fp32 | ops | 9 | 1 | 0 | 0 | 2 |" in merge.verdicts([found])
+
+
+def test_tables_go_between_their_markers(merge: Any) -> None:
+    page = "a\n<!-- h200 -->\nold\n<!-- end h200 -->\nz\n"
+    new = merge.placed(page, "h200", "new")
+    assert new == "a\n<!-- h200 -->\nnew\n<!-- end h200 -->\nz\n"
+    assert merge.placed(new, "other", "x") == new
+
+
+def test_the_runner_keeps_what_a_failing_command_leaves(
+    merge: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command that fails, one that hangs and one that writes rows: three entries."""
+    import benchmarks.gpu.run_h200 as runner
+    from benchmarks.gpu.stages import Command, Stage
+
+    write = ("-c", "import sys; open(sys.argv[1], 'w').write('[1]')", "{json}")
+    stage = Stage("s", (
+        Command("fails", ("-c", "print('why'); raise SystemExit(3)"), 20),
+        Command("hangs", ("-c", "import time; time.sleep(60)"), 1),
+        Command("writes", write, 20, "system", "rows"),
+    ))  # fmt: skip
+    monkeypatch.setattr(runner, "STAGES", (stage,))
+    monkeypatch.setattr(
+        sys, "argv", ["run", "--out", str(tmp_path), "--work", str(tmp_path / "w"), "s"]
+    )
+    assert runner.main() == 1
+    entries = json.loads((tmp_path / "parts.json").read_text())
+    assert [e["status"] for e in entries] == [3, 124, 0]
+    assert "why" in entries[0]["log"]
+    assert entries[2]["data"] == [1]
+
+
+def test_every_stage_names_what_exists(merge: Any) -> None:
+    from benchmarks.gpu.stages import STAGES
+
+    assert len({s.name for s in STAGES}) == len(STAGES)
+    for stage in STAGES:
+        for c in stage.commands:
+            script = c.args[0].replace("{root}", str(ROOT))
+            assert c.args[0].startswith("-") or Path(script).is_file(), script
