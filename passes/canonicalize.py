@@ -67,7 +67,7 @@ def _flat(xs: tuple[Op, ...], uses: Uses) -> tuple[Op, ...]:
 
 
 def _ones(w: Op) -> bool:
-    return isinstance(w, t.Const) and bool(np.all(w.value.value == 1))
+    return isinstance(w, t.Const) and not w.value.recipe and bool(np.all(w.value.value == 1))
 
 
 def _gather(x: Op, folds: tuple[int, ...]) -> Op | None:

@@ -38,6 +38,9 @@ class FoldConstants(Pass):
                 return None
             if not all(isinstance(a, t.Const) for a in n.args):
                 return None
+            if any(isinstance(a, t.Const) and a.value.recipe for a in n.args):
+                notes.skip(n, "an operand is not in memory")
+                return None
             size = int(np.prod(tensor(n).shape))
             total = sum(int(np.prod(tensor(a).shape)) for a in n.args)
             if size > self.limit and size > self.grow * total:

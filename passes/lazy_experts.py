@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pcc.ir.array import Array
 from pcc.ir.core import Op, postorder, tensor
 from pcc.ir.module import Module
 from pcc.passes import pieces as mk
@@ -92,7 +91,7 @@ def _select(n: Op, sel: Op) -> Op:
     assert isinstance(n, t.Contract)
     assert isinstance(n.b, t.Const)
     f, k, width, d = n.b.value.shape
-    flat = Array.adopt(n.b.value.value.reshape(f, k, width * d))
+    flat = n.b.value.reshaped((f, k, width * d))
     chosen = mk.reshape(t.SelectRow(t.Const(flat), sel), (f, width, d))
     return t.Contract(n.a, chosen, "d,fvd->fv")
 
@@ -105,9 +104,4 @@ def _take(n: Op, rows: tuple[int, ...]) -> Op:
         return _take(n.x, tuple(n.indices[r] for r in rows))
     assert isinstance(n, t.Contract)
     assert isinstance(n.b, t.Const)
-    weights = n.b.value.value
-    if rows == tuple(range(rows[0], rows[-1] + 1)):
-        part = t.Const(Array.adopt(weights[rows[0] : rows[-1] + 1]))  # a view
-    else:
-        part = t.Const(Array.of(weights[list(rows)]))
-    return t.Contract(n.a, part, LINEAR)
+    return t.Contract(n.a, t.Const(n.b.value.taken(rows)), LINEAR)

@@ -268,7 +268,7 @@ def _truncated(table: Op) -> bool:
 def _holds_zero(w: Op) -> bool:
     while isinstance(w, t.Reshape | t.Take | t.Transpose):
         w = w.x
-    return isinstance(w, t.Const) and bool((w.value.value == 0).any())
+    return isinstance(w, t.Const) and bool(w.value.recipe or (w.value.value == 0).any())
 
 
 def _small_softmax(w: Op) -> bool:

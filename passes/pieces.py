@@ -40,8 +40,10 @@ def take(x: Op, rows: Sequence[int], axis: int = 0) -> Op:
             if all(start <= r < stop for r in rows):
                 return take(part, [r - start for r in rows], axis)
             start = stop
-    if isinstance(x, t.Const):
-        return const(np.take(x.value.value, list(rows), axis))
+    if isinstance(x, t.Const) and (axis == 0 or not x.value.recipe):
+        if axis == 0:
+            return t.Const(x.value.taken(rows))
+        return t.Const(Array.of(np.take(x.value.value, list(rows), axis), x.value.dtype))
     return t.Take(x, axis, tuple(rows))
 
 

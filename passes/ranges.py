@@ -42,10 +42,11 @@ def of_array(value: Values) -> Bounds | None:
 def _bounds(n: Op, have: dict[Op, Bounds]) -> Bounds | None:
     match n:
         case t.Const(value=array):
-            return of_array(array.value)
+            # An array that is not in memory is a projection: no probability, no bounds.
+            return None if array.recipe else of_array(array.value)
         case t.Mul(a=a, b=b) if a in have and b in have:
             return have[a][0] * have[b][0], have[a][1] * have[b][1]
-        case t.Contract(a=a, b=t.Const(value=w), eq=eq) if a in have:
+        case t.Contract(a=a, b=t.Const(value=w), eq=eq) if a in have and not w.recipe:
             return _contract(have[a], w.value, eq)
         case t.ReduceProd(x=x, axis=axis) | t.CumProd(x=x, axis=axis) if x in have:
             lo, hi = have[x]

@@ -6,10 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from pcc.circuit import ops as c
-from pcc.ir.array import Array
+from pcc.ir.array import joined
 from pcc.ir.core import Op, tensor, units
 from pcc.ir.module import Module
 from pcc.passes import pieces as mk
@@ -46,8 +44,7 @@ def stack(ps: list[Op]) -> Op:
     if len(ps) == 1:
         return ps[0]
     if all(isinstance(p, t.Const) for p in ps):
-        values = [p.value.value for p in ps if isinstance(p, t.Const)]
-        return t.Const(Array.of(np.concatenate(values)))
+        return t.Const(joined([p.value for p in ps if isinstance(p, t.Const)]))
     if all(isinstance(p, t.Softmax) for p in ps):
         return t.Softmax(stack([p.x for p in ps if isinstance(p, t.Softmax)]))
     first = ps[0]

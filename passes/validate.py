@@ -26,12 +26,12 @@ from pcc.ir.module import Module
 from pcc.ir.semiring import Field
 from pcc.ir.types import Tensor
 from pcc.passes.manager import Exact
-from pcc.tensor.ops import Const, Contract, Input, Unary
+from pcc.passes.shared import share
+from pcc.tensor.ops import Input, Unary
 
 ROWS, FEW_ROWS = 24, 2
 LARGE = 20_000  # input elements per row above which fewer rows are compared
 LARGE_SCALE = 30.0  # of contexts and logits in the extreme case
-SHARED = "shared."  # inputs that stand for affine maps which both sides hold
 
 
 class Mismatch(Exception):  # noqa: N818 (it is a finding, not a failure of the checker)
@@ -65,25 +65,6 @@ def compare(
         for (name, _), a, b in zip(before.outputs, one, two, strict=True):
             worst = max(worst, difference(name, a, b, tolerance, env))
     return worst
-
-
-def share(before: Module, after: Module) -> tuple[Module, Module]:
-    """Replace affine maps of an input that both modules hold by inputs of their own.
-
-    Both sides compute the same node from the same input, so nothing that a pass may have changed
-    is lost, and a weight of millions of numbers is not multiplied again for every case.
-    """
-    both = set(before.nodes()) & set(after.nodes())
-    maps = [n for n in before.nodes() if n in both and _affine(n)]
-    new = {n: Input(f"{SHARED}{i}", "f32", tensor(n).batch, tensor(n).shape)
-           for i, n in enumerate(maps)}  # fmt: skip
-    if not new:
-        return before, after
-    return before.rewrite(lambda n, _: new.get(n)), after.rewrite(lambda n, _: new.get(n))
-
-
-def _affine(n: Op) -> bool:
-    return isinstance(n, Contract) and isinstance(n.a, Input) and isinstance(n.b, Const)
 
 
 def _indexed(m: Module) -> bool:

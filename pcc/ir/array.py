@@ -252,14 +252,18 @@ class Array:
 
 def joined(arrays: Sequence[Array], picks: Sequence[tuple[int, int]] | None = None) -> Array:
     """Return rows of several arrays, one after another: `picks` (array, row), or all of them."""
+    first = arrays[0]
+    if any(a.recipe is None for a in arrays):
+        values = [a.value for a in arrays]
+        whole = values[0] if len(values) == 1 else np.concatenate(values)
+        if picks is None:
+            return Array.adopt(whole)
+        start = np.cumsum([0, *(len(v) for v in values)])
+        rows = [int(start[k]) + i for k, i in picks]
+        run = rows and rows == list(range(rows[0], rows[-1] + 1))
+        return Array.adopt(whole[rows[0] : rows[-1] + 1] if run else whole[rows])
     if picks is None:
         picks = [(k, i) for k, a in enumerate(arrays) for i in range(a.shape[0])]
-    first, shape = arrays[0], (len(picks), *arrays[0].shape[1:])
-    if any(a.recipe is None for a in arrays):
-        rows = [i for _, i in picks]
-        if len(arrays) == 1 and rows and rows == list(range(rows[0], rows[-1] + 1)):
-            return Array.adopt(first.value[rows[0] : rows[-1] + 1])
-        return Array.adopt(np.stack([arrays[k].value[i] for k, i in picks]))
+    shape = (len(picks), *first.shape[1:])
     sources = [(a.recipe, a.shape[0]) for a in arrays if a.recipe is not None]
-    recipe = selected(sources, picks, math.prod(shape[1:]))
-    return Array.lazy(first.dtype, shape, recipe)
+    return Array.lazy(first.dtype, shape, selected(sources, picks, math.prod(shape[1:])))

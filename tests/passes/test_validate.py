@@ -21,8 +21,9 @@ from pcc.ir.module import Module
 from pcc.ir.semiring import LogReal, Real
 from pcc.passes.expand_query import ExpandQuery
 from pcc.passes.manager import Exact, Notes
+from pcc.passes.shared import SHARED, share
 from pcc.passes.to_tensor import ToTensor
-from pcc.passes.validate import SHARED, Mismatch, cases, compare, share
+from pcc.passes.validate import Mismatch, cases, compare
 from pcc.tensor import ops as t
 
 
