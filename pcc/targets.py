@@ -24,7 +24,7 @@ class Target:
     `attention`: "parts", scores and softmax spelled out; "mask", the fused operator with an
     additive mask over the whole cache; "nonpad", the fused operator with the number of valid rows
     where no row is hidden otherwise, else parts. `kv`: caches are written by "scatter"
-    (TensorScatter) or "scatter_nd" (ScatterND).
+    (TensorScatter) or "scatter_nd" (ScatterND). `rings`: TensorScatter may wrap around.
     `typed`: a graph's types are the engine's; without, the writer pins the precision of each layer.
     """
 
@@ -39,6 +39,7 @@ class Target:
     one_row: bool = False
     attention: str = "parts"
     kv: str = "scatter"
+    rings: bool = False
     typed: bool = True
 
     def at_opset(self, opset: int | None) -> Target:
@@ -59,7 +60,7 @@ _ALL = (
     Target("onnx", "onnx", "cpu", 24, ("fp32", "fp16"), one_row=True),
     Target(
         "onnx-cuda", "onnx", "cuda", 24,
-        static=True, branches=False, weights="inputs", attention="nonpad",
+        static=True, branches=False, weights="inputs", attention="nonpad", rings=True,
     ),
     # 8.6, the last release that PyPI has: no bf16, no type but what the builder chooses.
     Target(

@@ -11,6 +11,7 @@ from pcc.backends.onnx.graph import Graph
 from pcc.backends.onnx.rules import lowers
 from pcc.ir.core import Op, tensor
 from pcc.ir.semiring import split_equation
+from pcc.ir.types import HALVES
 from pcc.tensor import ops as t
 
 
@@ -20,7 +21,14 @@ def _(g: Graph, n: t.Contract) -> ir.Value:
 
 
 def contract(g: Graph, x: ir.Value, a: Op, b: Op, eq: str) -> ir.Value:
-    """Contract the value `x`, which has the type of `a`, with `b`."""
+    """Contract the value `x`, which has the type of `a`, with `b`.
+
+    With a half `b` both are half, and so is the result of an ONNX product, which is then widened.
+    """
+    return g.wide(_product(g, g.as_stored(x, b), a, b, eq), b)
+
+
+def _product(g: Graph, x: ir.Value, a: Op, b: Op, eq: str) -> ir.Value:
     (ta, tb), out = split_equation(eq)
     if len(ta) == 1 and tb[-1] == ta and out == tb[:-1] and isinstance(b, t.Const):
         return _projection(g, x, a, b)
@@ -37,7 +45,7 @@ def contract(g: Graph, x: ir.Value, a: Op, b: Op, eq: str) -> ir.Value:
             return _rows(g, x, a, b, transposed=True)
         if ta[1] == tb[1] and out[1] == tb[2]:
             return _rows(g, x, a, b, transposed=False)
-    if ta == tb and out == ta[:-1]:
+    if ta == tb and out == ta[:-1] and tensor(b).dtype not in HALVES:
         both = t.Mul(a, b)
         product = g("Mul", _lifted(g, both, a, x), g.operand(b, both))
         return g.reduce("ReduceSum", product, [g.layout.axis(both, len(ta) - 1)])
@@ -46,16 +54,16 @@ def contract(g: Graph, x: ir.Value, a: Op, b: Op, eq: str) -> ir.Value:
 
 def _projection(g: Graph, x: ir.Value, a: Op, b: t.Const) -> ir.Value:
     """[B,D] times a trained [..., D]: one matrix product with the weight transposed at export."""
-    w = b.value.value
+    shape = b.value.shape
     flat = g.weight(b.value, transposed=True, stream=True)
     if not tensor(a).batch:
-        return g.reshape(g("MatMul", x, flat), w.shape[:-1])
+        return g.reshape(g("MatMul", x, flat), shape[:-1])
     if g.layout.position == 1:  # a vector per row lies as [D, B]
         x = g("Transpose", x, perm=[1, 0])
-    y = g.reshape(g("MatMul", x, flat), [-1, *w.shape[:-1]])
-    if g.layout.position == 0 or w.ndim == 1:
+    y = g.reshape(g("MatMul", x, flat), [-1, *shape[:-1]])
+    if g.layout.position == 0 or len(shape) == 1:
         return y
-    perm = list(range(1, w.ndim))
+    perm = list(range(1, len(shape)))
     perm.insert(1, 0)
     return g("Transpose", y, perm=perm)  # type: ignore[no-any-return]
 

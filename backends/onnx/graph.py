@@ -9,17 +9,22 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from pcc.ir.array import Array
+from pcc.ir.array import Array, dtype_of, kind_of
 from pcc.ir.core import Op, tensor
+from pcc.ir.types import HALVES
+from pcc.targets import Target
 from pcc.tensor import ops as t
 
-DTYPE = {"f32": ir.DataType.FLOAT, "i64": ir.DataType.INT64, "bool": ir.DataType.BOOL}
-NUMPY: dict[str, Any] = {"f32": np.float32, "i64": np.int64, "bool": np.bool_}
+DTYPE = {
+    "f32": ir.DataType.FLOAT, "f16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16,
+    "i64": ir.DataType.INT64, "bool": ir.DataType.BOOL,
+}  # fmt: skip
 BATCH = {"b": "batch", "c": "context_batch"}
+BOUND = "pcc.bound"  # marks an initializer that is to be a graph input only
 
 
 INLINE = 1024  # bytes; smaller tensors stay in the graph file
-STREAMED = 1 << 20  # bytes; larger weights of one-row products are read as they lie in the file
+STREAMED = 1 << 20  # bytes; larger weights may be graph inputs, which runtimes do not copy
 
 
 class Stored(ir.LazyTensor):
@@ -69,13 +74,17 @@ class Layout:
 
 
 class Graph:
-    """Emits nodes by ONNX op name; constants are shared by content."""
+    """Emits nodes by ONNX op name; constants are shared by content.
+
+    `batch`: the rows of a static graph, None where the caller leaves them open. A static graph
+    holds every size as a number.
+    """
 
     def __init__(
-        self, layout: Layout, opset: int, *, fused_attention: bool = False, streamed: bool = False
+        self, layout: Layout, target: Target, *, batch: int | None = None, streamed: bool = False
     ) -> None:
-        self.layout, self.opset = layout, opset
-        self.fused_attention, self.streamed = fused_attention, streamed
+        self.layout, self.target, self.opset = layout, target, target.opset
+        self.batch, self.streamed = batch, streamed
         self.weights: dict[tuple[Array, str], ir.Value] = {}
         self.nodes: list[ir.Node] = []
         self.constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
@@ -86,7 +95,7 @@ class Graph:
         self.layer, self.kind, self.place = "", "", ""
         self.count = 0
 
-    def __call__(self, op: str, *xs: ir.Value, outputs: int = 1, **attrs: Any) -> Any:
+    def __call__(self, op: str, *xs: ir.Value | None, outputs: int = 1, **attrs: Any) -> Any:
         """Add a node; returns its output, or a list if it has several."""
         self.count += 1
         name = f"{self.layer}/{op}_{self.count}"
@@ -104,8 +113,8 @@ class Graph:
     def const(self, value: object, dtype: str = "") -> ir.Value:
         """Return a constant, shared with equal ones."""
         a = np.asarray(value)
-        kind = dtype or {"f": "f32", "i": "i64", "b": "bool"}[a.dtype.kind]
-        a = np.ascontiguousarray(a, NUMPY[kind]).reshape(a.shape)
+        kind = dtype or kind_of(a) or {"f": "f32", "i": "i64"}[a.dtype.kind]
+        a = np.ascontiguousarray(a, dtype_of(kind)).reshape(a.shape)
         key: Any = (kind, tuple(a.shape), a.tobytes())
         if key not in self.constants:
             name = f"k{len(self.constants)}"
@@ -121,16 +130,19 @@ class Graph:
     def weight(self, array: Array, *, transposed: bool = False, stream: bool = False) -> ir.Value:
         """Return a trained array, or its transpose, as a constant; one copy for all graphs.
 
-        With `stream`, and if the graph may, it is an initializer that is a graph input as well: a
-        default that could be overridden. Runtimes neither copy it into another order nor fold it.
+        With `stream`, and if the graph may, a large one is an initializer that is a graph input as
+        well: a default that could be overridden. Runtimes neither copy it into another order nor
+        fold it. Where the target wants weights as inputs, every large one is `bound`: the writer
+        takes the default away.
         """
         if array.nbytes < INLINE:
             flat = array.value.reshape(-1, array.shape[-1]) if transposed else array.value
             return self.const(flat.T if transposed else flat)
-        stream = stream and self.streamed and array.nbytes >= STREAMED
+        bound = self.target.weights == "inputs"
+        stream = (bound or (stream and self.streamed)) and array.nbytes >= STREAMED
         key = (array, f"{'t' if transposed else ''}{'s' if stream else ''}")
         if key not in self.weights:
-            name = f"{'stream' if stream else 'w'}{len(self.weights)}"
+            name = f"{'weight.' if bound else 'stream' if stream else 'w'}{len(self.weights)}"
             value = Stored(array, transposed, name)
             self.weights[key] = ir.Value(
                 name=name,
@@ -138,6 +150,8 @@ class Graph:
                 type=ir.TensorType(DTYPE[array.dtype]),
                 const_value=value,
             )
+            if bound and stream:
+                self.weights[key].meta[BOUND] = True
         return self.weights[key]
 
     def streams(self) -> list[ir.Value]:
@@ -162,9 +176,50 @@ class Graph:
         """Replace -inf by the lowest finite number, so that no difference makes a NaN."""
         return self("Max", x, self.const(np.float32(t.LOWEST)))  # type: ignore[no-any-return]
 
+    def cast(self, x: ir.Value, dtype: str) -> ir.Value:
+        """Return f32 numbers rounded to a half dtype, or half numbers widened; once for each."""
+        if dtype not in HALVES:
+            return self("Cast", x, to=DTYPE[dtype])  # type: ignore[no-any-return]
+        key: object = ("cast", id(x), dtype)  # values live as long as the graph
+        if key not in self.memo:
+            self.memo[key] = self("Cast", x, to=DTYPE[dtype])
+        return self.memo[key]
+
+    def as_stored(self, x: ir.Value, like: Op) -> ir.Value:
+        """Return f32 numbers rounded to the dtype of `like` where that is half."""
+        dtype = tensor(like).dtype
+        return self.cast(x, dtype) if dtype in HALVES else x
+
+    def wide(self, y: ir.Value, like: Op) -> ir.Value:
+        """Return `y`, of the dtype of `like`, as f32 where that is half."""
+        return self.cast(y, "f32") if tensor(like).dtype in HALVES else y
+
     def size(self, batch: str) -> ir.Value:
         """Return the size of a batch axis as i64[1]."""
-        return self.sizes[batch]
+        return self.sizes[batch] if self.batch is None else self.ints(self.batch)
+
+    def extent(self, x: ir.Value, n: Op, axis: int) -> ir.Value:
+        """Return the size of a per-row axis (from the end) that may be open, as i64[1]."""
+        if self.batch is not None:
+            return self.ints(tensor(n).shape[axis])
+        key: object = ("extent", id(x), axis)
+        if key not in self.memo:
+            end = {} if axis == -1 else {"end": axis + 1}
+            self.memo[key] = self("Shape", x, start=axis, **end)
+        return self.memo[key]
+
+    def steps(self, size: ir.Value) -> ir.Value:
+        """Return 0..size-1 for a size as i64[1]."""
+        if size.const_value is not None:
+            return self.const(np.arange(int(size.const_value.numpy()[0])))
+        last = self("Squeeze", size, self.ints(0))
+        return self("Range", self.const(np.int64(0)), last, self.const(np.int64(1)))  # type: ignore[no-any-return]
+
+    def full_shape(self, x: ir.Value, shape: Sequence[int]) -> ir.Value:
+        """Return the shape of `x`, which is `[batch, *shape]`."""
+        if self.batch is not None:
+            return self.ints(self.batch, *shape)
+        return self("Shape", x)  # type: ignore[no-any-return]
 
     def operand(self, x: Op, result: Op) -> ir.Value:
         """Return `x` so that it broadcasts element-wise in `result`."""
@@ -186,6 +241,8 @@ class Graph:
         value = self.values[x]
         if not t_x.batch:
             value = self("Unsqueeze", value, self.ints(p))
+        if self.batch is not None:
+            return self("Expand", value, self.ints(*shape[:p], self.batch, *shape[p:]))  # type: ignore[no-any-return]
         parts = [self.ints(*shape[:p])] if p else []
         parts.append(self.size(batch))
         if shape[p:]:
@@ -203,13 +260,14 @@ class Graph:
             return None
         key: object = ("rows", batch, own, block, rank)
         if key not in self.memo:
-            count = self("Squeeze", self.size(batch), self.ints(0))
-            index = self("Range", self.const(np.int64(0)), count, self.const(np.int64(1)))
+            shape = [1] * rank
+            shape.insert(min(self.layout.position, rank), -1)
+            if self.batch is not None:
+                return self.const((np.arange(self.batch) * block).reshape(shape))
+            index = self.steps(self.size(batch))
             if own != batch:  # one context row serves every row
                 index = self("Mod", index, self.size(own))
             index = self("Mul", index, self.const(np.int64(block)))
-            shape = [1] * rank
-            shape.insert(min(self.layout.position, rank), -1)
             self.memo[key] = self.reshape(index, shape)
         return self.memo[key]
 

@@ -17,6 +17,7 @@ from pcc.emission import graph_name
 from pcc.errors import PccError
 from pcc.ir.core import Op, postorder, tensor, use_counts
 from pcc.ir.module import Module
+from pcc.targets import TARGETS, Target
 from pcc.tensor import ops as t
 from pcc.tensor.nn import NetworkOp
 
@@ -28,7 +29,6 @@ _RULES_OF = (
     _nn_rules,
     _sampling_rules,
 )  # importing registers
-OPSETS = (17, 24)
 
 
 def layout_of(module: Module) -> Layout:
@@ -47,29 +47,32 @@ def layout_of(module: Module) -> Layout:
 
 def lower(
     module: Module,
+    target: Target = TARGETS["onnx"],
     *,
-    opset: int = 24,
+    opset: int | None = None,
+    batch: int | None = None,
     inputs: Sequence[t.Input] = (),
     doc: Mapping[str, str] | None = None,
     layout: Layout | None = None,
     symbols: Mapping[str, Mapping[int, str]] | None = None,
-    fused_attention: bool = False,
     streamed: bool = False,
 ) -> ir.Model:
-    """Return the ONNX model of a tensor module.
+    """Return the ONNX model of a tensor module in the forms of a target.
 
     The graph takes every input in `inputs` (and then any other that the module reads), batch axis
     first, and returns the module's outputs, batch axis first. `layout` says where it lies inside.
     `symbols` names per-row axes, of inputs and outputs by key, whose size the caller leaves open
     (the rows of a cache): the module's ops must be such that their rules hold no such size.
-    `fused_attention` takes ONNX's attention operator in place of its parts. `streamed` is for calls
-    with one row: large weights that meet a single vector are listed among the inputs (`weight`).
+    `opset`: another one than the target's. `batch` fixes the rows of every batch axis: the graph is
+    static, without open sizes, and targets that are static need it. `streamed` is for calls with
+    one row: large weights that meet a single vector are listed among the inputs (`weight`).
+    Errors: E410 (opset), E411 (an op without a rule), E413 (open sizes for a static target).
     """
-    if opset not in OPSETS:
-        raise PccError("E410", f"opset {opset} is not supported", hint=f"choose one of {OPSETS}")
-    g = Graph(
-        layout or layout_of(module), opset, fused_attention=fused_attention, streamed=streamed
-    )
+    target = target.at_opset(opset)
+    if (target.static and batch is None) or (batch is not None and symbols):
+        what = f"a graph for {target.name!r} needs a batch" if batch is None else "sizes are open"
+        raise PccError("E413", what, hint="a static graph has a batch and no open axes")
+    g = Graph(layout or layout_of(module), target, batch=batch, streamed=streamed)
     open_axes = symbols or {}
     listed = list(inputs)
     listed += [n for n in module.nodes() if isinstance(n, t.Input) and n not in listed]
@@ -98,18 +101,19 @@ def lower(
     return model
 
 
-def _dims(n: Op, symbols: Mapping[int, str]) -> list[int | str]:
+def _dims(g: Graph, n: Op, symbols: Mapping[int, str]) -> list[int | str]:
     """Return the dimensions of an input or output, batch axis first."""
     kind = tensor(n)
     dims: list[int | str] = [symbols.get(i, size) for i, size in enumerate(kind.shape)]
-    return [BATCH[kind.batch], *dims] if kind.batch else dims
+    rows = BATCH.get(kind.batch) if g.batch is None else g.batch
+    return [rows, *dims] if kind.batch and rows is not None else dims
 
 
 def _input(g: Graph, n: t.Input, symbols: Mapping[int, str]) -> ir.Value:
-    rank, dims = len(n.shape), _dims(n, symbols)
+    rank, dims = len(n.shape), _dims(g, n, symbols)
     value = ir.Value(name=n.key, shape=ir.Shape(dims), type=ir.TensorType(DTYPE[n.dtype]))
     g.layer, g.kind, g.place = f"input_{n.key}", n.name, n.key
-    if n.batch and n.batch not in g.sizes:
+    if n.batch and n.batch not in g.sizes and g.batch is None:
         g.sizes[n.batch] = g("Shape", value, start=0, end=1)
     g.values[n] = value
     if n.batch and rank and g.layout.position == 1:
@@ -132,7 +136,7 @@ def _output(
         value = g("Identity", value)
     # else the node writes the output itself: a cache is bound in place only without a copy
     assert isinstance(value, ir.Value)
-    dims = _dims(n, symbols)
+    dims = _dims(g, n, symbols)
     value.name, value.shape = name, ir.Shape(dims)
     value.type = ir.TensorType(DTYPE[tensor(n).dtype])
     return value

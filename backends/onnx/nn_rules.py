@@ -15,6 +15,7 @@ from pcc.ir.core import Op, tensor
 from pcc.tensor import nn
 from pcc.tensor.ops import LOWEST
 
+LOW = {"f32": LOWEST, "f16": -65504.0, "bf16": -3.38e38}  # finite in each dtype
 FUSED = 24  # from this opset on there are operators for norms, rotations and cache writes
 
 
@@ -79,7 +80,7 @@ def _(g: Graph, n: nn.Relu) -> ir.Value:
 
 @lowers(nn.Embedding)
 def _(g: Graph, n: nn.Embedding) -> ir.Value:
-    return g("Gather", g.values[n.table], g.values[n.ids], axis=0)  # type: ignore[no-any-return]
+    return g.wide(g("Gather", g.values[n.table], g.values[n.ids], axis=0), n.table)
 
 
 @lowers(nn.Rotary)
@@ -113,7 +114,8 @@ def _angles(g: Graph, n: nn.Rotary, table: Op) -> ir.Value:
 @lowers(nn.CacheWrite)
 def _(g: Graph, n: nn.CacheWrite) -> ir.Value:
     cache, update, start = (with_rows(g, a, n) for a in n.args)
-    if g.opset >= FUSED:
+    update = g.as_stored(update, n.cache)
+    if g.target.kv == "scatter":
         y = g("TensorScatter", cache, update, start, axis=-2, mode="linear")
     else:
         y = g("ScatterND", cache, _places(g, n, start), update)
@@ -127,8 +129,7 @@ def _places(g: Graph, n: nn.CacheWrite, start: ir.Value) -> ir.Value:
     if key not in g.memo:
         size = g.size(tensor(n).batch) if tensor(n).batch else g.ints(1)
         full = g("Concat", size, g.ints(heads, count, 1), axis=0)
-        last = g("Squeeze", size, g.ints(0))
-        batch = g("Range", g.const(np.int64(0)), last, g.const(np.int64(1)))
+        batch = g.steps(size)
         head = g.const(np.arange(heads).reshape(1, heads, 1, 1))
         row = g("Add", g.reshape(start, [-1, 1, 1, 1]), g.const(np.arange(count).reshape(-1, 1)))
         parts = (g.reshape(batch, [-1, 1, 1, 1]), head, row)
@@ -139,42 +140,60 @@ def _places(g: Graph, n: nn.CacheWrite, start: ir.Value) -> ir.Value:
 @lowers(nn.CachedAttention)
 def _(g: Graph, n: nn.CachedAttention) -> ir.Value:
     q, k, v, start = (with_rows(g, a, n) for a in n.args)
-    if g.fused_attention and g.opset >= FUSED:
-        shift = _mask(g, n, k, start, 1)
-        return settled(g, g("Attention", q, k, v, shift, scale=n.scale), n)
+    if g.target.attention != "parts" and g.opset >= FUSED:
+        return settled(g, g.wide(_fused(g, n, q, k, v, start), n.k), n)
     # Spelled out it runs 0.9 to 1.7 times as fast under ONNX Runtime on a CPU, the faster the more
     # heads share keys (N = 1, 8, 16, up to 4096 rows: docs/models.md).
     (heads, count, width), (shared, _, _) = tensor(n.q).shape, tensor(n.k).shape
     group = heads // shared
-    scaled = g("Mul", q, _scalar(g, n.scale))
+    scaled = g.as_stored(g("Mul", q, _scalar(g, n.scale)), n.k)  # before products may overflow f16
     if group > 1:
         scaled = g.reshape(scaled, [-1, shared, group * count, width])
-    score = g("MatMul", scaled, g("Transpose", k, perm=[0, 1, 3, 2]))
+    score = g.wide(g("MatMul", scaled, g("Transpose", k, perm=[0, 1, 3, 2])), n.k)
     share = g("Softmax", g("Add", score, _mask(g, n, k, start, group)), axis=-1)
-    y = g("MatMul", share, v)
+    y = g.wide(g("MatMul", g.as_stored(share, n.v), v), n.v)
     if group > 1:
         y = g.reshape(y, [-1, heads, count, tensor(n.v).shape[2]])
     return settled(g, y, n)
 
 
-def _mask(g: Graph, n: nn.CachedAttention, k: ir.Value, start: ir.Value, group: int) -> ir.Value:
-    """Return 0 where a query reads a row, else the lowest number: f32[B, 1, group * N, S]."""
+def _fused(g: Graph, n: nn.CachedAttention, *operands: ir.Value) -> ir.Value:
+    """Return ONNX's attention, in the dtype of the cache."""
+    q, k, v, start = operands
+    q = g.as_stored(q, n.k)
+    if g.target.attention == "nonpad" and not n.window:
+        # Of the first `start + N` rows, query i sees those up to start + i: causal from below.
+        valid = g("Add", start, g.const(np.int64(tensor(n.q).shape[1])))
+        return g("Attention", q, k, v, None, None, None, valid, is_causal=1, scale=n.scale)  # type: ignore[no-any-return]
+    shift = g.as_stored(_mask(g, n, k, start, 1, LOW[tensor(n.k).dtype]), n.k)
+    return g("Attention", q, k, v, shift, scale=n.scale)  # type: ignore[no-any-return]
+
+
+def _mask(
+    g: Graph, n: nn.CachedAttention, k: ir.Value, start: ir.Value, group: int, low: float = LOWEST
+) -> ir.Value:
+    """Return 0 where a query reads a row, else `low`: f32[B, 1, group * N, S]."""
     count, rows = tensor(n.q).shape[1], tensor(n.k).shape[1]
-    key: object = ("mask", n.start, count, rows, n.window, group, tensor(n).batch)
+    key: object = ("mask", n.start, count, rows, n.window, group, tensor(n).batch, low)
     if key not in g.memo:
-        size = g("Squeeze", g("Shape", k, start=2, end=3), g.ints(0))
-        row = g("Range", g.const(np.int64(0)), size, g.const(np.int64(1)))
+        row = g.steps(g.extent(k, n.k, -2))
         step = g.const(np.tile(np.arange(count), group).reshape(-1, 1))
         last = g("Add", g.reshape(start, [-1, 1, 1, 1]), step)
         seen = g("LessOrEqual", row, last)
         if n.window:
             first = g("Sub", last, g.const(np.int64(n.window)))
             seen = g("And", seen, g("Greater", row, first))
-        g.memo[key] = g("Where", seen, _scalar(g, 0.0), _scalar(g, LOWEST))
+        g.memo[key] = g("Where", seen, _scalar(g, 0.0), _scalar(g, low))
     return g.memo[key]
 
 
 # ---------------------------------------------------------------- order
+
+
+def _shape_of(g: Graph, x: Op, value: ir.Value) -> ir.Value:
+    if tensor(x).batch:
+        return g.full_shape(value, tensor(x).shape)
+    return g.ints(*tensor(x).shape)
 
 
 @lowers(nn.SortRank)
@@ -182,5 +201,5 @@ def _(g: Graph, n: nn.SortRank) -> ir.Value:
     # The inverse of the sorting permutation; TopK puts the lower index first among equals.
     x, size = g.values[n.x], tensor(n.x).shape[-1]
     _, order = g("TopK", x, g.ints(size), outputs=2, axis=-1)
-    count = g("Expand", g.const(np.arange(size)), g("Shape", order))
+    count = g("Expand", g.const(np.arange(size)), _shape_of(g, n.x, order))
     return g("ScatterElements", order, order, count, axis=-1)  # type: ignore[no-any-return]

@@ -97,14 +97,15 @@ def _(g: Graph, n: t.LogSoftmax) -> ir.Value:
 
 @lowers(t.Cast)
 def _(g: Graph, n: t.Cast) -> ir.Value:
-    from pcc.backends.onnx.graph import DTYPE
-
-    return g("Cast", g.values[n.x], to=DTYPE[n.dtype])  # type: ignore[no-any-return]
+    return g.cast(g.values[n.x], n.dtype)
 
 
 @lowers(t.Where)
 def _(g: Graph, n: t.Where) -> ir.Value:
-    return g("Where", *(g.operand(x, n) for x in (n.cond, n.a, n.b)))  # type: ignore[no-any-return]
+    cond, a, b = (g.operand(x, n) for x in (n.cond, n.a, n.b))
+    if tensor(n).dtype == "bool":  # GPUs have no Where of booleans
+        return g("Or", g("And", cond, a), g("And", g("Not", cond), b))  # type: ignore[no-any-return]
+    return g("Where", cond, a, b)  # type: ignore[no-any-return]
 
 
 @lowers(t.Column)
@@ -290,14 +291,14 @@ def _elements(g: Graph, n: t.Lookup) -> ir.Value:
 def _(g: Graph, n: t.SelectRow) -> ir.Value:
     f, o, i = tensor(n.w).shape
     if isinstance(n.w, t.Const):
-        flat = g.const(n.w.value.value.reshape(f * o, i))
+        flat = g.weight(n.w.value.reshaped((f * o, i)))
     elif tensor(n.w).batch and g.layout.position == 1:
         rows_first = g("Transpose", g.values[n.w], perm=_batch_first(g, n.w))
         flat = g.reshape(rows_first, [-1, i])
     else:
         flat = g.reshape(g.values[n.w], [-1, i])
     index = _offset_index(g, n.w, n.sel, o, n)
-    return g("Gather", flat, index, axis=0)  # type: ignore[no-any-return]
+    return g.wide(g("Gather", flat, index, axis=0), n.w)
 
 
 @lowers(t.InverseCdf)
@@ -310,7 +311,7 @@ def _(g: Graph, n: t.InverseCdf) -> ir.Value:
     level = g("Mul", g("Unsqueeze", g.operand(n.u, n), g.ints(-1)), total)
     if may_be_subnormal(n.mass):  # there u * total may round up to total: step below it
         level = g("Min", level, g("Sub", total, g.const(np.float32(2.0**-149))))
-    hit = g("Cast", g("Greater", cum, level), to=ir.DataType.INT32)
+    hit = g.cast(g("Greater", cum, level), "f32")  # GPUs have no ArgMax of integers
     return g("ArgMax", hit, axis=-1, keepdims=0)  # type: ignore[no-any-return]
 
 

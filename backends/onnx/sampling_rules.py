@@ -1,5 +1,7 @@
 """Lowering of `pcc.tensor.sampling`: an `If` skips the work where every row's setting is neutral.
 
+Targets without branches do the work always.
+
 Sorting all rows of a head is dear (n r rows of V), and most calls ask for no truncation. A row with
 a neutral setting keeps its operand bit for bit in either branch.
 """
@@ -45,7 +47,12 @@ def _branch(g: Graph, name: str, emit: Callable[[], ir.Value]) -> ir.Graph:
 def _unless(
     g: Graph, neutral: ir.Value, plain: Callable[[], ir.Value], n: Op, emit: Callable[[], ir.Value]
 ) -> ir.Value:
-    """What `plain` makes if `neutral`, else `emit`; with the batch axis of `n` in both branches."""
+    """What `plain` makes if `neutral`, else `emit`; with the batch axis of `n` in both branches.
+
+    Where graphs cannot branch it is `emit`, which leaves neutral rows as they are.
+    """
+    if not g.target.branches:
+        return emit()
     kind = tensor(n)
     branches: dict[str, Any] = {
         "then_branch": _branch(g, "neutral", plain),

@@ -40,7 +40,8 @@ def write_graphs(order: Order, folder: Path, say: Say) -> Written:
 
 def _model(order: Order, query: str, e: Emission, *, streamed: bool = False) -> ir.Model:
     doc = {"pcc.query": query, "pcc.circuit": order.name}
+    batch = order.batch if order.target.static else None
     return lower(
-        e.module, opset=order.target.opset, inputs=e.inputs, doc=doc, symbols=e.symbols,
+        e.module, order.target, batch=batch, inputs=e.inputs, doc=doc, symbols=e.symbols,
         streamed=streamed,
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +53,10 @@ def write_graphs(
 def static_model(order: Order, query: str, e: Emission, r: TensorRt) -> ir.Model:
     """Return a query's graph at one batch size and one cache size, in the forms of a runtime."""
     doc = {"pcc.query": query, "pcc.circuit": order.name}
-    model = lower(
-        e.module, opset=r.opset, inputs=e.inputs, doc=doc,
-        fused_attention=order.precision in r.fused,
-    )  # fmt: skip
-    for v in (*model.graph.inputs, *model.graph.outputs):
-        assert v.shape is not None
-        v.shape = ir.Shape([d if isinstance(d, int) else order.batch for d in v.shape])
-    return prepare(model, r)
+    target = order.target
+    if order.precision not in r.fused:
+        target = replace(target, attention="parts")
+    return prepare(lower(e.module, target, batch=order.batch, inputs=e.inputs, doc=doc), r)
 
 
 def _engines(
@@ -83,8 +80,6 @@ def _engines(
 
 def _for_gpu(options: BuildOptions, gpu: str, r: TensorRt) -> BuildOptions:
     """Take the compute capability of `gpu`, "sm_89", for a builder that works without one."""
-    from dataclasses import replace
-
     if not gpu or not r.offline:
         return options
     digits = gpu.removeprefix("sm_")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pcc.ir.core import Op
 from pcc.ir.module import Module
 from pcc.ir.semiring import LogReal
 from pcc.models.base import Model
+from pcc.targets import TARGETS
 from pcc.tensor import ops as t
 
 Values = np.ndarray[Any, Any]
@@ -113,9 +115,8 @@ class Runner:
             for way in ("past", "present")
             if s.rows_axis is not None
         }
-        made = lower(
-            module, opset=self.opset, inputs=inputs, symbols=open_axes, fused_attention=self.fused
-        )
+        target = replace(TARGETS["onnx"], attention="mask" if self.fused else "parts")
+        made = lower(module, target, opset=self.opset, inputs=inputs, symbols=open_axes)
         self.graphs[count] = made
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
