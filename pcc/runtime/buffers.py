@@ -11,7 +11,9 @@ from pcc.errors import PccError
 from pcc.runtime.ort import first_line, import_ort
 
 Values = np.ndarray[Any, Any]
-DTYPES: dict[str, Any] = {"f32": np.float32, "i64": np.int64, "bool": np.bool_}
+DTYPES: dict[str, Any] = {
+    "f32": np.float32, "i64": np.int64, "bool": np.bool_, "f16": np.float16,
+}  # fmt: skip
 
 
 class Buffer:

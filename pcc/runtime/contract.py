@@ -59,7 +59,7 @@ def _states(found: Mapping[str, Any], need: Any) -> None:
     for s in states or ():
         shape = s.get("shape") if isinstance(s, dict) else None
         need(
-            shape is not None and _sizes(shape) and s.get("dtype") in tuple(DTYPES),
+            shape is not None and _sizes(shape) and s.get("dtype") in (*DTYPES, "bf16"),
             "a state is malformed",
         )
         axis = s.get("rows_axis")

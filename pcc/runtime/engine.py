@@ -116,6 +116,10 @@ class Engine:
             what = f"unknown inputs {[k[:40] for k in unknown[:10]]}"
             raise PccError("R102", what, hint=f"it takes {', '.join(names)}")
         rows = self._rows(names, inputs)
+        fixed = spec.get("batch")  # of graphs with static shapes
+        if fixed is not None and rows != fixed:
+            what, hint = f"{rows} rows, the graph takes {fixed}", f"compile with --batch {rows}"
+            raise PccError("R104", what, hint=hint)
         feed: dict[str, Values] = {}
         for name, i in names.items():
             if name in inputs:
@@ -125,6 +129,9 @@ class Engine:
             else:
                 raise PccError("R103", f"input {name!r} is missing", hint=_describe(i))
         self._ranges(feed, inputs)
+        if fixed is not None:  # one row of what depends on the context serves all
+            shared = [n for n, i in names.items() if i["shape"][:1] == ["Bc"]]
+            feed |= {n: np.repeat(feed[n], fixed // len(feed[n]), axis=0) for n in shared}
         return feed
 
     def _rows(self, names: Mapping[str, Any], inputs: Mapping[str, Values]) -> int:
