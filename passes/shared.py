@@ -9,7 +9,9 @@ with one row that is selected, are the same rows of one shared input.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
+from pcc.ir.array import Array
 from pcc.ir.core import Op, tensor
 from pcc.ir.module import Module
 from pcc.passes import pieces as mk
@@ -22,47 +24,63 @@ LINEAR, SELECTED = "d,abcd->abc", "d,fvd->fv"
 def share(before: Module, after: Module) -> tuple[Module, Module]:
     """Return both modules over shared inputs."""
     both = set(before.nodes()) & set(after.nodes())
-    maps = [n for n in before.nodes() if n in both and _affine(n) and not _unread(n)]
-    new: dict[Op, Op] = {
+    maps = [n for n in before.nodes() if n in both and _affine(n) and _unread(n) is None]
+    new = {
         n: Input(f"{SHARED}{i}", "f32", tensor(n).batch, tensor(n).shape)
         for i, n in enumerate(maps)
     }
-    new.update(_of_rows([*before.nodes(), *after.nodes()]))
-    if not new:
+    rows = _Rows([*before.nodes(), *after.nodes()])
+    if not new and not rows.known:
         return before, after
-    return before.rewrite(lambda n, _: new.get(n)), after.rewrite(lambda n, _: new.get(n))
+
+    def rule(n: Op, _: object) -> Op | None:
+        return new.get(n) or rows.in_place_of(n)
+
+    return before.rewrite(rule), after.rewrite(rule)
 
 
 def _affine(n: Op) -> bool:
     return isinstance(n, Contract) and isinstance(n.a, Input) and isinstance(n.b, Const)
 
 
-def _unread(n: Op) -> bool:
-    """Whether `n` is a projection by a weight that is not in memory."""
-    return _affine(n) and n.eq == LINEAR and n.b.value.recipe is not None  # type: ignore[attr-defined]
+class _Unread(NamedTuple):
+    """A projection of `source` by a weight that is not in memory, or its selected rows."""
+
+    source: Input
+    weight: Array
+    shape: tuple[int, int]
+    selection: Op | None
 
 
-def _of_rows(nodes: Iterable[Op]) -> dict[Op, Op]:
-    """Return what takes the place of each map whose weight is not in memory."""
-    found: dict[Op, tuple[Op, Const, tuple[int, ...], Op | None]] = {}
-    for n in nodes:
-        match n:
-            case Contract(a=Input() as x, b=Const() as w) if _unread(n):
-                found[n] = x, w, tensor(n).shape[1:], None
-            case Contract(
-                a=Input() as x, b=Reshape(x=SelectRow(w=Const() as w, sel=sel)), eq=eq
-            ) if eq == SELECTED and w.value.recipe is not None:
-                found[n] = x, w, (w.value.shape[1], tensor(n).shape[1]), sel
-    rows: dict[tuple[Op, tuple[int, ...]], dict[str, int]] = {}
-    for source, w, shape, _ in found.values():
-        known = rows.setdefault((source, shape), {})
-        for key in w.value.row_keys():
-            known.setdefault(key, len(known))
-    new: dict[Op, Op] = {}
-    for n, (source, w, shape, selection) in found.items():
-        known = rows[source, shape]
-        name = f"{SHARED}rows.{list(rows).index((source, shape))}"
-        whole = Input(name, "f32", tensor(source).batch, (len(known), *shape))
-        part = mk.take(whole, [known[key] for key in w.value.row_keys()])
-        new[n] = part if selection is None else SelectRow(part, selection)
-    return new
+def _unread(n: Op) -> _Unread | None:
+    match n:
+        case Contract(a=Input() as x, b=Const(value=w), eq=eq) if eq == LINEAR and w.recipe:
+            return _Unread(x, w, (w.shape[1], w.shape[2]), None)
+        case Contract(a=Input() as x, b=Reshape(x=SelectRow(w=Const(value=w), sel=sel)), eq=eq) if (
+            eq == SELECTED and w.recipe
+        ):
+            return _Unread(x, w, (w.shape[1], tensor(n).shape[1]), sel)
+        case _:
+            return None
+
+
+class _Rows:
+    """Numbers the rows of all such weights: one input for those of one source and shape."""
+
+    def __init__(self, nodes: Iterable[Op]) -> None:
+        self.known: dict[tuple[Op, tuple[int, int]], dict[str, int]] = {}
+        for found in filter(None, map(_unread, nodes)):
+            rows = self.known.setdefault((found.source, found.shape), {})
+            for key in found.weight.row_keys():
+                rows.setdefault(key, len(rows))
+
+    def in_place_of(self, n: Op) -> Op | None:
+        """Return the rows of the shared input that `n` computes, None if it is something else."""
+        if (found := _unread(n)) is None:
+            return None
+        at = (found.source, found.shape)
+        rows = self.known[at]
+        name = f"{SHARED}rows.{list(self.known).index(at)}"
+        whole = Input(name, "f32", tensor(found.source).batch, (len(rows), *found.shape))
+        part = mk.take(whole, [rows[key] for key in found.weight.row_keys()])
+        return part if found.selection is None else SelectRow(part, found.selection)
