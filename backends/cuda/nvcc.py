@@ -74,7 +74,7 @@ def compile_all(
     Sources may include the library's headers (`linear.cuh` and the others).
     """
     nvcc = find()
-    names = {digest(s): name for name, s in reversed(sources.items())}
+    names = {digest(s): name for name, s in sources.items()}
     jobs = {key: sources[name] for key, name in names.items()}
     workers = min(len(jobs), os.cpu_count() or 1) or 1
     with tempfile.TemporaryDirectory(prefix="pcc-nvcc-") as folder:
@@ -98,7 +98,7 @@ def digest(source: str) -> str:
 def _compile(nvcc: Path, stem: Path, source: str, arch: str, name: str) -> bytes:
     text, code = stem.with_suffix(".cu"), stem.with_suffix(".cubin")
     text.write_text(source, encoding="utf-8")
-    call = [nvcc, f"-arch={arch}", *OPTIONS, f"-I{KERNELS}", text.name, "-o", code.name]
+    call = [str(nvcc), f"-arch={arch}", *OPTIONS, f"-I{KERNELS}", text.name, "-o", code.name]
     try:
         done = subprocess.run(
             call, cwd=stem.parent, capture_output=True, text=True, timeout=LIMIT, check=False

@@ -1,0 +1,44 @@
+"""The graphs of a bundle as an engine of our own: plans, machine code and packed weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pcc.backends.cuda.builder import Builder
+from pcc.backends.cuda.nvcc import architecture, compile_all, find
+from pcc.backends.cuda.partition import partition
+from pcc.backends.cuda.weights import WeightFile
+from pcc.emission import Order, Say, Written
+from pcc.errors import PccError
+
+FOLDER = "engines/cuda"
+
+
+def write_graphs(order: Order, folder: Path, say: Say) -> Written:
+    """Write `engines/cuda/QUERY.json` and `.cubin`, and `weights.bin`. Errors: X401-X403, E180."""
+    find()  # first: a missing compiler costs nothing
+    arch = architecture(order.gpu or None)
+    weights = WeightFile()
+    built: dict[str, Builder] = {}
+    for q, e in order.emissions.items():
+        say(f"graph '{q}'")
+        built[q] = partition(e.module, e.inputs, order.batch, weights, q)
+    say(f"compiling the kernels of {len(built)} graphs for {arch}")
+    codes = compile_all({q: b.source() for q, b in built.items()}, arch, say)
+    place = folder / FOLDER
+    place.mkdir(parents=True)
+    specs: dict[str, dict[str, Any]] = {}
+    for q, b in built.items():
+        cubin = f"{FOLDER}/{q}.cubin"
+        (folder / cubin).write_bytes(codes[q])
+        plan = b.plan(arch, cubin)
+        (place / f"{q}.json").write_bytes(plan.dumps())
+        specs[q] = {"graph": f"{FOLDER}/{q}.json", "nodes": len(plan.launches)}
+    say(f"weights: {weights.size / 2**30:.2f} GiB")
+    try:
+        digest = weights.write(place / "weights.bin", say)
+    except OSError as e:
+        raise PccError("E151", f"the weights cannot be written: {e}", at=str(place)) from None
+    variant = {"provider": "cuda", "format": "cuda", "gpu": arch, "batch": order.batch}
+    return Written(specs, (variant,), None, {f"{FOLDER}/weights.bin": digest})

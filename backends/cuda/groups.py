@@ -1,0 +1,25 @@
+"""A group of nodes as one generated kernel."""
+
+from __future__ import annotations
+
+from pcc.backends.cuda.codegen import generate
+from pcc.backends.cuda.piece import WIDE, Output
+from pcc.backends.cuda.schedule import Group
+from pcc.tensor import ops as t
+
+
+def emit_group(group: Group, out: Output) -> None:
+    """Launch the kernel of a group; states that have one buffer are written in place."""
+    in_place = [op for op in group.outputs if op in out.graph.in_place]
+    nodes = [n for n in group.nodes if not isinstance(n, t.Const)]
+    kernel = generate(
+        out.name(), nodes, group.inputs, group.outputs, out.graph.batch, in_place=in_place
+    )
+    given = {f"in{i}": out.value(x, WIDE) for i, x in enumerate(group.inputs)}
+    for i, y in enumerate(group.outputs):
+        if y not in in_place:
+            given[f"out{i}"] = out.make(y, WIDE)
+    given |= {array.ref: out.array(array) for array in kernel.constants}
+    loc = next((n.loc for n in reversed(nodes) if n.loc), "")
+    layer = f"{len(nodes)} ops between products" + f", {loc}" * bool(loc)
+    out.launch(kernel, given, group.outputs[-1], layer=layer)
