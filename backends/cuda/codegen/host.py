@@ -18,7 +18,7 @@ from pcc.backends.cuda.plan import ITEM
 from pcc.errors import PccError
 
 FLAGS = (
-    "-x", "c++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-DPCC_HOST", "-U_FORTIFY_SOURCE",
+    "-x", "c++", "-std=c++17", "-w", "-shared", "-fPIC", "-DPCC_HOST", "-U_FORTIFY_SOURCE",
     "-fno-gnu-unique", "-ffp-contract=off",
 )  # fmt: skip
 
@@ -26,8 +26,13 @@ FLAGS = (
 class Host:
     """Kernels in a library of this process."""
 
-    def __init__(self, kernels: Sequence[Kernel], *, threads: int = 64, blocks: int = 2) -> None:
-        """Compile with g++. Few threads and blocks do the work of many. Errors: X404."""
+    def __init__(
+        self, kernels: Sequence[Kernel], *, threads: int = 64, blocks: int = 2, quick: bool = False
+    ) -> None:
+        """Compile with g++. Few threads and blocks do the work of many. Errors: X404.
+
+        `quick`: nothing is optimised, which is faster where a kernel runs a few times.
+        """
         self.threads, self.blocks = threads, blocks
         self.kernels = {k.name: k for k in kernels}
         compiler = shutil.which("g++")
@@ -36,7 +41,8 @@ class Host:
         with tempfile.TemporaryDirectory(prefix="pcc-host-") as folder:
             source, made = Path(folder) / "k.cu", Path(folder) / "k.so"
             source.write_text("\n".join(k.source for k in self.kernels.values()), encoding="utf-8")
-            call = [compiler, *FLAGS, f"-I{KERNELS}", str(source), "-o", str(made)]
+            level = "-O0" if quick else "-O1"
+            call = [compiler, *FLAGS, level, f"-I{KERNELS}", str(source), "-o", str(made)]
             done = subprocess.run(call, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise PccError("X404", f"g++ refuses a kernel: {done.stderr[:4000]}")

@@ -75,6 +75,7 @@ def _(w: Work, n: LongestSuffix) -> None:
             b.emit(f"{h} = ({h} + (unsigned long long){x} + 1) * {MULTIPLIER:#x}ULL;")
             b.emit(f"{h} ^= {h} >> 29;")
             _search(w, n, (slots, table, found, h), lead, i, k)
+        w.put(n, ix, found)
     w.cost *= 8 * longest
 
 
