@@ -288,6 +288,8 @@ class _Reader:
                     self.need(v["shape"] == ["B", n], f"input {v['name']!r} has another shape")
                 elif key == "outputs":
                     self.get(v, "onnx", str)
+        for w in self.get(spec, "weights", list) if "weights" in spec else ():
+            self.weight(w)
         if "random" in spec:
             self.slots(self.get(self.get(spec, "random", dict), "slots", list))
 
@@ -295,6 +297,16 @@ class _Reader:
         for s in slots:
             self.need(type(s) is dict and s.get("role") in ROLES, "'slots' are malformed")
             self.each([s.get("layer"), s.get("index")], (int,), "'slots'")
+
+    def weight(self, w: Any) -> None:
+        """Check where a weight that is an input lies in the weight file."""
+        self.need(type(w) is dict, "'weights' are malformed")
+        self.get(w, "name", str)
+        shape, offset = self.get(w, "shape", list), self.get(w, "offset", int)
+        plain = all(type(d) is int and 0 <= d < 1 << 32 for d in shape) and len(shape) < 17
+        known = w.get("dtype") in ("f32", *HALVES)
+        self.need(plain and known and offset >= 0, "'weights' are malformed")
+        self.need(math.prod(shape) < 1 << 40, "'weights' are malformed")
 
     def value(self, v: Any) -> str:
         self.need(type(v) is dict, "inputs or outputs are malformed")

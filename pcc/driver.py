@@ -75,9 +75,9 @@ class Job:
 
     def precisions(self) -> dict[str, str]:
         """Return the manifest's precision map: in what each part is stored; results are fp32."""
-        stored = self.precision
-        parts = {"default": "fp32", "head": stored}
-        return parts | ({"verifier": stored, "states": stored} if self.generation else {})
+        parts = ("head", "verifier", "states") if self.generation else ("head",)
+        halves = {} if self.precision == "fp32" else dict.fromkeys(parts, self.precision)
+        return {"default": "fp32", **halves}
 
     def root(self, query: str) -> Op:
         """Return the optimised circuit that a query is asked of."""

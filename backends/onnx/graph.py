@@ -138,7 +138,7 @@ class Graph:
         if array.nbytes < INLINE:
             flat = array.value.reshape(-1, array.shape[-1]) if transposed else array.value
             return self.const(flat.T if transposed else flat)
-        bound = self.target.weights == "inputs"
+        bound = self.target.weights == "inputs" and array.dtype in ("f32", *HALVES)
         stream = (bound or (stream and self.streamed)) and array.nbytes >= STREAMED
         key = (array, f"{'t' if transposed else ''}{'s' if stream else ''}")
         if key not in self.weights:

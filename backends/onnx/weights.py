@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from pcc.backends.onnx.graph import INLINE, Stored
+from pcc.backends.onnx.graph import BOUND, DTYPE, INLINE, Stored
 from pcc.backends.weightfile import Spot, WeightFile
 from pcc.errors import PccError
 
@@ -24,16 +24,22 @@ def save_models(
     """Write `folder/NAME.onnx` for every model over `folder/weights`, equal tensors once.
 
     Trained arrays are streamed, one in memory at a time. Returns the finished weight file, which
-    knows where each array lies, and its hash. Errors: B203 (the disk is too full).
+    knows where each array lies, and its hash. Weights that are to be inputs lose their numbers, and
+    `model.meta[BOUND]` lists them. Errors: B203 (the disk is too full).
     """
     require_room(folder, models)
     with WeightFile(folder / weights, say) as file:
         for model in models.values():
-            for value in model.graph.initializers.values():
+            for value in list(model.graph.initializers.values()):
                 if (spot := _placed(file, value)) is None:
                     continue
                 tensor = value.const_value
                 assert tensor is not None
+                if value.meta.get(BOUND):  # the caller binds it: an input without a default
+                    del model.graph.initializers[value.name or ""]
+                    value.const_value = None
+                    model.meta.setdefault(BOUND, []).append(_bound(value, spot))
+                    continue
                 value.const_value = ir.ExternalTensor(
                     weights, spot.offset, spot.length, tensor.dtype,
                     shape=ir.Shape(tensor.shape.numpy()), name=value.name or "", base_dir=folder,
@@ -41,6 +47,14 @@ def save_models(
     for name, model in models.items():
         (folder / f"{name}.onnx").write_bytes(ir.to_proto(model).SerializeToString())
     return file
+
+
+def _bound(value: ir.Value, spot: Spot) -> dict[str, Any]:
+    """Return what the manifest says of a weight that is an input."""
+    assert value.shape is not None
+    dtype = next(k for k, kind in DTYPE.items() if kind == value.dtype)
+    return {"name": value.name, "dtype": dtype, "shape": [int(d) for d in value.shape.numpy()],
+            "offset": spot.offset}  # fmt: skip
 
 
 def _placed(file: WeightFile, value: ir.Value) -> Spot | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from pcc.backends.onnx.graph import BOUND
 from pcc.backends.onnx.lower import lower
 from pcc.backends.onnx.weights import save_models
 from pcc.bundle import RUNTIME_OF_OPSET
@@ -29,6 +30,9 @@ def write_graphs(order: Order, folder: Path, say: Say) -> Written:
     graphs = folder / "graphs"
     graphs.mkdir()
     file = save_models(models, graphs, say=say)
+    for q in specs:
+        if bound := models[q].meta.get(BOUND):
+            specs[q]["weights"] = bound
     variant = {
         "provider": "any" if target.provider == "cpu" else target.provider,
         "format": "onnx",

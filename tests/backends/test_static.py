@@ -1,0 +1,118 @@
+"""Graphs of GPU targets, run on a CPU: fixed sizes, weights as inputs, halves; same numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from verifiers import KINDS, WINDOW, bundle
+
+from pcc.backends.onnx import graph
+from pcc.bundle import read_manifest
+from pcc.interp.run import run
+from pcc.ir.array import dtype_of
+from pcc.ir.semiring import LogReal
+from pcc.stored import Stages
+from pcc.targets import HALF_OF
+
+Values = np.ndarray[Any, Any]
+DYNAMIC = {"Shape", "Range", "If", "Loop", "Size", "NonZero"}
+LENGTH = WINDOW - 2  # committed tokens: EvaByte's window edge lies within the pass
+CASES = [
+    *((kind, 1, "fp16") for kind in KINDS), ("llama", 1, "fp32"), ("evabyte", 1, "fp32"),
+    ("llama", 3, "fp16"), ("evabyte", 3, "fp32"), ("byte-llama", 3, "fp32"),
+]  # fmt: skip
+# Of a value, relative to the largest beyond 1; margins are differences of sorted sums.
+LIMITS = {"fp32": 5e-6, "fp16": 8e-3}
+
+
+def inputs_of(spec: dict[str, Any], batch: int, vocab: int, seed: int) -> dict[str, Values]:
+    """Return plausible inputs: ids, lengths, laws, states with noise in the rows that count."""
+    rng = np.random.default_rng(seed)
+    out: dict[str, Values] = {}
+    for i in spec["inputs"]:
+        name, shape = i["name"], [batch, *i["shape"][1:]]
+        if name == "draft_q":
+            out[name] = rng.dirichlet(np.ones(shape[-1]), shape[:-1]).astype(np.float32)
+        elif name == "length":
+            out[name] = np.array([LENGTH, 5, 0][:batch])
+        elif name == "valid":
+            out[name] = np.array([3, 1, 2][:batch])
+        elif name in ("window", "input_ids", "carry", "past.recent_ids"):
+            out[name] = rng.integers(0, vocab, shape)
+        elif i["dtype"] == "bool":
+            out[name] = np.ones(shape, bool)
+        elif name == "top_k":
+            out[name] = np.array([0, 5, 1][:batch])
+        elif name in ("temperature", "draft_temperature"):
+            out[name] = np.array([1.0, 0.7, 0.0][:batch], np.float32)
+        elif name in ("top_p", "draft_top_p"):
+            out[name] = np.array([1.0, 0.9, 0.5][:batch], np.float32)
+        elif name == "u":
+            out[name] = rng.random(shape).astype(np.float32)
+        else:
+            out[name] = (rng.normal(size=shape) * 0.5).astype(dtype_of(i["dtype"]))
+    return out
+
+
+def answer(path: Path, query: str, spec: dict[str, Any], feed: dict[str, Values]) -> list[Values]:
+    """Run a static graph on the CPU, its weights read from where the manifest says they lie."""
+    import onnxruntime as ort
+
+    weights = path / "graphs" / "weights.bin"
+    for w in spec.get("weights", ()):
+        feed[w["name"]] = np.memmap(
+            weights, dtype_of(w["dtype"]), "r", w["offset"], tuple(w["shape"])
+        )
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    session = ort.InferenceSession(
+        str(path / spec["graph"]), options, providers=["CPUExecutionProvider"]
+    )
+    assert {i.name for i in session.get_inputs()} == set(feed)
+    assert all(isinstance(d, int) for i in session.get_inputs() for d in i.shape)
+    return list(session.run([o["onnx"] for o in spec["outputs"]], feed))
+
+
+@pytest.fixture(autouse=True)
+def small_weights_are_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph, "STREAMED", 2048)
+
+
+@pytest.mark.parametrize(("kind", "batch", "precision"), CASES)
+def test_static_graphs_give_the_reference(
+    kind: str, precision: str, batch: int, tmp_path: Path
+) -> None:
+    path = bundle(
+        kind, tmp_path, target="onnx-cuda", precision=precision, batch=batch, max_seq=80, chunk=4,
+        queries=["draft"], validate=False,
+    )  # fmt: skip
+    manifest = read_manifest(path)
+    assert manifest["precision"].get("verifier", "fp32") == precision
+    assert len(manifest["generation"]["buckets"]) == 1
+    stages, vocab = Stages(path, manifest["files"]), manifest["generation"]["vocab"]
+    bound: list[dict[str, Any]] = []
+    for query, spec in manifest["queries"].items():
+        proto = onnx.load(path / spec["graph"], load_external_data=False)
+        assert not {n.op_type for n in proto.graph.node} & DYNAMIC, query
+        assert spec["batch"] == batch
+        bound += spec.get("weights", ())
+        feed = inputs_of(spec, batch, vocab, seed=len(query) + 300)
+        module = stages.module(f"tensor-{query}")
+        want = run(module.roots, feed, LogReal())
+        got = answer(path, query, spec, dict(feed))
+        for (name, _), a, b in zip(module.outputs, want, got, strict=True):
+            a = np.broadcast_to(a, b.shape)
+            if b.dtype.kind in "ib":
+                np.testing.assert_array_equal(a, b, err_msg=f"{query} {name}")
+                continue
+            scale = np.maximum(1.0, np.abs(np.where(np.isfinite(a), a, 0)).max())
+            with np.errstate(invalid="ignore"):
+                error = np.where(a == b, 0.0, np.abs(a - b.astype(np.float64))) / scale
+            assert float(error.max()) <= LIMITS[precision] * (10 if name == "margin" else 1), (
+                f"{query} {name}"
+            )
+    assert {HALF_OF[precision]} <= {w["dtype"] for w in bound} <= {HALF_OF[precision], "f32"}
