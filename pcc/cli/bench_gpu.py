@@ -102,7 +102,8 @@ def about_of(engine: Engine, a: Asked, gpu: str, batch: int) -> dict[str, Any]:
     kind = variants[0].get("format", "onnx")
     backend = {"cuda": "pcc-cuda", "onnx": "onnxruntime-cuda"}.get(kind, kind)
     verifier = m["verifier"] or {}
-    shape = a.shape or str(verifier.get("shape") or verifier.get("kind") or "unknown")
+    synthetic = verifier.get("synthetic") or {}
+    shape = a.shape or str(synthetic.get("shape") or verifier.get("kind") or "unknown")
     return {
         "backend": backend, "shape": shape, "architecture": circuit["kind"],
         "n": circuit["n"], "r": circuit["r"], "batch": batch,

@@ -36,7 +36,7 @@ def conformance(
         Path | None, typer.Option(help="Only write the CPU's texts to this file.")
     ] = None,
     expected: Annotated[
-        Path | None, typer.Option(help="Compare with these texts: no CPU runtime is needed.")
+        Path | None, typer.Option(help="Compare with these texts instead of making them here.")
     ] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write a report.")] = None,
     work: Annotated[Path | None, typer.Option(help="Keep what is compiled in here.")] = None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def check_protocol(
 ) -> Iterator[Finding]:  # fmt: skip
     """Yield findings for the scenarios of a precision and batch size.
 
-    `stored` are expectations made elsewhere, where there is no ONNX Runtime.
+    `stored` are expectations made elsewhere; without, ONNX Runtime makes them here.
     """
     for s in scenarios:
         if setting.precision not in s.precisions or setting.batch not in s.batches:
@@ -107,28 +108,40 @@ def check_protocol(
 def _scenario(
     s: Scenario, case: str, setting: Setting, folder: Path, stored: Mapping[str, Any] | None
 ) -> Iterator[Finding]:
-    host: Engine | None = None
-    if stored is None:
-        cpu = replace(HOST, precision=setting.precision)
-        host = open_bundle(cpu, built(s, cpu, folder))
-    elif case not in stored:
+    if stored is not None and case not in stored:
         yield Finding(SUITE, case, "", "skipped", note="the stored expectations lack it")
         return
+    host = Host(s, replace(HOST, precision=setting.precision), folder)
     engine = open_bundle(setting, built(s, setting, folder))
-    random = engine.generation()["random"]
+    slots = max((len(v) for v in engine.generation()["random"].values()), default=0)
     for run in RUNS:
-        if host is not None:
-            want = play(host, run, setting.batch)
+        if stored is None:
+            want = play(host.engine, run, setting.batch)
         else:
-            want = Trace.read((stored or {})[case][run.name])
+            want = Trace.read(stored[case][run.name])
         got = play(engine, run, setting.batch)
-        again = _again(host, run, setting.batch)
-        slots = max((len(v) for v in random.values()), default=0)
+        again = partial(host.again, run, setting.batch) if host.there else None
         yield from judge(case, run, want, got, setting.precision, again, slots)
 
 
-def _again(host: Engine | None, run: Run, batch: int) -> Callable[[Shift], Trace] | None:
-    """Return how to play a run again on the CPU with a shifted uniform, where there is one."""
-    if host is None:
-        return None
-    return lambda shift: play(host, run, batch, shift)
+@dataclass
+class Host:
+    """The CPU bundle of a scenario, compiled when it is first asked for."""
+
+    scenario: Scenario
+    setting: Setting
+    folder: Path
+
+    @property
+    def there(self) -> bool:
+        """Whether this machine can run it."""
+        return importlib.util.find_spec("onnxruntime") is not None
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The bundle, opened."""
+        return open_bundle(self.setting, built(self.scenario, self.setting, self.folder))
+
+    def again(self, run: Run, batch: int, shift: Shift) -> Trace:
+        """Play a run with a shifted uniform."""
+        return play(self.engine, run, batch, shift)
