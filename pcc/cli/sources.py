@@ -11,6 +11,7 @@ import pcc
 from pcc.cli.bundles import describe
 from pcc.cli.output import Json, emit, progress
 from pcc.knobs import DRAFT_MODE, PREFILL_CHUNK, PROPOSAL
+from pcc.targets import TARGETS
 
 
 def compile_command(
@@ -20,9 +21,17 @@ def compile_command(
     ] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="Bundle to write.")] = Path("m.pcc"),
     query: Annotated[list[str] | None, typer.Option(help="Only this query (repeatable).")] = None,
-    target: Annotated[str, typer.Option(help="onnx")] = "onnx",
-    precision: Annotated[str, typer.Option(help="fp32")] = "fp32",
-    opset: Annotated[int, typer.Option(help="24, or 17 for older runtimes.")] = 24,
+    target: Annotated[str, typer.Option(help=", ".join(TARGETS))] = "onnx",
+    precision: Annotated[
+        str, typer.Option(help="Of large weights and caches: fp32, fp16 or bf16.")
+    ] = "fp32",
+    batch: Annotated[int, typer.Option(help="Rows of a call, where shapes are fixed.")] = 1,
+    gpu: Annotated[
+        str | None, typer.Option(help="Build for this architecture, sm_90 (default: this GPU).")
+    ] = None,
+    opset: Annotated[
+        int | None, typer.Option(help="Of target onnx: 24, or 17 for older runtimes.")
+    ] = None,
     parameters: Annotated[str, typer.Option(help="context or logits")] = "context",
     verifier: Annotated[
         Path | None, typer.Option(help="Model folder (config.json, safetensors) that verifies.")
@@ -33,6 +42,10 @@ def compile_command(
     draft_mode: Annotated[
         str, typer.Option(help="Greedy drafts: stepwise, max-product or latent-first.")
     ] = DRAFT_MODE,
+    truncation: Annotated[
+        bool | None,
+        typer.Option(help="Settings that truncate drafts (default: where they are free)."),
+    ] = None,
     window: Annotated[int | None, typer.Option(help="Draft fewer variables.")] = None,
     step: Annotated[int | None, typer.Option(help="Checkpoint step (default: newest).")] = None,
     hmm_bias: Annotated[
@@ -60,7 +73,8 @@ def compile_command(
     artifact = pcc.compile(
         source, verifier=verifier, max_seq=max_seq, chunk=chunk, proposal=proposal,
         draft_mode=draft_mode, queries=query or None, out=out, target=target,
-        precision=precision, opset=opset, parameters=parameters, window=window, force=force,
+        precision=precision, batch=batch, gpu=gpu, truncation=truncation, opset=opset,
+        parameters=parameters, window=window, force=force,
         validate=validate, progress=progress, shape=shape, head=head, seed=seed, **extra,
     )  # fmt: skip
     if as_json:
