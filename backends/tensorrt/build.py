@@ -55,7 +55,7 @@ class Builder:
         start, r = time.perf_counter(), self.runtime
         check_model(model, r)
         network, _parser = self._parse(path)  # the parser owns weights until the build is over
-        check_network(network, model, r)
+        check_network(network, model, r, self.module)
         pinned = {} if r.typed else pin(network, model, self.module)
         config = self._config(half=bool(pinned.get("HALF")))
         plan = self.builder.build_serialized_network(network, config)
@@ -101,7 +101,7 @@ class Builder:
         if self.runtime.offline:
             config.num_compute_capabilities = 1
             config.set_compute_capability(self._capability(), 0)
-        if options.timing_cache:
+        if options.timing_cache and self.runtime.timings:
             self._timings = config.create_timing_cache(self.cache)
             config.set_timing_cache(self._timings, ignore_mismatch=False)
         return config

@@ -7,7 +7,6 @@
   masses is a product with a triangle of ones, and any other one doubles its reach in each step. In
   the product all columns add in one order: where a mass is zero the sum does not rise, which is
   what the inverse CDF rests on. The doubling adds numbers only, so that -inf stays -inf.
-- *Branches*: `If` breaks the capture of a CUDA graph. Ours skip work that would change nothing.
 - *Attention* says that it may be taken apart where no fused kernel has its type.
 """
 
@@ -19,7 +18,6 @@ import numpy as np
 import onnx_ir as ir
 
 from pcc.backends.tensorrt.runtimes import TensorRt
-from pcc.backends.tensorrt.settle import settled
 from pcc.errors import PccError
 
 MASSES = ("t.inverse_cdf", "t.truncate")  # ops whose running sums are of finite, positive numbers
@@ -27,10 +25,11 @@ Values = np.ndarray[Any, Any]
 
 
 def prepare(model: ir.Model, r: TensorRt) -> ir.Model:
-    """Return the graph in this runtime's forms, with types; the model given is used up."""
-    for node in [n for n in model.graph if n.op_type == "If"]:
-        _work(model.graph, node)
-    model = settled(model)
+    """Return the graph in this runtime's forms, with types; the model given is used up.
+
+    Errors: E434 where a size is open.
+    """
+    model = inferred(model)
     for node in list(model.graph):
         if node.op_type == "Attention":
             node.attributes.add(ir.AttrInt64("TRT_decomposable", 1))
@@ -38,21 +37,18 @@ def prepare(model: ir.Model, r: TensorRt) -> ir.Model:
             _spell_sum(model, node)
     if not r.wide:
         _pairs(model)
-    return settled(model)
+    return inferred(model)
 
 
-def _work(graph: ir.Graph, node: ir.Node) -> None:
-    """Take the branch that does the work: the other one only skips it where it changes nothing."""
-    body = node.attributes["else_branch"].as_graph()
-    outs = list(body.outputs)
-    inner = list(body)
-    body.outputs.clear()
-    for n in inner:
-        body.remove(n)
-        graph.insert_before(node, n)
-    for old, new in zip(node.outputs, outs, strict=True):
-        _replace(old, new)
-    graph.remove(node, safe=True)
+def inferred(model: ir.Model) -> ir.Model:
+    """Return the model with a type and shape for every value."""
+    from onnx_ir.passes.common import ShapeInferencePass
+
+    for v in (*model.graph.inputs, *model.graph.outputs):
+        if v.shape is None or not all(isinstance(d, int) for d in v.shape):
+            what = f"the size of {v.name!r} is open: {v.shape}"
+            raise PccError("E434", what, hint="engines have one batch size and one cache size")
+    return ShapeInferencePass(data_prop=True)(model).model
 
 
 class _Site:

@@ -60,6 +60,8 @@ def nodes_of(graph: ir.Graph | ir.GraphView) -> Iterator[ir.Node]:
 
 def _losses(node: ir.Node, r: TensorRt) -> Iterator[str]:
     op = node.op_type
+    if op == "Attention":
+        yield from _attention(node)
     if node.domain:
         yield f"does not know the domain {node.domain!r} of {op}"
     if op in r.refused:
@@ -68,8 +70,6 @@ def _losses(node: ir.Node, r: TensorRt) -> Iterator[str]:
         given = node.attributes.get(key)
         if name == op and given is not None and given.value != value:
             yield f"drops {key}={given.value!r} of {op}"
-    if op == "Attention":
-        yield from _attention(node)
     if op == "Cast" and node.attributes["to"].value == ir.DataType.DOUBLE:
         yield "computes float64 in float32"
 
@@ -82,7 +82,7 @@ def _attention(node: ir.Node) -> Iterator[str]:
         yield "has no past or present in Attention"
 
 
-def check_network(network: Any, model: ir.Model, r: TensorRt) -> None:
+def check_network(network: Any, model: ir.Model, r: TensorRt, module: Any) -> None:
     """Raise E432 where inputs, outputs, types, shapes or masks of a parsed network are not ours."""
     ours = {v.name: v for v in (*model.graph.inputs, *model.graph.outputs)}
     ins = [network.get_input(i) for i in range(network.num_inputs)]
@@ -98,7 +98,7 @@ def check_network(network: Any, model: ir.Model, r: TensorRt) -> None:
         what = f"TensorRT {r.name} dropped what reads {', '.join(map(repr, unread[:5]))}"
         raise PccError("E432", what, hint="the graph has an operand that this parser ignores")
     for layer in layers:
-        kind = causal(layer)
+        kind = causal(layer, module)
         if kind not in ("", "NONE"):
             raise PccError("E432", f"TensorRT {r.name} masks by {kind}", at=layer.name)
 
@@ -109,12 +109,12 @@ def operands(layer: Any) -> list[Any]:
     return [x for x in found if x is not None]
 
 
-def causal(layer: Any) -> str:
+def causal(layer: Any, module: Any) -> str:
     """Return the causal mask that a parser gave to an attention layer, or nothing."""
     if layer.type.name != "ATTENTION_INPUT":
         return ""
-    attention = getattr(layer, "attention", None)
-    return "" if attention is None else str(attention.causal_kind.name)
+    layer.__class__ = module.IAttentionInputLayer  # networks give layers as their base class
+    return str(layer.attention.causal_kind.name)
 
 
 def _names(what: str, want: Sequence[str | None], found: Sequence[str], r: TensorRt) -> None:

@@ -35,9 +35,7 @@ class BuildOptions:
 
     def check(self, r: TensorRt) -> None:
         """Refuse what a runtime lacks, and choices that exclude each other. Errors: E430."""
-        wanted = [self.refit] * (self.refit != "none")
-        wanted += [k for k in ("strip", "version_compatible") if getattr(self, k)]
-        lacking = [k for k in wanted if k not in r.options]
+        lacking = [k for k in self._wanted() if k not in r.options]
         if lacking:
             have = ", ".join(r.options)
             raise PccError("E430", f"TensorRT {r.name} has no option {lacking[0]}",
@@ -54,10 +52,13 @@ class BuildOptions:
     def flags(self, r: TensorRt) -> list[str]:
         """Return the builder flags of these options, by their names in this release."""
         out = list(r.always)
-        if self.refit != "none":
-            out.append(r.options[self.refit])
-        out += [r.options[k] for k in ("strip", "version_compatible") if getattr(self, k)]
+        for option in self._wanted():
+            out += r.options[option]
         return out
+
+    def _wanted(self) -> list[str]:
+        wanted = [self.refit] * (self.refit != "none")
+        return wanted + [k for k in ("strip", "version_compatible") if getattr(self, k)]
 
     def document(self) -> dict[str, Any]:
         """Return the options as plain data."""

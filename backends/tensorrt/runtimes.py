@@ -8,7 +8,7 @@
 | `precisions` | of stored weights and caches |
 | `typed` | strongly typed: types are those of the graph. Else they are hints, and are pinned |
 | `network`, `always` | flags of every network, and of every build |
-| `options` | build options by our name, with the flag's name in this release |
+| `options` | build options by our name, with the flags that they set in this release |
 | `wide` | 64-bit integers cross the engine's border; else they cross as pairs of 32 bits |
 | `aliased` | a cache is updated in place; else the runtime copies what the engine returns |
 | `fused` | ONNX's attention operator, by the precisions that it may have |
@@ -16,6 +16,7 @@
 | `refused` | operators that the parser refuses or understands otherwise |
 | `attributes` | attributes that it drops, or reads otherwise, unless they have this value |
 | `benign` | parts of warnings that say nothing about the result |
+| `timings` | keeps a cache of timed tactics |
 | `offline` | builds without a GPU, for a named compute capability |
 """
 
@@ -52,7 +53,7 @@ class TensorRt:
     typed: bool
     network: tuple[str, ...]
     always: tuple[str, ...]
-    options: Mapping[str, str]
+    options: Mapping[str, tuple[str, ...]]
     wide: bool
     aliased: bool
     fused: tuple[str, ...]
@@ -60,6 +61,7 @@ class TensorRt:
     refused: frozenset[str]
     attributes: Mapping[tuple[str, str], object]
     benign: tuple[str, ...]
+    timings: bool = True
     offline: bool = False
 
     def takes(self, precision: str) -> None:
@@ -69,9 +71,8 @@ class TensorRt:
             raise PccError("E141", what, hint=f"it has {', '.join(self.precisions)}")
 
 
-OLD_OPTIONS = {"version_compatible": "VERSION_COMPATIBLE", "refit": "REFIT"}
-NEW_OPTIONS = {**OLD_OPTIONS, "refit_identical": "REFIT_IDENTICAL", "strip": "STRIP_PLAN",
-               "lean_outside": "EXCLUDE_LEAN_RUNTIME"}  # fmt: skip
+OLD_OPTIONS = {"version_compatible": ("VERSION_COMPATIBLE",), "refit": ("REFIT",)}
+NEW_OPTIONS = {**OLD_OPTIONS, "refit_identical": ("REFIT_IDENTICAL",), "strip": ("STRIP_PLAN",)}
 ATTRIBUTES: dict[tuple[str, str], object] = {
     ("Attention", "is_causal"): 0,  # read as "from the upper left", whatever the rows mean
     ("Attention", "softcap"): 0.0,
@@ -155,7 +156,9 @@ RUNTIMES: dict[str, TensorRt] = {
             below=(2, 0),
             network=("STRONGLY_TYPED",),
             always=(),
-            options={k: v for k, v in NEW_OPTIONS.items() if k != "lean_outside"},
+            # Without a GPU, plans with exchangeable weights do not build; there is no lean runtime.
+            options={"version_compatible": ("VERSION_COMPATIBLE", "EXCLUDE_LEAN_RUNTIME")},
+            timings=False,
             offline=True,
             **MODERN,
         ),
