@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pcc.backends.cuda.kernel import READ, SCRATCH, UPDATE, WRITE, Argument, Kernel
 from pcc.backends.cuda.pack import packed_size, strips_of
-from pcc.backends.cuda.split import DEPTH, PIECE, STAGES, WARPS, split
+from pcc.backends.cuda.split import PIECE, STAGES, WARPS, split
 from pcc.errors import PccError
 
 __all__ = ["Argument", "Kernel", "attend", "embedding", "eva_attend", "linear", "rms_norm"]
@@ -18,7 +18,7 @@ SMS = 132  # multiprocessors of an H100 SXM or H200: for how many the work is di
 SOURCES = ("f32", "half", "norm")
 EPILOGUES = ("none", "residual", "gated")
 ACTIVATIONS = ("silu", "gelu")
-LOOK_AHEAD = 24 << 20  # bytes of the next product's weights: half the L2 of an H100
+LOOK_AHEAD = 16 << 20  # bytes of the next product's weights: a third of the L2 of an H100
 ATTEND_WARPS = 4
 MOST_SPLITS = 32  # of the keys of a head: one thread adds up as many heads of a row
 MOST_POSITIONS = 128  # of one pass: its new keys and values are held in shared memory
@@ -96,11 +96,10 @@ def linear(
     first = min(next_split.columns * WARPS, strips_of(ahead[1])) if ahead else 0
     most = LOOK_AHEAD // (max(1, first) * next_split.slabs * PIECE)
     traits |= {
-        "AHEAD": min(most, STAGES + DEPTH, next_split.blocks // next_split.slabs) if ahead else 0,
+        "AHEAD": min(most, next_split.blocks // next_split.slabs) if ahead else 0,
         "NEXT_STRIPS": first, "NEXT_SLABS": next_split.slabs, "NEXT_BLOCKS": next_split.blocks,
         "TILES": how.tiles, "SLABS": how.slabs, "COLUMNS": how.columns,
         "SLAB": how.slab_blocks, "PITCH": how.pitch, "WARPS": WARPS, "STAGES": STAGES,
-        "DEPTH": DEPTH,
     }  # fmt: skip
     return _kernel(
         name, "linear", traits, args, (how.columns, how.slabs, how.parts), 32 * WARPS, how.shared

@@ -14,7 +14,6 @@ from pcc.backends.cuda.pack import BLOCK, blocks_of, strips_of
 
 WARPS = 8
 STAGES = 6  # copies in flight per warp: 12 KiB, 96 KiB per block of threads
-DEPTH = 6  # copies into L2 in flight beyond them
 TILE = 64  # rows of x that one block of threads holds at most; more rows read W again
 PIECE = 2 * BLOCK * 32  # bytes of one copy
 SLAB = {1: 64 << 10, 2: 64 << 10, 4: 96 << 10, 8: 120 << 10}  # bytes of x, by tiles of 8 rows
@@ -59,18 +58,18 @@ def split(rows: int, k: int, n: int, sms: int, slabs: int | None = None) -> Spli
 
 
 def _cost(slabs: int, rows: int, blocks: int, strips: int, sms: int) -> float:
-    """Return a model of the time, in bytes of device memory.
+    """Return a model of the time in microseconds, fitted to an H100 at 1 to 16 rows.
 
-    Weights at a rate that falls when warps idle, and traffic through L2 (x and sums) at half cost.
+    Weights at a rate that falls where warps or multiprocessors idle, at the end too; sums through
+    L2; a start for each strip of a warp; the slab's part of x, before anything else can begin.
     """
     columns = max(1, min(sms // slabs, -(-strips // WARPS)))
-    blocks_used = columns * slabs
-    warps = min(strips, columns * WARPS) * slabs
-    rounds = -(-strips // (columns * WARPS))
-    even = strips / (columns * WARPS) / rounds if strips > columns * WARPS else 1.0
-    busy = min(1.0, warps / (0.75 * sms * WARPS)) * min(1.0, 0.5 + 0.5 * even)
-    waves = max(1.0, blocks_used / sms)
-    weights = blocks * strips * PIECE * waves / busy
-    sums = 0 if slabs == 1 else 8 * slabs * rows * strips * 32
-    x = blocks_used * rows * -(-blocks // slabs) * 64
-    return weights + 0.5 * (sums + x)
+    each = columns * WARPS  # strips at a time
+    rounds = -(-strips // each)
+    even = strips / each / rounds if rounds > 1 else 1.0
+    busy = min(1.0, min(strips, each) * slabs / (0.48 * sms * WARPS))
+    busy *= (0.8 + 0.2 * min(1.0, columns * slabs / sms)) * (0.5 + 0.5 * even)
+    waves = max(1.0, columns * slabs / sms)
+    weights = blocks * strips * PIECE / 3.0e6 * waves / busy
+    sums = 0.0 if slabs == 1 else slabs * (strips * rows * 256 / 2.0e6 + 0.1)
+    return weights + sums + 0.7 * rounds + 0.006 * max(8, min(rows, TILE)) * blocks / slabs

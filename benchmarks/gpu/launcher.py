@@ -47,6 +47,7 @@ class Module:
             for i in range(min(parts, len(kernels)))
         }
         code = nvcc.compile_all(sources, here())
+        self.order = tuple(code)
         self.modules = [self.call("cuModuleLoadData", x) for x in code.values()]
         self.functions = {}
         for i, name in enumerate(code):

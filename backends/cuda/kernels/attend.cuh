@@ -1,9 +1,9 @@
 // Attention of N new positions over a cache, with the writes of their keys and values.
 //
 // Block (split, tile, pair): 16 query rows (row = i * group + query head of the group) of one key
-// head of one batch row. Splits below SPLITS divide the keys that were there before; the last split
-// has the new ones, which it takes from `qkv`, so that nobody reads what this launch writes. With
-// EVA the old keys are ring rows and summaries, and the last split makes the new summaries. A warp
+// head of one batch row. Splits from 1 on divide the keys that were there before; split 0 has the
+// new ones, which it takes from `qkv`, so that nobody reads what this launch writes. With EVA the
+// old keys are ring rows and summaries, and split 0, which has most to do, makes the new summaries. A warp
 // takes 16 keys at a time; parts meet first in shared memory, then, in the last block, in scratch.
 #pragma once
 #include "fragments.cuh"
@@ -147,31 +147,48 @@ template <typename C> struct Attend {
     return o;
   }
 
+  // Begin to fetch block t of the old keys: lanes take 16 bytes each, rows apart by STEP.
   __device__ __forceinline__ void fetch(const Old& o, int t, int stage) const {
+    constexpr int GROUPS = D / 8;
     if (t < o.blocks) {
       const bool ring = t < o.ring_blocks;
-      const T* key = ring ? a.key : a.summary_key;
-      const T* value = ring ? a.value : a.summary_value;
-      const int block0 = ring ? t : t - o.ring_blocks, size = ring ? o.positions : o.older;
-      u32 to = area + (warp * STAGES + stage) * 2 * BLOCK;
+      const size_t offset = cache(ring ? C::ROWS : C::OLDER, 0);
+      const T* key = (ring ? a.key : a.summary_key) + offset;
+      const T* value = (ring ? a.value : a.summary_value) + offset;
+      const int first = (ring ? t : t - o.ring_blocks) * 16, rows = ring ? C::ROWS : C::OLDER;
+      const int valid = (ring ? o.positions : o.older) - first;
+      const int line0 = ring ? slot(o.from + first) : first;
+      const u32 to = area + (warp * STAGES + stage) * 2 * BLOCK;
 #pragma unroll
-      for (int e = lane; e < 16 * (D / 8); e += 32) {
-        int row = e / (D / 8), c = e % (D / 8), at = block0 * 16 + row;
-        u32 size16 = at < size ? 16 : 0;
-        int line = at < size ? (ring ? slot(o.from + at) : at) : 0;
-        size_t offset = cache(ring ? C::ROWS : C::OLDER, line) + c * 8;
-        copy_async(to + place<D>(row, c), key + offset, size16);
-        copy_async(to + BLOCK + place<D>(row, c), value + offset, size16);
+      for (int i = 0; i < (16 * GROUPS + 31) / 32; ++i) {
+        const int e = lane + 32 * i, row = e / GROUPS, c = e % GROUPS;
+        if (16 * GROUPS % 32 && row >= 16) break;
+        int line = line0 + row;
+        line = row >= valid ? 0 : line < rows ? line : C::ROWS < 16 ? line % rows : line - rows;
+        const u32 size = row < valid ? 16 : 0, at = place<D>(row, c);
+        copy_async(to + at, key + line * D + c * 8, size);
+        copy_async(to + BLOCK + at, value + line * D + c * 8, size);
       }
     }
     commit_copies();
   }
 
+  // The query position of this lane's row r.
+  __device__ __forceinline__ int query(int r) const {
+    return min((tile * 16 + lane / 4 + 8 * r) / G, N - 1);
+  }
+
   __device__ __forceinline__ void attend_old(Softmax<C>& s) const {
     const Old o = old_keys();
     const int step = C::SPLITS * WARPS;
-    int t = int(blockIdx.x) * WARPS + warp;
+    int t = (int(blockIdx.x) - 1) * WARPS + warp;
     for (int k = 0; k < STAGES; ++k) fetch(o, t + k * step, k);
+    int from[2], past_[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      from[r] = least(query(r)) - o.from;
+      past_[r] = min(o.older, past(query(r)));
+    }
     wait_for_launches();
     stage_queries();
     __syncthreads();
@@ -180,12 +197,11 @@ template <typename C> struct Attend {
       __syncwarp();
       const bool ring = t < o.ring_blocks;
       const int key0 = ring ? t * 16 : (t - o.ring_blocks) * 16;
+      const int low[2] = {ring ? from[0] - key0 : 0, ring ? from[1] - key0 : 0};
+      const int high[2] = {(ring ? o.positions : past_[0]) - key0,
+                           (ring ? o.positions : past_[1]) - key0};
       u32 at = area + (warp * STAGES + stage) * 2 * BLOCK;
-      s.add(base, at, at + BLOCK, lane, [&](int row, int k) {
-        int i = min((tile * 16 + row) / G, N - 1), key = key0 + k;
-        return ring ? key < o.positions && o.from + key >= least(i)
-                    : key < o.older && key < past(i);
-      });
+      s.add(base, at, at + BLOCK, lane, low, high);
       __syncwarp();
       fetch(o, t + STAGES * step, stage);
     }
@@ -237,50 +253,67 @@ template <typename C> struct Attend {
     commit_copies();
   }
 
+  // Where row m of touched chunk c lies: block of its keys (the values are in the next), line.
+  __device__ __forceinline__ void find(int c, int m, int& block, int& line) const {
+    const int n = renewed((start / C::CHUNK + c) * C::CHUNK + m), row = c * C::CHUNK + m;
+    block = n < N ? n / 16 * 2 : (NEW + POOLS + row / 16) * 2;
+    line = n < N ? n % 16 : row % 16;
+  }
+
+  // Lanes share the rows of a chunk: SHARE of them read one row, 16 bytes of it in turn.
+  static constexpr int SHARE = C::CHUNK > 16 ? 1 : C::CHUNK > 8 ? 2 : C::CHUNK > 4 ? 4 : 8;
+
+  // This lane's row's share of the chunk: softmax over its rows m of mu . k_m, or of
+  // (phi - k_m / (2 sqrt hd)) . k_m.
+  __device__ __forceinline__ float shares(int c, int which) const {
+    const float half = 0.5f * rsqrtf(float(D)), *target = (which ? a.phi : a.mu) + h * D;
+    const int m = lane / SHARE;
+    float score = 0;
+    if (m < C::CHUNK) {
+      int block, line;
+      find(c, m, block, line);
+#pragma unroll
+      for (int g = lane % SHARE; g < D / 8; g += SHARE) {
+        uint4 raw = *reinterpret_cast<const uint4*>(held(block, line, g * 8));
+        float want[8];
+        *reinterpret_cast<float4*>(want) = __ldg(reinterpret_cast<const float4*>(target + g * 8));
+        *reinterpret_cast<float4*>(want + 4) =
+            __ldg(reinterpret_cast<const float4*>(target + g * 8) + 1);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+          const float k = Half<T>::wide(reinterpret_cast<const T*>(&raw)[j]);
+          score += which ? (want[j] - k * half) * k : want[j] * k;
+        }
+      }
+    }
+#pragma unroll
+    for (int k = 1; k < SHARE; k <<= 1) score += __shfl_xor_sync(~0u, score, k);
+    const float top = warp_max(m < C::CHUNK ? score : -INFINITY);
+    const float weight = m < C::CHUNK ? expf(score - top) : 0.0f;
+    return weight / (warp_sum(weight) / SHARE);
+  }
+
   // Summary c of the chunks touched, its key (which = 0) or its value (1); by one warp.
   __device__ __forceinline__ void pool(int c, int which) const {
     constexpr int EACH = (D + 31) / 32;
-    const int chunk = start / C::CHUNK + c;
-    const float half = 0.5f * rsqrtf(float(D));
-    float mine = -INFINITY, target[EACH];
-#pragma unroll
-    for (int j = 0; j < EACH; ++j)
-      target[j] = lane + 32 * j < D ? __ldg((which ? a.phi : a.mu) + h * D + lane + 32 * j) : 0;
-    int block[C::CHUNK], line[C::CHUNK];
-#pragma unroll
-    for (int m = 0; m < C::CHUNK; ++m) {
-      const int n = renewed(chunk * C::CHUNK + m), row = c * C::CHUNK + m;
-      block[m] = n < N ? n / 16 * 2 : (NEW + POOLS + row / 16) * 2;
-      line[m] = n < N ? n % 16 : row % 16;
-    }
-#pragma unroll
-    for (int m = 0; m < C::CHUNK; ++m) {
-      float score = 0;
-#pragma unroll
-      for (int j = 0; j < EACH; ++j) {
-        if (lane + 32 * j >= D) continue;
-        float k = Half<T>::wide(*held(block[m], line[m], lane + 32 * j));
-        score += which ? (target[j] - k * half) * k : target[j] * k;
-      }
-      score = warp_sum(score);
-      if (lane == m) mine = score;
-    }
-    const float top = warp_max(mine), weight = lane < C::CHUNK ? expf(mine - top) : 0.0f;
-    const float share = weight / warp_sum(weight);
+    const float share = shares(c, which);
     float sum[EACH] = {};
 #pragma unroll
     for (int m = 0; m < C::CHUNK; ++m) {
-      const float w = __shfl_sync(~0u, share, m);
+      const float w = __shfl_sync(~0u, share, m * SHARE);
+      int block, line;
+      find(c, m, block, line);
 #pragma unroll
       for (int j = 0; j < EACH; ++j)
         if (lane + 32 * j < D)
-          sum[j] += w * Half<T>::wide(*held(block[m] + which, line[m], lane + 32 * j));
+          sum[j] += w * Half<T>::wide(*held(block + which, line, lane + 32 * j));
     }
+    const int chunk = start / C::CHUNK + c;
 #pragma unroll
     for (int j = 0; j < EACH; ++j) {
-      int d = lane + 32 * j;
+      const int d = lane + 32 * j;
       if (d >= D) continue;
-      T v = Half<T>::round(sum[j]);
+      const T v = Half<T>::round(sum[j]);
       *held((NEW + c / 16) * 2 + which, c % 16, d) = v;
       T* to = which ? a.summary_value : a.summary_key;
       if (tile == 0 && chunk < C::OLDER) to[cache(C::OLDER, chunk) + d] = v;
@@ -302,11 +335,15 @@ template <typename C> struct Attend {
     __syncthreads();
     for (int t = warp; t < NEW + POOLS; t += WARPS) {
       u32 at = area + t * 2 * BLOCK;
-      s.add(base, at, at + BLOCK, lane, [&](int row, int k) {
-        int i = min((tile * 16 + row) / G, N - 1), n = t * 16 + k, c = n - NEW * 16;
-        return t < NEW ? n <= i && start + n >= least(i)
-                       : c < C::CHUNKS && start / C::CHUNK + c < past(i);
-      });
+      int low[2], high[2];
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const int i = query(r);
+        low[r] = t < NEW ? least(i) - start - t * 16 : 0;
+        high[r] = t < NEW ? i + 1 - t * 16
+                          : min(C::CHUNKS, past(i) - start / C::CHUNK) - (t - NEW) * 16;
+      }
+      s.add(base, at, at + BLOCK, lane, low, high);
     }
   }
 
@@ -369,7 +406,7 @@ template <typename C> __device__ __forceinline__ void attend(const attend_args<C
   // Where the rows begin and what they held before is no result of the launch right before this.
   Attend<C> block(a, shared);
   Softmax<C> s;
-  if (blockIdx.x < C::SPLITS)
+  if (blockIdx.x)
     block.attend_old(s);
   else
     block.attend_new(s);

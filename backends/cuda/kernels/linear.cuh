@@ -141,10 +141,7 @@ template <typename C> struct Linear {
     const int count = min(ROWS, C::M - row0), bytes = length * 64;
     const u32 to = shared_address(shared) + RING;
     if (warp == 0) {
-      if (lane == 0) {
-        open_barrier(barrier);
-        expect_bytes(barrier, count * bytes);
-      }
+      if (lane == 0) expect_bytes(barrier, count * bytes);
       __syncwarp();
       const T* x = static_cast<const T*>(a.x) + size_t(row0) * C::K + first * 32;
       for (int m = lane; m < count; m += 32)
@@ -152,7 +149,7 @@ template <typename C> struct Linear {
     }
     for (int i = count * GROUPS + threadIdx.x; i < ROWS * GROUPS; i += THREADS)
       *reinterpret_cast<uint4*>(shared + RING + i / GROUPS * C::PITCH + i % GROUPS * 16) = uint4{};
-    __syncthreads();
+    __syncthreads();  // the barrier is there, and the zeros
     await(barrier, 0);
   }
 
@@ -231,48 +228,35 @@ template <typename C> struct Linear {
     for (int i = 0; i < COUNT; ++i) store<C>(a, sum[i], row(i), strip * 32 + lane / 4 * 4, lane);
   }
 
-  // Piece j of what this warp fetches into L2 of a later product, divided as NEXT says: each of its
-  // warps finds the beginning of its first strip there.
-  static constexpr int ITEMS = C::NEXT_STRIPS * C::NEXT_SLABS;
-  static constexpr int ALL = C::COLUMNS * C::SLABS * C::WARPS;
-  static constexpr int LATER = C::AHEAD * ((ITEMS + ALL - 1) / ALL);
-
-  __device__ __forceinline__ void fetch_later(int j) const {
+  // Fetch into L2 what the warps of a later product, divided as NEXT says, read first.
+  __device__ __forceinline__ void look_ahead() const {
     if constexpr (C::AHEAD > 0) {
+      constexpr int ALL = C::COLUMNS * C::SLABS * C::WARPS;
       const int self = (int(blockIdx.y) * C::COLUMNS + int(blockIdx.x)) * C::WARPS + warp;
-      const int item = self + j / C::AHEAD * ALL;
-      if (j >= LATER || item >= ITEMS || blockIdx.z) return;
-      const int s = item / C::NEXT_SLABS, slab = item % C::NEXT_SLABS;
-      const int from = C::NEXT_BLOCKS * slab / C::NEXT_SLABS + j % C::AHEAD;
-      const size_t at = size_t(s) * C::NEXT_BLOCKS + from;
-      if (lane == 0) fetch_to_l2(reinterpret_cast<const char*>(a.ahead) + at * PIECE);
+      if (blockIdx.z || lane) return;
+      for (int item = self; item < C::NEXT_STRIPS * C::NEXT_SLABS; item += ALL) {
+        const int s = item / C::NEXT_SLABS, slab = item % C::NEXT_SLABS;
+        const size_t at = size_t(s) * C::NEXT_BLOCKS + C::NEXT_BLOCKS * slab / C::NEXT_SLABS;
+        fetch_to_l2(reinterpret_cast<const char*>(a.ahead) + at * PIECE, C::AHEAD * PIECE);
+      }
     }
   }
 
   __device__ __forceinline__ void run() const {
     Ring<C::STAGES> ring;
     u32 base = shared_address(shared), barriers = base + RING + ROWS * C::PITCH + ROWS * 4;
+    const u32 rows = barriers + C::WARPS * C::STAGES * 8;
+    if (threadIdx.x == 0) open_barriers(rows, 1);
     ring.open(base + warp * C::STAGES * PIECE, barriers + warp * C::STAGES * 8, lane);
-    int next = 0, block = 0;        // the piece to ask for: of strip(next)
-    int far = 0, deep = 0, later = 0;  // the piece to fetch into L2
-    auto forward = [&](int& i, int& at, int by) {
-      for (at += by; at >= length; at -= length) ++i;
-    };
+    int next = 0, block = 0;  // the piece to ask for: of strip(next)
     auto ask = [&] {
       ring.issue(piece(strip(next), block), strip(next) < STRIPS);
-      forward(next, block, 1);
-      if (strip(far) < STRIPS) {
-        if (lane == 0) fetch_to_l2(piece(strip(far), deep));
-        forward(far, deep, 1);
-      } else {
-        fetch_later(later++);
-      }
+      if (++block == length) block = 0, ++next;
     };
-    forward(far, deep, C::STAGES + C::DEPTH);
     for (int i = 0; i < C::STAGES; ++i) ask();
     wait_for_launches();
     if constexpr (BULK)
-      stage_rows(barriers + C::WARPS * C::STAGES * 8);
+      stage_rows(rows);
     else
       stage();
     int done = 0, settled = 0;
@@ -298,7 +282,7 @@ template <typename C> struct Linear {
       }
     }
     let_next_start();
-    while (later < LATER) fetch_later(later++);
+    look_ahead();
     if constexpr (C::SLABS > 1) settle(settled, done);
 #if __CUDA_ARCH__ < 900
     wait_copies<0>();

@@ -59,9 +59,10 @@ template <typename C> struct Softmax {
     most[0] = most[1] = -INFINITY, weight[0] = weight[1] = 0;
   }
 
-  // Queries, keys, values [16][D] in shared memory; may(row, key) says what is read.
-  template <typename May>
-  __device__ __forceinline__ void add(u32 queries, u32 keys, u32 values, int lane, May may) {
+  // Queries, keys, values [16][D] in shared memory. Of the 16 keys, this lane's row r < 2, that is
+  // row lane / 4 + 8 r, reads numbers low[r]..high[r]-1.
+  __device__ __forceinline__ void add(u32 queries, u32 keys, u32 values, int lane,
+                                      const int (&low)[2], const int (&high)[2]) {
     const int row8 = lane % 8, which = lane / 8;
     float score[2][4] = {};
 #pragma unroll
@@ -72,7 +73,7 @@ template <typename C> struct Softmax {
       Half<T>::mma(score[1], q, x.z, x.w);
     }
 #pragma unroll
-    for (int r = 0; r < 2; ++r) weigh(score, r, lane, may);
+    for (int r = 0; r < 2; ++r) weigh(score, r, lane, low[r], high[r]);
     uint4 p = make_uint4(pair<T>(score[0][0], score[0][1]), pair<T>(score[0][2], score[0][3]),
                          pair<T>(score[1][0], score[1][1]), pair<T>(score[1][2], score[1][3]));
 #pragma unroll
@@ -84,15 +85,15 @@ template <typename C> struct Softmax {
   }
 
   // Scores of row lane / 4 + 8 r become weights relative to the largest so far.
-  template <typename May>
-  __device__ __forceinline__ void weigh(float (&score)[2][4], int r, int lane, May may) {
+  __device__ __forceinline__ void weigh(float (&score)[2][4], int r, int lane, int low, int high) {
     float top = most[r];
 #pragma unroll
     for (int t = 0; t < 2; ++t)
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         float& x = score[t][2 * r + e];
-        x = may(lane / 4 + 8 * r, t * 8 + lane % 4 * 2 + e) ? x * (C::SCALE * LOG2E) : -INFINITY;
+        const int key = t * 8 + lane % 4 * 2 + e;
+        x = key >= low && key < high ? x * (C::SCALE * LOG2E) : -INFINITY;
         top = fmaxf(top, x);
       }
     top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));

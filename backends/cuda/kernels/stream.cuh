@@ -17,11 +17,12 @@ __device__ __forceinline__ u64 read_once() {
 
 // ---- the copy engine, from sm_90 on
 
-__device__ __forceinline__ void open_barrier(u32 barrier) {
+// Make `count` barriers of one arrival, and show them to the copy engine (once: it is slow).
+__device__ __forceinline__ void open_barriers(u32 barrier, int count) {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(barrier) : "memory");
+  for (int i = 0; i < count; ++i)
+    asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(barrier + 8 * i) : "memory");
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-  asm volatile("fence.proxy.async;" ::: "memory");
 #endif
 }
 
@@ -58,9 +59,9 @@ __device__ __forceinline__ void await(u32 barrier, u32 phase) {
 #endif
 }
 
-__device__ __forceinline__ void fetch_to_l2(const void* from) {
+__device__ __forceinline__ void fetch_to_l2(const void* from, u32 bytes) {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "n"(PIECE) : "memory");
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
 #endif
 }
 
@@ -74,8 +75,7 @@ template <int STAGES> struct Ring {
   __device__ __forceinline__ void open(u32 data_, u32 full_, int lane_) {
     data = data_, full = full_, lane = lane_, head = tail = phase = 0;
     policy = read_once();
-    if (lane == 0)
-      for (int i = 0; i < STAGES; ++i) open_barrier(full + 8 * i);
+    if (lane == 0) open_barriers(full, STAGES);
     __syncwarp();
   }
 
