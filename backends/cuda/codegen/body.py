@@ -134,6 +134,22 @@ class Body:
         return name
 
 
+DECLARED = re.compile(r" *const (?:int|float|bool|long long) ([a-z]\d+) = ")
+
+
+def alive(lines: list[str]) -> list[str]:
+    """Return the statements without declarations that nothing reads."""
+    used: set[str] = set()
+    out = []
+    for line in reversed(lines):  # a name is read after its declaration only
+        found = DECLARED.match(line)
+        if found and found[1] not in used:
+            continue
+        used.update(NAME.findall(line[found.end() :] if found else line))
+        out.append(line)
+    return out[::-1]
+
+
 # ---------------------------------------------------------------- indices
 
 

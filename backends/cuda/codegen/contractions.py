@@ -100,6 +100,7 @@ class Terms:
                 ctype, first, self.e.lost_sizes, lambda so_far, at: step.format(so_far, text(at))
             )
         acc, k = w.body.declare(ctype, first), w.body.name("k")
+        w.cost += self.e.count
         head = f"PCC_UNROLL_8 for (int {k} = lane; {k} < {self.e.count}; {k} += {LANES}) {{"
         with w.body.block(LOOP, head, (k,)):
             at = split(w.body, k, self.e.lost_sizes)
@@ -115,7 +116,6 @@ def _(w: Work, n: t.Contract) -> None:
         kind = number(n)
         y = Terms(w, n, ix).combine("Sum", kind, "0", f"{a} * {{b}}")
         w.put(n, ix, y)
-    w.cost *= Einsum.of(n).count
 
 
 @emits("job", t.MaxContract)
@@ -123,7 +123,6 @@ def _(w: Work, n: t.MaxContract) -> None:
     with w.over(w.program.shape(n)) as ix:
         y = Terms(w, n, ix).combine("Largest", "float", "-INFINITY", "{a} + {b}")
         w.put(n, ix, y)
-    w.cost *= Einsum.of(n).count
 
 
 @emits("job", t.LogContract)
@@ -142,4 +141,3 @@ def _(w: Work, n: t.LogContract) -> None:
             rest = terms.combine("Sum", "float", "0.0f", f"expf({{a}} + logf({{b}}) - {shift})")
             b.emit(f"{y} = logf({rest}) + {shift};")
         w.put(n, ix, y)
-    w.cost *= 3 * Einsum.of(n).count

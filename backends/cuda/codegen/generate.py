@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pcc.backends.cuda.codegen.program import Memory, Program, Storage, dense
 from pcc.backends.cuda.codegen.schedule import Schedule, Scheduler
 from pcc.backends.cuda.codegen.source import BLOCKS, THREADS, write
+from pcc.backends.cuda.codegen.tables import INLINE
 from pcc.backends.cuda.kernel import READ, SCRATCH, UPDATE, WRITE, Argument, Kernel
 from pcc.errors import PccError
 from pcc.ir.array import Array
@@ -102,7 +103,11 @@ def _argument(program: Program, n: Op) -> Memory:
 def _outputs(
     program: Program, inputs: Sequence[Op], outputs: Sequence[Op]
 ) -> tuple[list[tuple[int, Memory]], list[tuple[Op, Storage]], list[Op]]:
-    """Give each output its argument; a value that is there already is copied."""
+    """Give each output its argument.
+
+    A value that is there already is copied, and so is what its readers can compute on their own:
+    they need not wait for it.
+    """
     writes, copies, made = [], [], []
     for i, n in enumerate(outputs):
         if n in program.in_place:
@@ -110,7 +115,7 @@ def _outputs(
             continue
         memory = _argument(program, n)
         writes.append((i, memory))
-        if n in program.stored or not n.args:
+        if n in program.stored or not n.args or type(n) in INLINE:
             copies.append((n, Storage(memory, dense(program.shape(n)))))
         else:
             program.store(n, memory)

@@ -8,6 +8,7 @@ import pcc.backends.cuda.codegen.elementwise
 import pcc.backends.cuda.codegen.views
 import pcc.backends.cuda.codegen.words  # noqa: F401
 from pcc.backends.cuda.codegen import sequence
+from pcc.backends.cuda.codegen.body import alive
 from pcc.backends.cuda.codegen.contractions import by_warps
 from pcc.backends.cuda.codegen.program import Program, Storage
 from pcc.backends.cuda.codegen.tables import INLINE, JOBS, ROWS, SCALARS, UnreadableError
@@ -71,7 +72,14 @@ def _by_warps(n: Op, program: Program) -> bool:
 
 
 def _finish(w: Work, n: Op) -> Job:
-    return Job(n, w.lanes, w.units, w.body.stack[0].lines, w.reads, w.cost)
+    return Job(
+        n,
+        w.lanes,
+        w.units,
+        alive(w.body.stack[0].lines),
+        w.reads,
+        w.units * max(w.cost, 1 + w.body.size // 8),
+    )
 
 
 def _done(n: Op, program: Program, *, lanes: bool, target: Storage | None) -> Job:
@@ -94,7 +102,6 @@ def _map(n: Op, program: Program, target: Storage | None) -> Job:
     w.target = target
     with w.over(program.shape(n)) as ix:
         w.put(n, ix, INLINE[type(n)](w, n, ix))
-    w.cost *= 1 + w.body.size // 8
     return _finish(w, n)
 
 
@@ -110,7 +117,6 @@ def _map_rows(n: Op, program: Program, target: Storage | None) -> Job:
             shape[-1], lambda j: INLINE[type(n)](w, n, (*ix, j)), ctype=_ctype(n), fill="0"
         )
         w.put_row(n, ix, r)
-    w.cost *= shape[-1]
     return _finish(w, n)
 
 
@@ -124,7 +130,6 @@ def _row(n: Op, program: Program, target: Storage | None) -> Job:
     shape = program.shape(n)
     with w.over(shape[:-1]) as ix:
         w.put_row(n, ix, w.row(n, ix))
-    w.cost *= 2 * shape[-1]
     return _finish(w, n)
 
 
@@ -138,7 +143,6 @@ def _scalar(n: Op, program: Program, target: Storage | None) -> Job:
         value = w.body.let(_ctype(n), SCALARS[type(n)](w, n, ix))
         with w.body.block("branch", "if (lane == 0) {"):
             w.put(n, ix, value)
-    w.cost *= length
     return _finish(w, n)
 
 
@@ -158,5 +162,4 @@ def _serial(n: t.Reduction, program: Program, target: Storage | None) -> Job:
             ),
         ) if size > 1 else first  # fmt: skip
         w.put(n, ix, y)
-    w.cost *= size
     return _finish(w, n)

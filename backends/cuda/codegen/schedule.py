@@ -55,7 +55,9 @@ class Scheduler:
 
     def run(self, outputs: Sequence[Op], copies: Sequence[tuple[Op, Storage]]) -> Schedule:
         """Return the schedule that computes stored outputs, and copies of values."""
-        self.place_of = {n: i for i, n in enumerate(_between(outputs, self.inputs))}
+        ends = [*outputs, *(n for n, _ in copies)]
+        self.place_of = {n: i for i, n in enumerate(_between(ends, self.inputs))}
+        self.wanted = {n: s.memory for n, s in reversed(copies) if n not in self.program.stored}
         for n in self.place_of:
             self._join(n)
         roots: list[Key] = [(n, 0) for n in outputs if n not in self.inputs]
@@ -81,7 +83,7 @@ class Scheduler:
             return
         if len(n.xs) <= INLINE_PARTS or any(s != 1 for s in tensor(n).shape[: n.axis]):
             return
-        whole = self.program.stored.get(n) or self.program.store(n)
+        whole = self.program.stored.get(n) or self._store(n)
         lead = 1 if tensor(n).batch else 0
         step = whole.strides[lead + n.axis]
         keys, start = [], 0
@@ -116,7 +118,7 @@ class Scheduler:
     def _grows(self, roots: list[Key]) -> bool:
         """Make a job for every stored value that is read; whether more had to be stored."""
         self.jobs, grown = {}, False
-        heap = [(-self.place_of.get(k[0], 0), i, k) for i, k in enumerate(roots)]
+        heap = [(-self.place_of.get(k[0], 0), i, self._settled(k)) for i, k in enumerate(roots)]
         heapq.heapify(heap)
         count = len(heap)
         while heap:
@@ -135,6 +137,11 @@ class Scheduler:
                 heapq.heappush(heap, (-self.place_of.get(k[0], 0), count, k))
         return grown
 
+    def _settled(self, key: Key) -> Key:
+        """Return the value itself in the place of a copy to where it is stored already."""
+        own, copy = self.program.stored.get(key[0]), self.copies.get(key)
+        return (key[0], 0) if own and copy and own.memory is copy.memory else key
+
     def _try(self, key: Key) -> bool:
         grown = False
         while True:
@@ -145,8 +152,12 @@ class Scheduler:
                 if isinstance(e.node, t.Input) or e.node in self.program.stored:
                     what = f"{e.node.type} is read, but is no input of '{self.program.name}'"
                     raise PccError("E185", what, at=e.node.loc) from None
-                self.program.store(e.node)
+                self._store(e.node)
                 grown = True
+
+    def _store(self, n: Op) -> Storage:
+        """Store a value: where it is wanted, if it is."""
+        return self.program.store(n, self.wanted.get(n))
 
     # ------------------------------------------------------------ phases
 

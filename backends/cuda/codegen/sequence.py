@@ -51,7 +51,7 @@ def _line(w: Work, n: Op, axis: int, first: str, sign: str, *, exclusive: bool) 
             b.emit(f"{so_far} = {so_far} {sign} {x};")
             if not exclusive:
                 w.put(n, at, so_far)
-    w.cost *= length
+    w.cost += length
 
 
 @emits("job", nn.SortRank)
@@ -65,7 +65,6 @@ def _(w: Work, n: nn.SortRank) -> None:
             return f"{so_far} + ({x} > {own} || ({x} == {own} && {at[0]} < {j}))"
 
         w.put(n, ix, w.fold("long long", "0", [size], step))
-    w.cost *= size
 
 
 # ---------------------------------------------------------------- caches
@@ -207,7 +206,7 @@ def _(w: Work, n: nn.CachedAttention) -> None:
             lambda key, j: w.read(n.v, (*w.lead(n.v, lead), head, at(key), j)),
         )
         mean.put(n, ix)
-    w.cost *= rows * tensor(n.q).shape[2]
+    w.cost += rows * tensor(n.q).shape[2]
 
 
 @emits("job", eva.EvaAttention)
@@ -239,4 +238,4 @@ def _(w: Work, n: eva.EvaAttention) -> None:
             lambda key, j: w.read(n.sv, (*at(n.sv, key), j)),
         )
         mean.put(n, ix)
-    w.cost *= (n.window + older) * tensor(n.q).shape[2]
+    w.cost += (n.window + older) * tensor(n.q).shape[2]

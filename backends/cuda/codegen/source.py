@@ -34,9 +34,9 @@ def write(
     lines.append("  using namespace pcc_generated;")
     lines.append("  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;")
     lines.append("  const int warps = blockDim.x / 32;")
-    lines.append(
-        "  const int all_warps = warps * gridDim.x, any_warp = warp * gridDim.x + blockIdx.x;"
-    )
+    if grid > 1:
+        lines.append("  const int any_warp = warp * gridDim.x + blockIdx.x;")
+        lines.append("  const int all_warps = warps * gridDim.x;")
     lines += [f"  {x}" for x in _memory(program, s)]
     lines += [f"  {x}" for x in _phases(s, grid)]
     lines += ["}", "", *_thunk(program.name, types)]

@@ -76,7 +76,7 @@ def _(w: Work, n: LongestSuffix) -> None:
             b.emit(f"{h} ^= {h} >> 29;")
             _search(w, n, (slots, table, found, h), lead, i, k)
         w.put(n, ix, found)
-    w.cost *= 8 * longest
+    w.cost += 8 * longest
 
 
 def _shifted(w: Work, i: int | str, by: int) -> int | str:

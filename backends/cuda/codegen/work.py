@@ -189,7 +189,7 @@ class Work:
         count = -(-length // LANES)
         unroll = "PCC_UNROLL " if count <= 40 else ""
         head = f"{unroll}for (int {k} = 0; {k} < {count}; ++{k}) {{ {first}"
-        head += f"const int {j} = lane + {LANES} * {k};"
+        head += f"[[maybe_unused]] const int {j} = lane + {LANES} * {k};"
         head += f" if ({j} < {length}) {{" if length % LANES else " {"
         with self.body.block(LOOP, head, (j, k), "}}"):
             yield
@@ -244,6 +244,7 @@ class Work:
     ) -> str:
         """Return what `step(so far, indices)` makes of `first`, over all indices, one by one."""
         b, out = self.body, self.body.declare(ctype, first)
+        self.cost += math.prod(sizes)
         self._nest(list(sizes), [], lambda at: b.emit(f"{out} = {step(out, at)};"))
         return out
 
@@ -263,7 +264,7 @@ class Work:
     def over(self, shape: tuple[int, ...]) -> Iterator[tuple[Ix, ...]]:
         """Open the loop of the job: over elements by threads, or over rows by warps."""
         count = math.prod(shape)
-        self.units, self.cost = count, count
+        self.units = count
         flat: Ix = 0 if count == 1 else ("u0" if self.lanes else "e0")
         yield split(self.body, flat, shape)
 
