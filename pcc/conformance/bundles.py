@@ -5,23 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pcc.bundle import staged
-from pcc.driver import Job
+from pcc.circuit.circuit import Circuit
+from pcc.circuit.queries import QUERIES
+from pcc.conformance.edge import Values
+from pcc.conformance.simulated import Simulated
+from pcc.driver import Job, compile
 from pcc.emission import Emission
 from pcc.frontends import templates
 from pcc.ir.module import Module
 from pcc.package import write
 from pcc.passes.manager import Manager
 from pcc.runtime.engine import Engine, load
+from pcc.stored import Stages
 from pcc.targets import target_of
 from pcc.tensor.ops import Input
+
+SIMULATOR = "simulator"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A target, the provider that runs it, a precision and the rows of one call."""
+    """A target, the provider that runs it, a precision and the rows of one call.
+
+    The provider "simulator" runs plans of target cuda on the host (`pcc.conformance.simulated`).
+    """
 
     target: str = "onnx"
     provider: str = "cpu"
@@ -58,3 +68,41 @@ def write_modules(setting: Setting, modules: Mapping[str, Module], out: Path) ->
 def open_bundle(setting: Setting, path: Path) -> Engine:
     """Open a bundle under the provider of a setting."""
     return load(path, setting.provider, threads=1 if setting.provider == "cpu" else None)
+
+
+class Answers(Protocol):
+    """What runs queries by name: a loaded bundle, or plans on the host."""
+
+    @property
+    def queries(self) -> dict[str, dict[str, Any]]:
+        """Inputs by query."""
+
+    def run(self, query: str, /, **inputs: Values) -> dict[str, Values]:
+        """Return the outputs of a query by name."""
+
+
+def answers_of(setting: Setting, modules: Mapping[str, Module], out: Path) -> Answers:
+    """Return what runs bare modules under a setting, from a bundle at `out` if it needs one."""
+    if setting.provider == SIMULATOR:
+        return Simulated(modules, setting.batch)
+    write_modules(setting, modules, out)
+    return open_bundle(setting, out)
+
+
+def answers_to(setting: Setting, circuit: Circuit, out: Path) -> Answers:
+    """Return what answers the queries of a circuit under a setting, compiled to `out`."""
+    if setting.provider != SIMULATOR:
+        compile(circuit, out=out, validate=False, **setting.options())
+        return open_bundle(setting, out)
+    compile(circuit, out=out, validate=False, precision=setting.precision)
+    stages = Stages(out, load(out).manifest["files"])
+    names = [q for q in QUERIES if f"tensor-{q}" in stages.names]
+    return Simulated({q: stages.module(f"tensor-{q}") for q in names}, setting.batch)
+
+
+def module_of(answers: Answers, query: str) -> Module:
+    """Return the tensor module that a query was lowered from."""
+    if isinstance(answers, Simulated):
+        return answers.modules[query]
+    assert isinstance(answers, Engine)
+    return Stages(answers.path, answers.manifest["files"]).module(f"tensor-{query}")

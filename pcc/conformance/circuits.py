@@ -9,18 +9,15 @@ import numpy as np
 
 from pcc.check import against
 from pcc.circuit.circuit import Circuit
-from pcc.conformance.bundles import Setting, open_bundle
+from pcc.conformance.bundles import Answers, Setting, answers_to, module_of
 from pcc.conformance.edge import Values
 from pcc.conformance.report import Finding, compared
-from pcc.driver import compile
 from pcc.errors import PccError
 from pcc.frontends import templates
 from pcc.frontends.regions import RegionGraph
 from pcc.interp.run import run
 from pcc.ir.semiring import Real
-from pcc.runtime.engine import Engine
 from pcc.samples import sample_inputs
-from pcc.stored import Stages
 
 SUITE = "queries"
 WIDTH = 6  # of the contexts
@@ -54,8 +51,7 @@ def check_queries(setting: Setting, folder: Path, say: Callable[[str], None]) ->
         say(f"queries of {name}")
         out = folder / f"{name}-{setting.batch}.pcc"
         try:
-            compile(circuit, out=out, validate=False, **setting.options())
-            engine = open_bundle(setting, out)
+            engine = answers_to(setting, circuit, out)
         except PccError as e:
             yield Finding(SUITE, name, "", "refused", note=f"[{e.code}] {e.what}")
             continue
@@ -64,7 +60,7 @@ def check_queries(setting: Setting, folder: Path, say: Callable[[str], None]) ->
 
 
 def _query(
-    setting: Setting, engine: Engine, circuit: Circuit, name: str, query: str
+    setting: Setting, engine: Answers, circuit: Circuit, name: str, query: str
 ) -> Iterator[Finding]:
     spec, case = engine.queries[query], f"{name} {query}"
     for seed in range(SEEDS):
@@ -99,10 +95,10 @@ def _by_definition(
 
 
 def _by_module(
-    engine: Engine, case: str, query: str, inputs: dict[str, Values], got: dict[str, Values]
+    engine: Answers, case: str, query: str, inputs: dict[str, Values], got: dict[str, Values]
 ) -> Iterator[Finding]:
     """Judge by the float64 meaning of the module that was lowered, with its rounded weights."""
-    module = Stages(engine.path, engine.manifest["files"]).module(f"tensor-{query}")
+    module = module_of(engine, query)
     values = run(module.roots, dict(inputs), Real())
     for (output, _), want in zip(module.outputs, values, strict=True):
         yield compared(SUITE, case, output, np.asarray(want), got[output], HALF_TOLERANCE)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pcc.conformance.bundles import Setting, open_bundle, write_modules
+from pcc.conformance.bundles import Answers, Setting, answers_of
 from pcc.conformance.cases import Case, Made, feeds, operand
 from pcc.conformance.core_ops import CASES
 from pcc.conformance.edge import Values
@@ -19,7 +19,6 @@ from pcc.errors import PccError
 from pcc.interp.run import run
 from pcc.ir.module import Module
 from pcc.ir.semiring import Real
-from pcc.runtime.engine import Engine
 
 SUITE = "ops"
 GROUP = 24  # cases of one graph: some hundred outputs
@@ -75,8 +74,7 @@ def _part(setting: Setting, folder: Path, cases: list[Numbered], say: Say) -> It
     out = folder / f"ops-{cases[0].prefix}{len(cases)}.pcc"
     try:
         modules = {f"{g[0].prefix}{g[-1].prefix[:-1]}": joined(g) for g in groups}
-        write_modules(setting, modules, out)
-        engine = open_bundle(setting, out)
+        engine = answers_of(setting, modules, out)
     except PccError as e:
         if len(cases) == 1:
             yield Finding(SUITE, cases[0].title, "", "refused", note=f"[{e.code}] {e.what}")
@@ -96,7 +94,7 @@ def joined(group: Sequence[Numbered]) -> Module:
 
 
 def _judged(
-    setting: Setting, engine: Engine, name: str, group: Sequence[Numbered]
+    setting: Setting, engine: Answers, name: str, group: Sequence[Numbered]
 ) -> Iterator[Finding]:
     for contexts in sorted({1, setting.batch}):
         feed: dict[str, Values] = {}
