@@ -97,14 +97,16 @@ class Scheduler:
         made = x
         while isinstance(made, t.Reshape) and made not in self.program.stored:
             made = made.x
-        same = tensor(made).batch == tensor(n).batch
+        same = bool(tensor(x).batch) == bool(tensor(n).batch)
         free = made not in self.program.stored and made not in self.inputs
         if same and free and not isinstance(made, t.Const | t.Input | t.Concat):
             self.program.stored[made] = self._slice(made, whole, base)
             return (made, 0)
-        return self._copy(x, self._slice(x, whole, base, like=n))
+        if not same:  # one array for all rows: each row gets it
+            x = t.Expand(x, next(y for y in n.xs if tensor(y).batch), tensor(x).shape)
+        return self._copy(x, self._slice(x, whole, base))
 
-    def _slice(self, x: Op, whole: Storage, base: int, like: Op | None = None) -> Storage:
+    def _slice(self, x: Op, whole: Storage, base: int) -> Storage:
         strides, step = [], 1
         for size in reversed(tensor(x).shape):
             strides.append(step)
