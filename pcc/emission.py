@@ -44,6 +44,7 @@ class Order:
     """Graphs to write for one target. `batch`: the rows of a static graph, else of no meaning.
 
     `gpu`: the architecture to build for, e.g. "sm_90"; "": that of the GPU that is present.
+    `engine`: options of the writer's own, by name.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Order:
     precision: str = "fp32"
     batch: int = 1
     gpu: str = ""
+    engine: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Places(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,7 +21,8 @@ class BuildOptions:
     under later releases. `hardware`: "none" (the GPU of the build), "same" compute capability, or
     "ampere_plus". `capability`: for builders that work without a GPU, "8.9". `level`: 0 to 5, how
     long tactics are searched. `workspace`: bytes that tactics may use. `timing_cache`: measurements
-    of tactics, shared by builds. `keep_onnx`: the graphs stay in the bundle.
+    of tactics, shared by builds. `keep_onnx`: the graphs stay in the bundle. `only`: names of
+    queries, with commas, that get an engine; the others stay graphs, which nothing here runs.
     """
 
     refit: str = "none"
@@ -32,6 +34,24 @@ class BuildOptions:
     workspace: int = 4 << 30
     timing_cache: bool = True
     keep_onnx: bool = True
+    only: str = ""
+
+    @staticmethod
+    def of(given: Mapping[str, Any]) -> BuildOptions:
+        """Return options by name; text is read as the type of the default. Errors: E430."""
+        known = asdict(BuildOptions())
+        values: dict[str, Any] = {}
+        for name, value in given.items():
+            if name not in known:
+                have = ", ".join(known)
+                raise PccError("E430", f"no engine option is called {str(name)[:40]!r}",
+                               hint=f"known are {have}")  # fmt: skip
+            values[name] = _read(name, value, type(known[name]))
+        return BuildOptions(**values)
+
+    def builds(self, query: str) -> bool:
+        """Whether a query gets an engine."""
+        return not self.only or query in self.only.split(",")
 
     def check(self, r: TensorRt) -> None:
         """Refuse what a runtime lacks, and choices that exclude each other. Errors: E430."""
@@ -42,9 +62,9 @@ class BuildOptions:
                            hint=f"it has {have}")  # fmt: skip
         if self.strip and self.refit == "none":
             raise PccError("E430", "a stripped plan must be refitted", hint="give refit too")
-        if self.strip and not self.keep_onnx:
-            raise PccError("E430", "a stripped plan takes its weights from the graphs",
-                           hint="keep_onnx=True")  # fmt: skip
+        if (self.strip or self.only) and not self.keep_onnx:
+            raise PccError("E430", "weights of stripped plans, and queries without an engine, "
+                           "stay graphs", hint="keep_onnx=True")  # fmt: skip
         ok = self.refit in REFITS and self.hardware in HARDWARE and 0 <= self.level <= 5
         if not ok or self.workspace < 1 << 20:
             raise PccError("E430", f"options of a TensorRT build are out of range: {self}")
@@ -63,3 +83,14 @@ class BuildOptions:
     def document(self) -> dict[str, Any]:
         """Return the options as plain data."""
         return asdict(self)
+
+
+def _read(name: str, value: Any, kind: type) -> Any:
+    if type(value) is kind:
+        return value
+    text = str(value)[:60]
+    if kind is bool and text.lower() in ("true", "1", "yes", "false", "0", "no"):
+        return text.lower() in ("true", "1", "yes")
+    if kind is int and type(value) is str and text.isascii() and text.isdigit():
+        return int(text)
+    raise PccError("E430", f"{name}={text!r} is no {kind.__name__}")

@@ -22,13 +22,11 @@ from pcc.errors import PccError
 CACHE = "timing.cache"
 
 
-def write_graphs(
-    order: Order, folder: Path, say: Say, options: BuildOptions | None = None
-) -> Written:
+def write_graphs(order: Order, folder: Path, say: Say) -> Written:
     """Write an engine for every query, from ONNX graphs that share one weight file."""
     r = runtime_of(order.target.name)
     r.takes(order.precision)
-    options = options or BuildOptions()
+    options = BuildOptions.of(order.engine)
     builder = Builder(r, _for_gpu(options, order.gpu, r))  # first: a missing library costs nothing
     arch = _architecture(builder)
     models: dict[str, ir.Model] = {}
@@ -65,13 +63,16 @@ def _engines(
     specs: dict[str, dict[str, Any]] = {}
     said: list[str] = []
     for q, model in models.items():
+        specs[q] = {"graph": f"graphs/{q}.onnx", "nodes": len(model.graph)}
+        if not builder.options.builds(q):
+            continue
         made = builder.build(model, folder / "graphs" / f"{q}.onnx")
         name = f"{place}/{q}.plan"
         with (folder / name).open("wb") as out:
             out.write(made.plan)
         size = (folder / name).stat().st_size
         say(f"engine '{q}': {made.layers} layers, {size / 1e6:.1f} MB, {made.seconds:.1f} s")
-        specs[q] = {"graph": name, "nodes": len(model.graph), "layers": made.layers}
+        specs[q] |= {"graph": name, "layers": made.layers}
         if made.pinned:
             specs[q]["pinned"] = made.pinned
         said += [f"{q}: {x}" for x in made.said]

@@ -29,6 +29,10 @@ def compile_command(
     gpu: Annotated[
         str | None, typer.Option(help="Build for this architecture, sm_90 (default: this GPU).")
     ] = None,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(help="Of a TensorRT build: NAME=VALUE (repeatable; docs/tensorrt.md)."),
+    ] = None,
     opset: Annotated[
         int | None, typer.Option(help="Of target onnx: 24, or 17 for older runtimes.")
     ] = None,
@@ -70,6 +74,9 @@ def compile_command(
         extra["step"] = step
     if hmm_bias:
         extra["hmm_bias"] = _biases(hmm_bias)
+    if engine:
+        pairs = (e.partition("=") for e in engine)
+        extra["engine"] = {name: value for name, _, value in pairs}
     artifact = pcc.compile(
         source, verifier=verifier, max_seq=max_seq, chunk=chunk, proposal=proposal,
         draft_mode=draft_mode, queries=query or None, out=out, target=target,

@@ -121,6 +121,9 @@ class Opener:
         """Open the engine of a query. Errors: X330 to X335, X305."""
         spec = self.manifest["queries"][query]
         name = str(spec["graph"])
+        if not name.endswith(".plan"):
+            hint = f"compile again, with {query} among `only`"
+            raise PccError("X334", f"'{query}' has no engine in this bundle", hint=hint)
         if name not in self._engines:
             self._engines[name] = self._open(inside(self.folder, name), query)
         return TensorRtExecutor(self, self._engines[name], spec, query)
