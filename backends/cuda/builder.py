@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pcc.backends.cuda.copy import copy
 from pcc.backends.cuda.graph import PAST
 from pcc.backends.cuda.kernel import SCRATCH, UPDATE, Kernel
+from pcc.backends.cuda.labels import Labels
 from pcc.backends.cuda.memory import Span, place
 from pcc.backends.cuda.pack import strips_of
 from pcc.backends.cuda.patterns.gates import Gate
@@ -47,7 +48,7 @@ class Builder:
         self._values: dict[tuple[Op, str], int] = {}
         self._weights: dict[str, int] = {}
         self._kernels: dict[str, Kernel] = {}
-        self._prefix, self._step = prefix, 0
+        self._prefix, self._step, self._label = prefix, 0, ""
         self._last = self._last_reads()
         states = {op.cache: op for op in self.graph.in_place if isinstance(op, RowWrite)}
         for x in self.graph.inputs:
@@ -62,8 +63,10 @@ class Builder:
 
     def run(self) -> None:
         """Emit every step."""
+        labels = Labels(self.graph, self.schedule.ranked)
         for i, step in enumerate(self.schedule.steps):
             self._step = i
+            self._label = "" if isinstance(step, Group) else labels.of(step)
             if isinstance(step, Group):
                 from pcc.backends.cuda.groups import emit_group
 
@@ -176,7 +179,9 @@ class Builder:
                 raise PccError("E181", f"argument {a.name!r} of a kernel is {found}, wants {a}")
             args.append(at)
         moved = self._moved(kernel, args) | dict(bytes or {})
-        self.launches.append(Drawn(self._shared(kernel), tuple(args), op, layer or op.loc, moved))
+        self.launches.append(
+            Drawn(self._shared(kernel), tuple(args), op, layer or self._label, moved)
+        )
 
     def _shared(self, kernel: Kernel) -> Kernel:
         """Return an equal kernel of another launch, if there is one: it is compiled once."""

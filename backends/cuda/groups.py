@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 from pcc.backends.cuda.codegen import generate
 from pcc.backends.cuda.piece import WIDE, Output
+from pcc.backends.cuda.plan import ITEM
 from pcc.backends.cuda.schedule import Group
+from pcc.ir.core import Op, tensor
+from pcc.tensor import nn
 from pcc.tensor import ops as t
 
 
@@ -22,4 +27,19 @@ def emit_group(group: Group, out: Output) -> None:
     given |= {array.ref: out.array(array) for array in kernel.constants}
     loc = next((n.loc for n in reversed(nodes) if n.loc), "")
     layer = f"{len(nodes)} ops between products" + f", {loc}" * bool(loc)
-    out.launch(kernel, given, group.outputs[-1], layer=layer)
+    moved = {"weights": _weights(group, out)}
+    out.launch(kernel, given, group.outputs[-1], layer=layer, bytes=moved)
+
+
+def _weights(group: Group, out: Output) -> int:
+    """Return the bytes of trained arrays that a group reads: of a table the rows looked up."""
+    total, whole = 0, set[Op]()
+    for n in group.nodes:
+        for a in n.args:
+            if not isinstance(a, t.Const):
+                continue
+            if isinstance(n, nn.Embedding | t.Lookup | t.SelectRow) and a is n.args[0]:
+                total += math.prod(out.graph.shape(n)) * ITEM[tensor(a).dtype]
+            else:
+                whole.add(a)
+    return total + sum(math.prod(tensor(a).shape) * ITEM[tensor(a).dtype] for a in whole)

@@ -20,7 +20,7 @@ LEAST_ARCH = 80  # asynchronous copies and the mma shapes of the products
 LIMIT = 900.0  # seconds that one graph may take; the largest takes a tenth of it on a quiet machine
 SHOWN = 2000  # characters of the compiler's complaint
 KERNELS = Path(__file__).with_name("kernels")
-OPTIONS = ("-O3", "-std=c++17", "--cubin", "-lineinfo")
+OPTIONS = ("-O3", "-std=c++17", "--cubin")
 
 
 def find() -> Path:

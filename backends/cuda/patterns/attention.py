@@ -45,11 +45,10 @@ class Attention:
             width=width, rows=rows, angles=self.inputs.angles, positions=self.inputs.positions,
             scale=y.scale, dtype=dtype, window=y.window,
         )  # fmt: skip
-        layer = out.graph.in_place[key].rpartition(".")[2]
         reach = min(rows, y.window + count) if y.window else rows
         moved = {"kv_row": 2 * out.graph.batch * key_heads * width * 2, "kv_rows": reach}
         moved["weights"] = 2 * count * self.inputs.angles * 4
-        out.launch(kernel, args, self.root, layer=f"layers.{layer}.attention", bytes=moved)
+        out.launch(kernel, args, self.root, bytes=moved)
 
 
 def attention(op: Op, graph: Graph) -> Attention | None:

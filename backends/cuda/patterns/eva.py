@@ -57,11 +57,10 @@ class Eva:
             older=older, angles=self.inputs.angles, positions=self.inputs.positions,
             scale=y.scale, window=y.window, chunk=y.chunk, dtype=dtype,
         )  # fmt: skip
-        layer = out.graph.in_place[self.states[0]].rpartition(".")[2]
         row = 2 * out.graph.batch * number * width * 2
         moved = {"kv_row": row, "kv_rows": min(ring, y.window), "kv_chunk": y.chunk}
         moved["weights"] = 2 * (count * self.inputs.angles + number * width) * 4
-        out.launch(kernel, args, self.root, layer=f"layers.{layer}.attention", bytes=moved)
+        out.launch(kernel, args, self.root, bytes=moved)
 
 
 def eva(op: Op, graph: Graph) -> Eva | None:

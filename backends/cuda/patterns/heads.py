@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pcc.backends.cuda.graph import Graph, half
-from pcc.backends.cuda.library import MOST_POSITIONS
 from pcc.backends.cuda.patterns.terms import only_multiplied
 from pcc.backends.cuda.piece import Output
 from pcc.ir.core import Op, tensor
@@ -15,6 +14,7 @@ from pcc.tensor import ops as t
 
 SWAP = (1, 0, 2)
 MOST_WIDTH, STEP = 128, 16  # of a head: what the kernels take
+MOST_POSITIONS = 128  # of one pass: the kernels hold them in shared memory
 
 
 @dataclass(frozen=True)
