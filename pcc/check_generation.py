@@ -83,8 +83,7 @@ def _graph(
     names = [name for name, _ in module.outputs]
     found: Findings = []
     for rows in (1, 2) if spec.get("one_row") else (1,):  # the graph for one row, and for any
-        session = engine.session_of(query, rows)
-        answers = session.run([o["onnx"] for o in spec["outputs"]], inputs)
+        answers = engine.runner.answer(query, inputs, rows)
         got = dict(zip([o["name"] for o in spec["outputs"]], answers, strict=True))
         want = {k: np.broadcast_to(v, got[k].shape) for k, v in zip(names, values, strict=True)}
         note = " (graph for any number of rows)" if rows > 1 else ""
@@ -141,6 +140,7 @@ def _inputs(
     session.generate_ids(prompt, 2)
     rounds = session.rounds
     assert rounds is not None
+    rounds.place.quiet()
     rounds.reserve(rounds.buckets[-1]["rows"])  # the sizes that the module was written for
     call, spec = rounds.call(rounds.step_name), rounds.spec
     out: dict[str, Any] = {}
@@ -148,7 +148,7 @@ def _inputs(
         name, kind = i["name"], DTYPES[i["dtype"]]
         shape = [1, *(d for d in i["shape"][1:])]
         if name.startswith("past."):
-            out[name] = rounds.states.past[name[5:]].array
+            out[name] = rounds.states.read(name[5:])
         elif name == "length":
             out[name] = rounds.length.copy()
         elif name in ("window", "draft_q"):

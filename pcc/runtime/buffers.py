@@ -46,6 +46,7 @@ class States:
     def __init__(self, specs: Sequence[Mapping[str, Any]], batch: int) -> None:
         self.specs = list(specs)
         self.batch = batch
+        self.rows = 0  # of the buffers, as the manifest counts them
         self.past: dict[str, Buffer] = {}
         self.present: dict[str, Buffer] = {}
 
@@ -79,6 +80,14 @@ class States:
         for name, new in self.present.items():
             if new is not self.past[name]:
                 np.copyto(self.past[name].array, new.array)
+
+    def read(self, name: str) -> Values:
+        """Return a state; it changes with the next call."""
+        return self.past[name].array
+
+    def write(self, name: str, value: Values) -> None:
+        """Replace a state by an array of its shape and type."""
+        self.past[name].array[:] = value
 
 
 def bytes_bound(spec: Mapping[str, Any], batch: int) -> int:
@@ -123,6 +132,10 @@ class Call:
         for name, b in states.present.items():
             if f"present.{name}" in self.names:
                 self.binding.bind_ortvalue_output(f"present.{name}", b.value)
+
+    def give(self, name: str, value: Values) -> None:
+        """Bind an input that never changes, where it lies."""
+        self.binding.bind_ortvalue_input(name, import_ort().OrtValue.ortvalue_from_numpy(value))
 
     def __getitem__(self, name: str) -> Values:
         buffer = self.inputs.get(name) or self.outputs[name]

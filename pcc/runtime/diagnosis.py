@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pcc.runtime.ort import import_ort
+from pcc.runtime.runner import HostRunner
 
 if TYPE_CHECKING:
-    from pcc.runtime.buffers import Call
     from pcc.runtime.rounds import Rounds
+    from pcc.runtime.runner import Calls
 
 
-def first_bad_layer(rounds: Rounds, call: Call) -> str:
+def first_bad_layer(rounds: Rounds, call: Calls) -> str:
     """Run the tokens of a failed call through `verify` with every value as an output.
 
     Returns the first node and layer that gives a NaN. Slow and memory-hungry, for an engine that is
@@ -26,6 +27,9 @@ def first_bad_layer(rounds: Rounds, call: Call) -> str:
     except ImportError:
         return "install onnx to find the layer"
     engine = rounds.engine
+    graph = engine.queries["verify"]["graph"]
+    if engine.provider != "cpu" or not graph.endswith(".onnx"):
+        return "compile with --target onnx, and its error names the layer"
     model = onnx.load(
         str(engine.path / engine.queries["verify"]["graph"]), load_external_data=False
     )
@@ -36,9 +40,11 @@ def first_bad_layer(rounds: Rounds, call: Call) -> str:
                 model.graph.output.append(onnx.ValueInfoProto(name=name))
     session = _open(model, engine.path / engine.queries["verify"]["graph"])
     names = [o.name for o in session.get_outputs()]
-    past = {f"past.{k}": b.array for k, b in rounds.states.past.items()}
+    weights = engine.runner.weights("verify") if isinstance(engine.runner, HostRunner) else {}
+    rounds.place.quiet()
+    past = {f"past.{k}": rounds.states.read(k) for k in rounds.states.past}
     for ids, length in _pieces(rounds, call):
-        feed = {"input_ids": ids, "length": length, **past}
+        feed = {"input_ids": ids, "length": length, **past, **weights}
         values = dict(zip(names, session.run(names, feed), strict=True))
         for node in model.graph.node:
             for name in node.output:
@@ -62,7 +68,7 @@ def _open(model: Any, path: Path) -> Any:
     return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
-def _pieces(rounds: Rounds, call: Call) -> Iterator[tuple[Any, Any]]:
+def _pieces(rounds: Rounds, call: Calls) -> Iterator[tuple[Any, Any]]:
     """Yield ids `[B, n]` and lengths: the window of a round, or a prompt's chunk in windows."""
     if "window" in call.inputs:
         yield call["window"], call["length"]

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pcc.bundle import inside, read_manifest
+from pcc.bundle import read_manifest
 from pcc.errors import PccError
 from pcc.knobs import MAX_THREADS
-from pcc.runtime.ort import answer, check_opset, check_provider, open_session
+from pcc.runtime.ort import KNOWN
+from pcc.runtime.runner import HostRunner, runner_of
 
 if TYPE_CHECKING:
     from pcc.runtime.session import Session
@@ -26,7 +27,9 @@ class Engine:
     """The queries of one bundle, under ONNX Runtime. Sessions open when first used."""
 
     def __init__(self, path: Path, provider: str, threads: int | None) -> None:
-        check_provider(provider)
+        if not isinstance(provider, str) or provider not in KNOWN:
+            hint = f"one of {', '.join(KNOWN)}"
+            raise PccError("R108", f"unknown provider {str(provider)[:60]!r}", hint=hint)
         if threads is not None and (type(threads) is not int or not 0 < threads <= MAX_THREADS):
             raise PccError(
                 "R107",
@@ -36,14 +39,14 @@ class Engine:
         self.path, self.provider, self.threads = path, provider, threads
         self.manifest = read_manifest(path)
         self.queries: dict[str, dict[str, Any]] = self.manifest["queries"]
-        check_opset(self.manifest["opset"])
         self.cards = np.array([c or 0 for c in self.manifest["circuit"]["cards"]], np.int64)
-        self._sessions: dict[str, Any] = {}
+        self.run_ahead = True  # on a device, rounds are launched before the last one is looked at
         self._generation: dict[str, Any] | None = None
         if self.manifest["generation"] is not None:
             from pcc.runtime.contract import check_generation
 
             self._generation = check_generation(self.manifest, str(path))
+        self.runner = runner_of(self)
 
     def spec_of(self, query: str) -> dict[str, Any]:
         """Return the manifest's entry of a query, which the bundle must have."""
@@ -57,23 +60,21 @@ class Engine:
         return self.queries[query]
 
     def session_of(self, query: str, rows: int = 0) -> Any:
-        """Return the ONNX Runtime session of a query: for calls with one row, or any number.
+        """Return the ONNX Runtime session of a query on the host: see `HostRunner.session_of`."""
+        self.spec_of(query)
+        if not isinstance(self.runner, HostRunner):
+            raise PccError("R115", f"'{query}' runs on a device, not in a session of the host")
+        return self.runner.session_of(query, rows)
 
-        Where large weights meet one vector, a CPU does best to read them as they lie in the file,
-        and with more rows to hold a copy in blocks: there are two graphs then.
-        """
-        spec = self.spec_of(query)
-        one = rows == 1 and self.provider == "cpu" and spec.get("one_row")
-        name: str = one or spec["graph"]
-        if name not in self._sessions:
-            graph = inside(self.path, name)
-            self._sessions[name] = open_session(graph, self.provider, self.threads)
-        return self._sessions[name]
+    def executor(self, query: str) -> tuple[Any, Any]:
+        """Return a device, and a query's graph on it with nothing bound (docs/runtime.md)."""
+        self.spec_of(query)
+        return self.runner.executor(query)
 
     @property
     def opened(self) -> dict[str, Any]:
         """ONNX Runtime sessions that are open, by graph."""
-        return dict(self._sessions)
+        return dict(self.runner.opened)
 
     def generation(self) -> dict[str, Any]:
         """Return what the manifest says about generation; bundles without a verifier have none."""
@@ -103,8 +104,7 @@ class Engine:
         spec = self.spec_of(query)
         feed = self._feed(spec, {k: _array(k, v) for k, v in inputs.items()})
         rows = next((len(feed[i["name"]]) for i in spec["inputs"] if i["shape"][:1] == ["Bc"]), 0)
-        session = self.session_of(query, rows)
-        values = answer(session, [o["onnx"] for o in spec["outputs"]], feed, str(self.path))
+        values = self.runner.answer(query, feed, rows)
         found = {o["name"]: v for o, v in zip(spec["outputs"], values, strict=True)}
         for name, value in found.items():
             _check_finite(query, name, value)

@@ -18,7 +18,7 @@ import numpy as np
 
 from pcc import knobs
 from pcc.errors import PccError
-from pcc.runtime.buffers import Call, States
+from pcc.runtime.runner import Calls
 from pcc.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -35,11 +35,10 @@ class Autoregressive:
         if "decode" not in engine.queries:
             raise PccError("R111", "the bundle has no one-token graph 'decode'")
         self.spec, self.max_seq = spec, int(spec["max_seq"])
-        self.states = States(spec["states"], 1)
-        self.prefill = Call(
-            engine.session_of("prefill_greedy", 1), engine.queries["prefill_greedy"], 1
-        )
-        self.decode = Call(engine.session_of("decode", 1), engine.queries["decode"], 1)
+        self.place = engine.runner.place(spec["states"], 1)
+        self.states = self.place.states
+        self.prefill = self.place.call("prefill_greedy")
+        self.decode = self.place.call("decode")
         self.chunk = int(spec["chunk"])
         self.seconds = self.cpu_seconds = 0.0  # of decoding; processor time of the same
         self.steps = 0
@@ -175,9 +174,10 @@ def graph_times(engine: Engine, length: int, repeats: int) -> dict[str, dict[str
     for query in ("decode", "verify", "step_greedy", "step", "draft"):
         if query not in engine.queries:
             continue
-        c = Call(engine.session_of(query, 1), engine.queries[query], 1)
+        place = engine.runner.place(spec["states"], 1)
+        c = place.call(query)
         if any(i["name"].startswith("past.") for i in engine.queries[query]["inputs"]):
-            states = States(spec["states"], 1)
+            states = place.states
             need = length + max(int(spec["n"]), int(spec["chunk"]))
             fits = [b for b in spec["buckets"] if b["rows"] >= need] or spec["buckets"][-1:]
             states.resize(fits[0]["states"])
@@ -192,7 +192,7 @@ def graph_times(engine: Engine, length: int, repeats: int) -> dict[str, dict[str
     return out
 
 
-def _plausible(c: Call, length: int) -> None:
+def _plausible(c: Calls, length: int) -> None:
     fill = {"length": length, "active": True, "temperature": 1.0, "top_p": 1.0, "u": 0.5,
             "draft_temperature": 1.0, "draft_top_p": 1.0}  # fmt: skip
     for name, b in c.inputs.items():

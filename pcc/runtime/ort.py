@@ -9,6 +9,7 @@ from pcc.bundle import RUNTIME_OF_OPSET
 from pcc.errors import PccError
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+KNOWN = (*PROVIDERS, "tensorrt")
 
 
 def import_ort() -> Any:
@@ -40,11 +41,16 @@ def check_opset(opset: int) -> None:
         )
 
 
-def check_provider(provider: str) -> str:
-    """Return ONNX Runtime's name of a provider, which must be there."""
-    if not isinstance(provider, str) or provider not in PROVIDERS:
-        hint = f"one of {', '.join(PROVIDERS)}"
+def check_provider(provider: str, kind: str = "onnx") -> str:
+    """Return ONNX Runtime's name of a provider, which must be there; "" where it is not asked.
+
+    `kind` is the format of the graphs: only "onnx" needs ONNX Runtime.
+    """
+    if not isinstance(provider, str) or provider not in KNOWN:
+        hint = f"one of {', '.join(KNOWN)}"
         raise PccError("R108", f"unknown provider {provider!r}", hint=hint)
+    if kind != "onnx" or provider not in PROVIDERS:
+        return ""
     want = PROVIDERS[provider]
     if want not in import_ort().get_available_providers():
         hint = "uninstall onnxruntime, then pip install 'pcc[gpu]': both use one folder"

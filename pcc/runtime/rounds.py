@@ -2,7 +2,7 @@
 
 One call of the `step` graph is one round: it verifies the window, commits, and drafts the next
 window (docs/generation.md). Between calls the host copies the next window and its q, and fills the
-uniforms; nothing else crosses.
+uniforms; nothing else crosses. Where that happens, on the host or on a device, the `Place` knows.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pcc.errors import PccError
-from pcc.runtime.buffers import Call, States, Values, bytes_bound
+from pcc.runtime.buffers import Values, bytes_bound
 from pcc.runtime.philox import Uniforms
+from pcc.runtime.runner import Calls
 from pcc.runtime.sampling import Sampling
 from pcc.runtime.statistics import Statistics
 
@@ -34,24 +35,27 @@ class Rounds:
         greedy = sampling.greedy
         self.step_name = "step_greedy" if greedy else "step"
         self.prefill_name = "prefill_greedy" if greedy else "prefill"
-        self.calls: dict[str, Call] = {}
+        self.calls: dict[str, Calls] = {}
         self.uniforms = {
             q: Uniforms(sampling.seed, spec["random"][q], streams)
             for q in (self.step_name, self.prefill_name)
             if q in spec["random"]
         }
-        self.states = States(spec["states"], self.batch)
+        self.place = engine.runner.place(spec["states"], self.batch)
+        self.states = self.place.states
         self.bucket = -1
         self.length = np.zeros(self.batch, np.int64)
         self.active = np.ones(self.batch, bool)
         self.first_log_probs = np.full(self.batch, np.nan)  # of each row's carry after its prompt
         self.statistics = Statistics(self.n, self.batch)
 
-    def call(self, query: str) -> Call:
+    def call(self, query: str) -> Calls:
         """Return a graph bound to this session's buffers."""
         if query not in self.calls:
-            session = self.engine.session_of(query, self.batch)
-            made = Call(session, self.engine.queries[query], self.batch)
+            if query == self.step_name:
+                made = self.place.round(query, self.uniforms.get(query))
+            else:
+                made = self.place.call(query)
             for name, value in self.sampling.inputs().items():
                 if name in made.inputs:
                     made[name][:] = value
@@ -71,7 +75,9 @@ class Rounds:
             )
         if need > self.bucket:
             self.bucket = need
+            self.place.quiet()
             self.states.resize(self.buckets[need]["states"])
+            self.states.rows = int(self.buckets[need]["rows"])
             for c in self.calls.values():
                 c.attach(self.states)
 
@@ -139,7 +145,7 @@ class Rounds:
         c = self.call(self.step_name)
         return c["window"], c["draft_q"] if "draft_q" in c.inputs else None
 
-    def _check(self, c: Call, tokens: Values, rows: Values) -> None:
+    def _check(self, c: Calls, tokens: Values, rows: Values) -> None:
         """Refuse to go on from values that are not numbers, and say where they come from."""
         bad = bool((tokens[rows] < 0).any())
         if "margin" in c.outputs:
@@ -161,18 +167,20 @@ class Rounds:
         out: dict[str, Any] = {"length": self.length, "active": self.active, "window": window}
         if q is not None:
             out["draft_q"] = q
-        return out | {f"past.{k}": b.array for k, b in self.states.past.items()}
+        self.place.quiet()
+        return out | {f"past.{k}": self.states.read(k) for k in self.states.past}
 
     def restore(self, arrays: Mapping[str, Values], bucket: int) -> None:
         """Take the place of a session with buffers of this size, whose arrays are checked."""
         self.reserve(int(self.buckets[bucket]["rows"]))
+        self.place.quiet()
         window, q = self._drafts()
         self.length[:], self.active[:] = arrays["length"], arrays["active"]
         window[:] = arrays["window"]
         if q is not None:
             q[:] = arrays["draft_q"]
-        for name, b in self.states.past.items():
-            b.array[:] = arrays[f"past.{name}"]
+        for name in self.states.past:
+            self.states.write(name, arrays[f"past.{name}"])
 
 
 def memory_of(engine: Engine, rows: int, tokens: int, *, greedy: bool) -> int:
@@ -181,7 +189,7 @@ def memory_of(engine: Engine, rows: int, tokens: int, *, greedy: bool) -> int:
     need = min(tokens, int(spec["max_seq"])) + max(int(spec["n"]), int(spec["chunk"]))
     fits = (b for b in spec["buckets"] if b["rows"] >= need)
     bucket = next(fits, spec["buckets"][-1])
-    total = States(spec["states"], rows).bytes_for(bucket["states"])
+    total = engine.runner.place(spec["states"], rows).states.bytes_for(bucket["states"])
     for query in ("step_greedy", "prefill_greedy") if greedy else ("step", "prefill"):
         total += bytes_bound(engine.queries[query], rows)
     return total

@@ -17,7 +17,8 @@ from pcc.errors import PccError
 from pcc.knobs import MAX_QUOTED
 from pcc.runtime.arguments import integer, token_ids
 from pcc.runtime.arrays import read_npz
-from pcc.runtime.buffers import DTYPES, Values
+from pcc.runtime.buffers import Values
+from pcc.runtime.device.arena import STORED
 from pcc.runtime.rounds import Rounds
 from pcc.runtime.rows import Row
 from pcc.runtime.session import Session, streams_of
@@ -128,12 +129,18 @@ def _states(session: Session, arrays: Mapping[str, Values], length: int) -> int:
     for spec in rounds.spec["states"]:
         name, value = spec["name"], arrays[f"past.{spec['name']}"]
         shape = (rounds.batch, *rounds.buckets[bucket]["states"][name])
-        _like(name, value, DTYPES[spec["dtype"]], shape)
+        _like(name, value, STORED[spec["dtype"]], shape)
         if spec["dtype"] == "i64":
             _ids(name, value, session.vocabulary.size)
-        elif not np.isfinite(value).all():
+        elif not _finite(value, spec["dtype"]):
             raise PccError("S141", f"the saved '{name}' holds NaN or infinity")
     return bucket
+
+
+def _finite(value: Values, dtype: str) -> bool:
+    if dtype == "bf16":  # stored as its bits: no exponent may be all ones
+        return not bool(((value & 0x7F80) == 0x7F80).any())
+    return bool(np.isfinite(value).all())
 
 
 def _bucket(rounds: Rounds, shapes: Mapping[str, tuple[int, ...]], length: int) -> int:
@@ -189,5 +196,5 @@ def _identity(engine: Engine) -> str:
     import hashlib
 
     files = engine.manifest["files"]
-    graphs = sorted((k, v) for k, v in files.items() if k.startswith("graphs/"))
+    graphs = sorted((k, v) for k, v in files.items() if k.startswith(("graphs/", "engines/")))
     return hashlib.sha256(json.dumps(graphs).encode()).hexdigest()

@@ -247,6 +247,10 @@ class Device:
         """Return when the event has happened."""
         self("cuEventSynchronize", event)
 
+    def follow(self, stream: int, event: int) -> None:
+        """Let what is enqueued on a stream from now on wait for an event."""
+        self("cuStreamWaitEvent", stream, event, 0)
+
     def elapsed(self, first: int, last: int) -> float:
         """Return the milliseconds between two events that have happened."""
         return float(self("cuEventElapsedTime", first, last))

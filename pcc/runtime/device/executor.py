@@ -22,3 +22,10 @@ class Executor(Protocol):
 
     def enqueue(self, stream: int) -> None:
         """Enqueue the graph's work on a stream (a CUstream as an integer), without waiting."""
+
+
+class Opener(Protocol):
+    """Opens the graphs of one bundle; what they share, weights first of all, it holds once."""
+
+    def executor(self, query: str) -> Executor:
+        """Return a query's graph with addresses of its own, nothing of it bound yet."""

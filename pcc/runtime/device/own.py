@@ -1,0 +1,142 @@
+"""The engine of our own: plans of kernel launches, their code and weights on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pcc.bundle import inside
+from pcc.errors import PccError
+from pcc.files import read_bounded
+from pcc.runtime.device.driver import Device, Kernel, Memory
+from pcc.runtime.device.plan import ARCH, Plan, read_plan
+from pcc.runtime.device.upload import upload
+
+MAX_CUBIN_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A plan on the device: its kernels in order, and its scratch memory."""
+
+    plan: Plan
+    kernels: tuple[Kernel, ...]
+    scratch: Memory
+
+
+class Plans:
+    """The plans of one bundle; all read one copy of the weights."""
+
+    def __init__(
+        self, device: Device, folder: Path, manifest: Mapping[str, Any], stream: int
+    ) -> None:
+        self.device, self.folder, self.manifest, self.stream = device, folder, manifest, stream
+        self._loaded: dict[str, Loaded] = {}
+        self._weights: dict[str, Memory] = {}
+
+    def executor(self, query: str) -> PlanExecutor:
+        """Return a query's graph with addresses of its own. Errors: B240, B241, X305, X306."""
+        if query not in self._loaded:
+            self._loaded[query] = self._load(query)
+        loaded = self._loaded[query]
+        return PlanExecutor(self.device, query, loaded, self._base(loaded.plan.weights))
+
+    def _load(self, query: str) -> Loaded:
+        spec = self.manifest["queries"][query]
+        states = (self.manifest["generation"] or {}).get("states", ())
+        plan = read_plan(self.folder, query, spec, states)
+        check_arch(self.device, plan.arch, str(self.folder))
+        path = inside(self.folder, plan.cubin)
+        image = read_bounded(path, MAX_CUBIN_BYTES, "B240")
+        functions = self.device.load(image, sorted({x.kernel for x in plan.launches}), str(path))
+        most: dict[str, int] = {}
+        for x in plan.launches:
+            most[x.kernel] = max(x.shared, most.get(x.kernel, 0))
+        for name, size in most.items():
+            self.device.allow_shared(functions[name], size)
+        kernels = tuple(
+            Kernel(functions[x.kernel], x.grid, x.block, x.shared, x.cooperative, x.overlap)
+            for x in plan.launches
+        )
+        scratch = Memory(self.device, plan.scratch_bytes)
+        for b in plan.buffers:
+            if b.kind == "scratch" and b.zero:  # counters: kernels leave them at zero
+                self.device.zero(scratch.address + b.offset, b.bytes, self.stream)
+        self.device.wait(self.stream)
+        return Loaded(plan, kernels, scratch)
+
+    def _base(self, name: str) -> int:
+        """Return where a weight file lies on the device."""
+        if name not in self._weights:
+            path = inside(self.folder, name)
+            size = path.stat().st_size
+            free, _ = self.device.memory()
+            if size > free:
+                raise self.device.too_little(size)
+            memory = Memory(self.device, size)
+            upload(self.device, path, [(0, size, memory.address)], self.stream)
+            self._weights[name] = memory
+        return self._weights[name].address
+
+
+def check_arch(device: Device, arch: str, at: str) -> None:
+    """Raise X306 where code for `arch` does not run on a GPU.
+
+    Code for sm_XY runs on X.Y and later of the same X; with a letter, on X.Y alone ("f": on X).
+    """
+    match = ARCH.fullmatch(arch)
+    assert match is not None
+    major, minor, only = int(match[1]), int(match[2]), match[3]
+    have = device.capability
+    fits = have[0] == major and (have[1] == minor if only == "a" else have[1] >= minor)
+    if not fits:
+        what = f"the engine was built for {arch}, {device.name} is {device.arch}"
+        raise PccError("X306", what, at=at, hint=f"compile with --gpu-arch {device.arch}")
+
+
+class PlanExecutor:
+    """One plan over arrays that the caller binds (`pcc.runtime.device.executor.Executor`)."""
+
+    def __init__(self, device: Device, query: str, loaded: Loaded, weights: int) -> None:
+        self.device, self.query, self.loaded = device, query, loaded
+        self.addresses: list[int] = []
+        self.places: dict[str, list[int]] = {}
+        for i, b in enumerate(loaded.plan.buffers):
+            base = {"weight": weights, "scratch": loaded.scratch.address}.get(b.kind)
+            self.addresses.append(0 if base is None else base + b.offset)
+            if base is None:
+                self.places.setdefault(b.name, []).append(i)
+
+    @property
+    def document(self) -> Mapping[str, Any]:
+        """The plan as it stands in its file."""
+        return self.loaded.plan.document
+
+    @property
+    def scratch(self) -> int:
+        """Bytes of scratch memory."""
+        return self.loaded.plan.scratch_bytes
+
+    def bind(self, name: str, address: int) -> None:
+        """Say where an array lies on the device; one that the plan does not read is ignored."""
+        kind, _, state = name.partition(".")
+        names = (name, state) if kind in ("past", "present") else (name,)
+        for n in names:
+            for i in self.places.get(n, ()):
+                self.addresses[i] = address
+
+    def enqueue(self, stream: int) -> None:
+        """Enqueue every launch in order."""
+        self.enqueue_some(range(len(self.loaded.kernels)), stream)
+
+    def enqueue_some(self, launches: Sequence[int], stream: int) -> None:
+        """Enqueue some of the launches, by index: to time them alone."""
+        if 0 in self.addresses:
+            name = self.loaded.plan.buffers[self.addresses.index(0)].name
+            raise PccError("R103", f"'{self.query}' has no address for {name[:60]!r}")
+        at, kernels = self.addresses, self.loaded.kernels
+        for i in launches:
+            args = [at[j] for j in self.loaded.plan.launches[i].args]
+            self.device.start(kernels[i], args, stream)
