@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -278,6 +279,15 @@ def test_files_of_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         for launch in plan["launches"]:
             assert f" {launch['kernel']}(" in asked[q]
             assert all(0 <= at < len(plan["buffers"]) for at in launch["args"])
+
+
+@pytest.mark.wheel
+def test_headers_of_the_kernels_are_installed() -> None:
+    """Every header that a kernel includes lies where nvcc is told to look."""
+    headers = {p.name: p.read_text() for p in nvcc.KERNELS.glob("*.cuh")}
+    included = {n for text in headers.values() for n in re.findall(r'#include "(.+?)"', text)}
+    assert included <= set(headers)
+    assert {"linear.cuh", "attend.cuh", "rms_norm.cuh", "embedding.cuh"} <= set(headers)
 
 
 @pytest.mark.skipif(not Path("/usr/local/cuda/bin/nvcc").exists(), reason="no nvcc is here")
