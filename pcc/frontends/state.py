@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml  # type: ignore[import-untyped, unused-ignore]
 
 from pcc.errors import PccError
 from pcc.files import open_regular, read_bounded
@@ -62,7 +61,11 @@ def read_state(
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Parse ``config.yaml`` with the safe loader; at most 1 MiB. Errors: F102."""
+    """Parse ``config.yaml`` with the safe loader; at most 1 MiB. Errors: F102, X104."""
+    try:  # only checkpoints need it: verifiers and circuits are compiled without
+        import yaml  # type: ignore[import-untyped, unused-ignore]
+    except ImportError:
+        raise PccError("X104", "pyyaml is not installed", hint="pip install pyyaml") from None
     where = str(path)
     try:
         config = yaml.safe_load(read_bounded(path, MAX_YAML_BYTES, "F102").decode("utf-8"))
