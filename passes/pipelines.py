@@ -38,6 +38,7 @@ LAZY = (  # from tensors that select experts
     "fold-constants",
     "dce",
 )
+STORAGE = ("half-projections",)  # of a head as it comes, where halves are asked for
 ORDER: tuple[tuple[str, str, str], ...] = (
     ("prune-zero", "layerize", "a dropped term changes the fan-in that nodes are grouped by"),
     ("sum-collapse", "fold-leaf-sums", "a collapsed sum over inputs is folded as one table"),
@@ -77,6 +78,11 @@ def circuit_pipeline(*, maximise: bool = False) -> tuple[Pass, ...]:
 def tensor_pipeline() -> tuple[Pass, ...]:
     """Return the passes from a query to tensors."""
     return tuple(make(name) for name in TENSOR)
+
+
+def storage_pipeline(dtype: str) -> tuple[Pass, ...]:
+    """Return the passes that choose in what trained arrays are stored; none for f32."""
+    return () if dtype == "f32" else tuple(make(name, dtype=dtype) for name in STORAGE)
 
 
 def lazy_pipeline() -> tuple[Pass, ...]:

@@ -45,7 +45,8 @@ def check_generation(engine: Engine, seed: int, say: Callable[[str], None]) -> F
     say("greedy text against autoregressive decoding")
     count = min(knobs.CHECK_TOKENS, int(spec["max_seq"]) - len(prompt) - 1)
     if count > 1:
-        compared, _ = compare_greedy(engine, [prompt], count, lambda _: None)
+        tie = knobs.LOGIT_TIE * knobs.WIDER_TIE[stages.module("tensor-verify").stored]
+        compared, _ = compare_greedy(engine, [prompt], count, lambda _: None, tie)
         faults = [d for d in compared.differences if not d["near_tie"]]
         ties = f", {compared.near_ties} near-ties" if compared.near_ties else ""
         what = f"greedy text of {count} tokens is the autoregressive one{ties}"
@@ -96,7 +97,7 @@ def _compared(
 ) -> Findings:
     """Compare the outputs of one graph: integers must be equal, unless a near-tie decides them."""
     out: Findings = []
-    tie = near_tie(want, got, greedy="greedy" in query)
+    tie = near_tie(want, got, greedy="greedy" in query, stored=module.stored)
     if tie is not None:
         what = f"decides otherwise at a near-tie of {tie:.1e}; what follows from it is not compared"
         out.append((query, what, 0.0, 0.0))
@@ -104,18 +105,19 @@ def _compared(
         value = want[name]
         if tie is not None and not name.startswith(("present.key", "present.value")):
             continue
-        if tensor(op).dtype != "f32":
+        if tensor(op).dtype in ("i64", "bool"):
             out.append((query, name, float(not np.array_equal(value, got[name])), 0.0))
             continue
         top = max(1.0, float(np.abs(value[np.isfinite(value)]).max(initial=0.0)))
         with np.errstate(invalid="ignore"):
             error = np.where(value == got[name], 0.0, np.abs(value - got[name])).max(initial=0.0)
-        out.append((query, name, float(error) / top, knobs.CHECK_TOLERANCE))
+        limit = knobs.CHECK_TOLERANCE[module.stored] * (10 if name == "margin" else 1)
+        out.append((query, name, float(error) / top, limit))
     return out
 
 
 def near_tie(
-    want: Mapping[str, Values], got: Mapping[str, Values], *, greedy: bool
+    want: Mapping[str, Values], got: Mapping[str, Values], *, greedy: bool, stored: str = "f32"
 ) -> float | None:
     """Return the margin at which one row's emitted tokens part, if it is a tie; None otherwise.
 
@@ -129,7 +131,8 @@ def near_tie(
     margins = np.abs(want["margin"][0])
     decided = margins[[at]] if greedy else margins[[min(at, len(margins) - 1), -1]]
     smallest = float(decided.min())
-    return smallest if smallest <= (knobs.LOGIT_TIE if greedy else knobs.CHANCE_TIE) else None
+    limit = (knobs.LOGIT_TIE if greedy else knobs.CHANCE_TIE) * knobs.WIDER_TIE[stored]
+    return smallest if smallest <= limit else None
 
 
 def _inputs(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -26,10 +26,10 @@ from pcc.ir.module import Module
 from pcc.ir.places import fresh
 from pcc.package import write
 from pcc.passes.manager import Manager, Pass, Record
-from pcc.passes.pipelines import circuit_pipeline, tensor_pipeline
+from pcc.passes.pipelines import circuit_pipeline, storage_pipeline, tensor_pipeline
 from pcc.passes.to_tensor import slots_of
 from pcc.shapes import Synthetic, synthetic
-from pcc.targets import Target, target_of
+from pcc.targets import HALF_OF, Target, target_of
 from pcc.tensor.ops import Input
 
 Progress = Callable[[str], None]
@@ -56,6 +56,7 @@ class Job:
     precision: str = "fp32"
     batch: int = 1
     gpu: str = ""
+    engine: Mapping[str, Any] = field(default_factory=dict)
     of: list[str] = field(default_factory=list)  # what each record of the manager is about
     stages: list[tuple[str, Module]] = field(default_factory=list)
     emissions: dict[str, Emission] = field(default_factory=dict)
@@ -71,7 +72,7 @@ class Job:
     def order(self) -> Order:
         """Return what the target's writer is to write."""
         return Order(self.circuit.name, self.emissions, self.target, self.precision, self.batch,
-                     self.gpu)  # fmt: skip
+                     self.gpu, self.engine)  # fmt: skip
 
     def precisions(self) -> dict[str, str]:
         """Return the manifest's precision map: in what each part is stored; results are fp32."""
@@ -126,6 +127,7 @@ def compile(
     opset: int | None = None,
     batch: int = 1,
     gpu: str | None = None,
+    engine: Mapping[str, Any] | None = None,
     validate: bool = True,
     force: bool = False,
     progress: Progress | None = None,
@@ -147,6 +149,7 @@ def compile(
 
     `target` is a name of `pcc.targets`; targets for GPUs have graphs of fixed shapes, for `batch`
     rows, and engines for the architecture `gpu` ("sm_90"; None: the GPU that is present).
+    `engine`: options of the target's own (docs/tensorrt.md).
     `precision` is "fp32", "fp16" or "bf16": in what large weights and caches are stored
     (docs/precision.md). `opset` is the target's unless given.
 
@@ -163,10 +166,12 @@ def compile(
     """
     start = time.perf_counter()
     _typed(source=source, verifier=verifier, max_seq=max_seq, window=window, out=out, opset=opset,
-           batch=batch, gpu=gpu, truncation=truncation, chunk=chunk, validate=validate,
-           force=force)  # fmt: skip
+           batch=batch, gpu=gpu, engine=engine, truncation=truncation, chunk=chunk,
+           validate=validate, force=force)  # fmt: skip
     _supported(parameters, queries)
     chosen = target_of(target, precision, opset)
+    if engine and chosen.format != "tensorrt":
+        raise PccError("E141", f"target {chosen.name!r} has no engine options")
     if batch > (knobs.MAX_BATCH if chosen.static else 1):
         what = f"batch={batch} is not supported by target {chosen.name!r}"
         hint = f"at most {knobs.MAX_BATCH}" if chosen.static else "its graphs take any batch"
@@ -187,7 +192,7 @@ def compile(
         if parameters == "logits":
             circuit = circuit.with_logits()
         job = Job(circuit, Manager(validate=validate), chosen, progress or (lambda _: None),
-                  precision, batch, gpu or "")  # fmt: skip
+                  precision, batch, gpu or "", engine or {})  # fmt: skip
         layers = (n for n in circuit.module().nodes() if isinstance(n, CircuitOp))
         with fresh(layers):  # graphs name layers of this circuit, whatever else is alive
             _graphs(job, queries, request)
@@ -199,7 +204,8 @@ PATH = (str, Path, NoneType)
 KINDS: dict[str, tuple[type, ...]] = {
     "source": (*PATH, Circuit), "verifier": PATH, "out": PATH, "window": (int, NoneType),
     "max_seq": (int,), "opset": (int, NoneType), "chunk": (int,), "batch": (int,),
-    "gpu": (str, NoneType), "truncation": (bool, NoneType), "validate": (bool,), "force": (bool,),
+    "gpu": (str, NoneType), "engine": (dict, NoneType), "truncation": (bool, NoneType),
+    "validate": (bool,), "force": (bool,),
 }  # fmt: skip
 
 
@@ -289,6 +295,9 @@ def _graphs(job: Job, queries: Sequence[str] | None, request: Request | None) ->
 
 def _circuit(job: Job) -> None:
     module = job.circuit.module()
+    if storage := storage_pipeline(HALF_OF[job.precision]):
+        module = job.run("circuit", module, storage)
+        job.circuit = replace(job.circuit, root=module.roots[0], logits=())
     job.stages.append(("circuit", module))
     job.say("passes over the circuit")
     job.stages.append(("optimised", job.run("circuit", module, circuit_pipeline())))

@@ -7,6 +7,10 @@ about sqrt(n) of that (Higham and Mary 2019: below lambda sqrt(n) u |J| with hig
     |float32 - float64| <= 5e-5 + 2 sqrt(n) 2^-24 |J|
 
 A conditional is the difference of two joints: it is as exact as they are, however close to 0 it is.
+
+Where a head's projections are stored in half precision, implementations may also round the scores
+that they give, by 2^-11 (f16) or 2^-8 (bf16) of each; a log-softmax doubles that, and a joint has n
+of them with independent signs. Scores are taken as up to 16, which is a probability of e^-16.
 """
 
 from __future__ import annotations
@@ -23,6 +27,8 @@ from pcc.ir.core import Values
 TOLERANCE = 5e-5
 UNIT = 2.0**-24  # of float32: half the distance of two numbers, relative to the larger
 LAMBDA = 2.0
+HALF_UNIT = {"f32": 0.0, "f16": 2.0**-11, "bf16": 2.0**-8}
+SCORE = 16.0
 
 
 def bounds(
@@ -33,8 +39,9 @@ def bounds(
     `outputs` are float64; integers and draft laws, which are no logarithms, have no second term.
     """
     unit = LAMBDA * math.sqrt(circuit.n) * UNIT
+    half = LAMBDA * math.sqrt(circuit.n) * HALF_UNIT[circuit.module().stored] * SCORE
     return {
-        name: TOLERANCE + unit * joint
+        name: TOLERANCE + half + unit * joint
         for name, joint in _joints(circuit, query, inputs, outputs).items()
     }
 

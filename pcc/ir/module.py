@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from pcc.errors import PccError
 from pcc.ir.core import Op, Uses, postorder, rewrite
+from pcc.ir.types import HALVES
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,12 @@ class Module:
     def nodes(self) -> Iterator[Op]:
         """Every node once, operands first."""
         return postorder(*self.roots)
+
+    @property
+    def stored(self) -> str:
+        """Return the coarsest dtype of stored floats: "f32", "f16" or "bf16"."""
+        kinds = {str(getattr(n.type, "dtype", "")) for n in self.nodes()}
+        return next((k for k in reversed(HALVES) if k in kinds), "f32")
 
     def with_roots(self, roots: tuple[Op, ...]) -> Module:
         """Return this module with other output values under the same names."""

@@ -21,12 +21,18 @@ from pcc.errors import PccError
 from pcc.ir.array import Array
 from pcc.ir.core import Op, Values, postorder, rewrite, tensor, units
 from pcc.ir.module import Module
+from pcc.ir.types import HALVES
 from pcc.passes import pieces as mk
 from pcc.passes.draw import Draw, Slot
 from pcc.passes.evidence import Evidence
 from pcc.passes.manager import Manager
 from pcc.passes.messages import MaxUp, Up, expand_fused
-from pcc.passes.pipelines import circuit_pipeline, lazy_pipeline, tensor_pipeline
+from pcc.passes.pipelines import (
+    circuit_pipeline,
+    lazy_pipeline,
+    storage_pipeline,
+    tensor_pipeline,
+)
 from pcc.passes.to_tensor import Ancestral, largest, possible, slots_of
 from pcc.tensor import ops as t
 from pcc.tensor.sampling import Temper, Truncate
@@ -144,7 +150,7 @@ def sampled(circuit: Circuit, manager: Manager, kind: str, *, truncation: bool) 
         return Proposal(module, slots)
     x, q = latent_first(root, args["carry"], args["u"], card)
     module = Module("draft-latent-first", circuit.cards, (("x", x), ("q", q)))
-    return Proposal(manager.run(module, lazy_pipeline()), slots)
+    return Proposal(_lazy(module, manager), slots)
 
 
 def greedy(circuit: Circuit, manager: Manager, kind: str) -> Proposal:
@@ -155,7 +161,7 @@ def greedy(circuit: Circuit, manager: Manager, kind: str) -> Proposal:
     carry = t.Input("carry", "i64", "b", ())
     if kind == "latent-first":
         module = Module("draft-greedy", circuit.cards, (("x", latent_first_mode(root, carry)),))
-        return Proposal(manager.run(module, lazy_pipeline()))
+        return Proposal(_lazy(module, manager))
     card = max(circuit.cards)
     if kind == "stepwise":
         outs = (("x", Query(root, (carry,), "stepwise", "x", card)),)
@@ -167,6 +173,22 @@ def greedy(circuit: Circuit, manager: Manager, kind: str) -> Proposal:
     values = {"x": started(carry, n), "observed": t.Expand(known, carry, (n,))}
     best = splice(module.roots, values)[0]
     return Proposal(Module("draft-mode", circuit.cards, (("x", mk.take(best, range(1, n))),)))
+
+
+def _lazy(module: Module, manager: Manager) -> Module:
+    """Run the passes that select experts.
+
+    A selected row of a half matrix is widened where the whole product would round its operand: so
+    that the passes can be held to 1e-9, they see the wide matrices, which become half afterwards.
+    """
+    stored = module.stored
+
+    def wide(n: Op, _: object) -> Op | None:
+        half = isinstance(n, t.Const) and tensor(n).dtype in HALVES
+        return t.Const(n.value.cast("f32")) if half and isinstance(n, t.Const) else None
+
+    lazy = manager.run(module.rewrite(wide), lazy_pipeline())
+    return manager.run(lazy, storage_pipeline(stored))
 
 
 def splice(roots: tuple[Op, ...], values: dict[str, Op]) -> tuple[Op, ...]:

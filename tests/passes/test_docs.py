@@ -31,7 +31,9 @@ def test_docstrings(name: str) -> None:
 
 
 def test_every_pass_runs_in_a_pipeline() -> None:
-    assert {*pipelines.CIRCUIT, *pipelines.TENSOR, *pipelines.LAZY} == set(PASSES)
+    assert {*pipelines.CIRCUIT, *pipelines.TENSOR, *pipelines.LAZY, *pipelines.STORAGE} == set(
+        PASSES
+    )
 
 
 def test_the_numbers_are_those_of_the_code() -> None:
