@@ -20,11 +20,14 @@ from pcc.runtime.bound import quantiles
 from pcc.runtime.device.driver import Device, Memory
 from pcc.runtime.device.executor import Executor
 from pcc.runtime.parts import parts
+from pcc.runtime.rounds import Rounds
+from pcc.runtime.sampling import Sampling
 
 if TYPE_CHECKING:
     from pcc.runtime.engine import Engine
 
 Values = np.ndarray[Any, Any]
+Times = dict[str, float]
 ITEM = {"f32": 4, "f16": 2, "bf16": 2, "i64": 8, "bool": 1}
 NUMPY = {"f32": np.float32, "i64": np.int64, "bool": np.bool_}
 COPY = 2 << 30  # bytes of the copied buffer: forty times the L2
@@ -64,8 +67,12 @@ class Timer:
         return out[WARM:]
 
     def recorded(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Return the launch of a CUDA graph of some work, which runs once before."""
-        work()
+        """Return the launch of a CUDA graph of some work, which runs plainly before.
+
+        Runtimes allocate in their first runs, which cannot be recorded.
+        """
+        for _ in range(2):
+            work()
         self.device.wait(self.stream)
         graph = self.device.capture(self.stream, work)
         return lambda: self.device.launch(graph, self.stream)
@@ -98,6 +105,7 @@ class Bench:
         self.timer, self.executor = Timer(device), executor
         self.memory: list[Memory] = []
         whole = {s["name"]: s["rows_axis"] is not None for s in states}
+        shapes = {s["name"]: list(s["shape"]) for s in states}
         held: dict[str, int] = {}
         for io in (*spec["inputs"], *spec["outputs"]):
             kind, _, state = io["name"].partition(".")
@@ -105,7 +113,8 @@ class Bench:
             if kind in ("past", "present") and whole.get(state):
                 name = f"past.{state}"  # one buffer, written in place
             if name not in held:
-                held[name] = self._place(io, batch, fill)
+                inner = shapes[state] if kind in ("past", "present") else io["shape"][1:]
+                held[name] = self._place({**io, "shape": ["B", *inner]}, batch, fill)
             executor.bind(io["name"], held[name])
         device.wait(self.timer.stream)
         self.launch = self.timer.recorded(lambda: executor.enqueue(self.timer.stream))
@@ -180,8 +189,7 @@ def bench_of(engine: Engine, query: str, context: int, batch: int) -> Bench:
     if not 0 < context <= most:
         what = f"a context of {context} tokens does not fit an engine for {most}"
         raise PccError("R121", what, hint="compile with a larger --max-seq")
-    opened: Any = engine
-    device, executor = opened.executor(query)
+    device, executor = engine.executor(query)
     fill = plausible(spec, context, int(generation["vocab"]), batch)
     return Bench(device, executor, spec, generation["states"], batch, fill)
 
@@ -200,8 +208,30 @@ def graph_times(
             if name == query:
                 out[name]["parts"] = parts_of(b, max(5, repeats // 4), bandwidth)
         finally:
-            b.free()
+            b.free()  # before a session has states of its own
+    out[query]["session"] = session_ms(engine, query, context, batch, repeats)
     return out
+
+
+def session_ms(engine: Engine, query: str, context: int, batch: int, repeats: int) -> Times:
+    """Return p10, p50, p90 of a round as a session runs it, on the host's clock.
+
+    Prompts of random ids are read first. Rounds are launched ahead, results copied, uniforms drawn:
+    what is beyond the graph's own time is the host's.
+    """
+    generation = engine.generation()
+    sampling = Sampling(seed=5, greedy=query == "step_greedy")
+    rounds = Rounds(engine, sampling, range(batch))
+    rng = np.random.default_rng(12)
+    room = int(generation["max_seq"]) - (repeats + WARM + 2) * int(generation["n"])
+    size = max(1, min(context, room))
+    rounds.prefill(rng.integers(0, int(generation["vocab"]), (batch, size)).tolist())
+    times = []
+    for _ in range(repeats + WARM):
+        began = time.perf_counter()
+        rounds.step()
+        times.append((time.perf_counter() - began) * 1e3)
+    return quantiles(times[WARM:])
 
 
 def parts_of(bench: Bench, repeats: int, bandwidth: float = 0.0) -> list[dict[str, Any]]:

@@ -97,12 +97,13 @@ def io(name: str, dtype: str, *shape: Any) -> dict[str, Any]:
 
 SPEC = {
     "inputs": [io("window", "i64", "B", 4), io("length", "i64", "B"), io("u", "f32", "B", 6),
-               io("active", "bool", "B"), io("past.key.0", "f16", "B", 2, 8, 3),
+               io("active", "bool", "B"), io("past.key.0", "f16", "B", 2, "rows", 3),
                io("past.recent", "i64", "B", 2)],
-    "outputs": [io("emitted", "i64", "B", 4), io("present.key.0", "f16", "B", 2, 8, 3),
+    "outputs": [io("emitted", "i64", "B", 4), io("present.key.0", "f16", "B", 2, "rows", 3),
                 io("present.recent", "i64", "B", 2)],
 }  # fmt: skip
-STATES = [{"name": "key.0", "rows_axis": 1}, {"name": "recent", "rows_axis": None}]
+STATES = [{"name": "key.0", "rows_axis": 1, "shape": [2, 8, 3]},
+          {"name": "recent", "rows_axis": None, "shape": [2]}]  # fmt: skip
 
 
 def bench(batch: int = 2) -> tuple[Notes, Graph, Bench]:
@@ -136,7 +137,7 @@ def test_inputs_are_those_of_a_text_at_the_context() -> None:
 
 def test_each_repeat_is_one_launch_between_two_events() -> None:
     device, graph, made = bench()
-    assert graph.enqueued == 2  # once as it is, once to be recorded
+    assert graph.enqueued == 3  # twice as it is, once to be recorded
     assert made.times(20) == {"p10": 1.0, "p50": 1.0, "p90": 1.0}
     assert device.launches == 20 + WARM
     assert made.wall(10)["p50"] >= 0
@@ -163,6 +164,6 @@ def test_a_copy_counts_what_is_read_and_written() -> None:
 def test_open_sizes_are_refused() -> None:
     device: Any = Notes()
     graph: Any = Graph()
-    spec = {"inputs": [io("past.key.0", "f32", "B", 2, "rows", 3)], "outputs": []}
+    spec = {"inputs": [io("x", "f32", "B", "N")], "outputs": []}
     with pytest.raises(PccError, match="R120"):
         Bench(device, graph, spec, STATES, 1, {})
