@@ -116,9 +116,10 @@ template <typename C> struct Attend {
     *reinterpret_cast<Group*>(to) = v;
   }
 
-  __device__ __forceinline__ void stage_queries() const {
-#pragma unroll 2
-    for (int e = threadIdx.x; e < 16 * UNITS; e += 32 * WARPS) {
+  // By `COUNT` threads from FROM on, all loads of a thread first.
+  template <int FROM, int COUNT> __device__ __forceinline__ void stage_queries() const {
+#pragma unroll 4
+    for (int e = threadIdx.x - FROM; e < 16 * UNITS; e += COUNT) {
       const int row = e / UNITS, u = e % UNITS, at = tile * 16 + row, i = at / G;
       Unit v = {};
       if (i < N) v = load(input(i, h * G + at % G), i, u);
@@ -190,7 +191,7 @@ template <typename C> struct Attend {
       past_[r] = min(o.older, past(query(r)));
     }
     wait_for_launches();
-    stage_queries();
+    stage_queries<0, 32 * WARPS>();
     __syncthreads();
     for (int stage = 0; t < o.blocks; t += step, stage ^= 1) {
       wait_copies<STAGES - 1>();
@@ -210,9 +211,9 @@ template <typename C> struct Attend {
 
   // ---- new keys
 
-  __device__ __forceinline__ void stage_new() const {
-#pragma unroll 2
-    for (int e = threadIdx.x; e < NEW * 16 * UNITS; e += 32 * WARPS) {
+  template <int FROM, int COUNT> __device__ __forceinline__ void stage_new() const {
+#pragma unroll 4
+    for (int e = threadIdx.x - FROM; e < NEW * 16 * UNITS; e += COUNT) {
       const int n = e / UNITS, u = e % UNITS, line = slot(start + n);
       const bool kept = tile == 0 && n < N && line < C::ROWS;
       Unit key = {}, value = {};
@@ -239,8 +240,17 @@ template <typename C> struct Attend {
     return (position - start + C::ROWS) % C::ROWS;
   }
 
-  // Begin to fetch the rows of the chunks touched, but for those that are new.
+  // mu and phi of this head, f32 [2][D], behind everything else.
+  __device__ __forceinline__ const float* target(int which) const {
+    return reinterpret_cast<const float*>(shared + QUERY + AREA + WARPS * 16 * 8) + which * D;
+  }
+
+  // Begin to fetch the rows of the chunks touched, but for those that are new, and mu and phi.
   __device__ __forceinline__ void fetch_chunks() const {
+    for (int e = threadIdx.x; e < D / 2; e += 32 * WARPS) {
+      const int which = e / (D / 4), d = e % (D / 4) * 4;
+      copy_async(shared_address(target(which) + d), (which ? a.phi : a.mu) + h * D + d, 16);
+    }
     const int from = start / C::CHUNK * C::CHUNK;
     for (int e = threadIdx.x; e < TOUCHED * (D / 8); e += 32 * WARPS) {
       const int row = e / (D / 8), c = e % (D / 8), block = (NEW + POOLS + row / 16) * 2;
@@ -266,7 +276,7 @@ template <typename C> struct Attend {
   // This lane's row's share of the chunk: softmax over its rows m of mu . k_m, or of
   // (phi - k_m / (2 sqrt hd)) . k_m.
   __device__ __forceinline__ float shares(int c, int which) const {
-    const float half = 0.5f * rsqrtf(float(D)), *target = (which ? a.phi : a.mu) + h * D;
+    const float half = 0.5f * rsqrtf(float(D));
     const int m = lane / SHARE;
     float score = 0;
     if (m < C::CHUNK) {
@@ -276,9 +286,8 @@ template <typename C> struct Attend {
       for (int g = lane % SHARE; g < D / 8; g += SHARE) {
         uint4 raw = *reinterpret_cast<const uint4*>(held(block, line, g * 8));
         float want[8];
-        *reinterpret_cast<float4*>(want) = __ldg(reinterpret_cast<const float4*>(target + g * 8));
-        *reinterpret_cast<float4*>(want + 4) =
-            __ldg(reinterpret_cast<const float4*>(target + g * 8) + 1);
+        const float4* from = reinterpret_cast<const float4*>(target(which) + g * 8);
+        *reinterpret_cast<float4*>(want) = from[0], *reinterpret_cast<float4*>(want + 4) = from[1];
 #pragma unroll
         for (int j = 0; j < 8; ++j) {
           const float k = Half<T>::wide(reinterpret_cast<const T*>(&raw)[j]);
@@ -323,8 +332,14 @@ template <typename C> struct Attend {
   __device__ __forceinline__ void attend_new(Softmax<C>& s) const {
     if constexpr (C::EVA) fetch_chunks();
     wait_for_launches();
-    stage_queries();
-    stage_new();
+    if (NEW > 1) {
+      stage_queries<0, 32 * WARPS>();
+      stage_new<0, 32 * WARPS>();
+    } else if (warp < WARPS / 2) {
+      stage_queries<0, 16 * WARPS>();
+    } else {
+      stage_new<16 * WARPS, 16 * WARPS>();
+    }
     if constexpr (C::EVA) {
       for (int e = threadIdx.x; e < POOLS * 32 * D; e += 32 * WARPS)
         *held(NEW * 2 + e / (16 * D), e / D % 16, e % D) = Half<T>::round(0);
@@ -347,7 +362,48 @@ template <typename C> struct Attend {
     }
   }
 
-  // ---- parts together
+  // ---- parts together: in shared memory across a cluster; before sm_90, in scratch
+
+  __device__ __forceinline__ float* saved() const {  // [WARPS][16][LINE]
+    return reinterpret_cast<float*>(shared + QUERY);
+  }
+  __device__ __forceinline__ float* heads() const {  // [WARPS][16][2]
+    return reinterpret_cast<float*>(shared + QUERY + AREA);
+  }
+
+  __device__ __forceinline__ T* result(int row) const {
+    const int at = tile * 16 + row;
+    return a.y + ((size_t(b) * N + at / G) * C::H + h * G + at % G) * D;
+  }
+
+  // Each block of the cluster adds the parts of some rows, a lane for each part's head.
+  __device__ __forceinline__ void finish_cluster() const {
+    constexpr int EACH = 16 / PARTS;
+    const int rank = cluster_rank();
+    meet_cluster();
+    for (int row = rank * EACH + warp / 2; row < (rank + 1) * EACH; row += WARPS / 2) {
+      float2 head = make_float2(-INFINITY, 0);
+      if (lane < PARTS * WARPS)
+        head = read_cluster(heads() + (lane % WARPS * 16 + row) * 2, lane / WARPS);
+      const float most = warp_max(head.x);
+      const float factor = head.x == -INFINITY ? 0.0f : exp2f(head.x - most);
+      const float scale = 1.0f / warp_sum(factor * head.y);
+      for (int c = warp % 2 * 64 + lane * 2; c - lane * 2 < D; c += 128) {
+        const bool inside = c < D;
+        float2 sum = make_float2(0, 0);
+#pragma unroll
+        for (int k = 0; k < PARTS * WARPS; ++k) {
+          const float* from = saved() + (k % WARPS * 16 + row) * LINE + (inside ? c : 0);
+          const float2 v = read_cluster(from, k / WARPS);
+          const float f = __shfl_sync(~0u, factor, k);
+          sum.x += f * v.x, sum.y += f * v.y;
+        }
+        if (inside && tile * 16 + row < N * G)
+          *reinterpret_cast<u32*>(result(row) + c) = pair<T>(sum.x * scale, sum.y * scale);
+      }
+    }
+    meet_cluster();  // nobody leaves while its memory is read
+  }
 
   __device__ __forceinline__ float* part(int split) const {
     const size_t pair = size_t(blockIdx.z) * C::TILES + tile;
@@ -369,20 +425,16 @@ template <typename C> struct Attend {
     return is;
   }
 
-  __device__ __forceinline__ void finish(const Softmax<C>& s) const {
-    float* rows = reinterpret_cast<float*>(shared + QUERY);          // [WARPS][16][LINE]
-    float* heads = reinterpret_cast<float*>(shared + QUERY + AREA);  // [WARPS][16][2]
+  __device__ __forceinline__ void finish_scratch() const {
     __shared__ float factor[PARTS * 16 > WARPS * 16 ? PARTS * 16 : WARPS * 16], total[16][2];
-    __syncthreads();
-    s.save(rows + warp * 16 * LINE, heads + warp * 32, lane);
-    __syncthreads();
     if (threadIdx.x < 16)
-      factors<WARPS, false>(heads + threadIdx.x * 2, 32, factor + threadIdx.x, total[threadIdx.x]);
+      factors<WARPS, false>(heads() + threadIdx.x * 2, 32, factor + threadIdx.x,
+                            total[threadIdx.x]);
     __syncthreads();
     float* mine = part(blockIdx.x);
     for (int e = threadIdx.x * 4; e < 16 * D; e += 128 * WARPS)
       __stcg(reinterpret_cast<float4*>(mine + e),
-             weighted<WARPS, false>(rows + e / D * LINE + e % D, 16 * LINE, factor + e / D));
+             weighted<WARPS, false>(saved() + e / D * LINE + e % D, 16 * LINE, factor + e / D));
     if (threadIdx.x < 32) __stcg(mine + 16 * D + threadIdx.x, total[threadIdx.x / 2][threadIdx.x % 2]);
     if (!is_last()) return;
     if (threadIdx.x < 16)
@@ -391,13 +443,22 @@ template <typename C> struct Attend {
     __syncthreads();
 #pragma unroll 4
     for (int e = threadIdx.x * 4; e < 16 * D; e += 128 * WARPS) {
-      const int at = tile * 16 + e / D;
       float4 y = weighted<PARTS, true>(part(0) + e, 16 * (D + 2), factor + e / D);
       const float scale = 1.0f / total[e / D][1];
       uint2 two = make_uint2(pair<T>(y.x * scale, y.y * scale), pair<T>(y.z * scale, y.w * scale));
-      size_t to = ((size_t(b) * N + at / G) * C::H + h * G + at % G) * D + e % D;
-      if (at < N * G) *reinterpret_cast<uint2*>(a.y + to) = two;
+      if (tile * 16 + e / D < N * G) *reinterpret_cast<uint2*>(result(e / D) + e % D) = two;
     }
+  }
+
+  __device__ __forceinline__ void finish(const Softmax<C>& s) const {
+    __syncthreads();
+    s.save(saved() + warp * 16 * LINE, heads() + warp * 32, lane);
+    __syncthreads();
+#if __CUDA_ARCH__ >= 900
+    finish_cluster();
+#else
+    finish_scratch();
+#endif
   }
 };
 

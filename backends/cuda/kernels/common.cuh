@@ -90,6 +90,42 @@ __device__ __forceinline__ void let_next_start() {
 #endif
 }
 
+// ---- clusters of blocks, from sm_90 on
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define PCC_CLUSTER(n) __cluster_dims__(n, 1, 1)
+#else
+#define PCC_CLUSTER(n)
+#endif
+
+__device__ __forceinline__ int cluster_rank() {
+  u32 rank = 0;
+#if __CUDA_ARCH__ >= 900
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+#endif
+  return int(rank);
+}
+
+// All blocks of the cluster arrive, and see what the others wrote before.
+__device__ __forceinline__ void meet_cluster() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;"
+               ::: "memory");
+#endif
+}
+
+// What block `rank` of the cluster has at this place of its shared memory.
+__device__ __forceinline__ float2 read_cluster(const float* mine, int rank) {
+  float2 v = make_float2(0, 0);
+#if __CUDA_ARCH__ >= 900
+  u32 there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(mine)), "r"(rank));
+  asm volatile("ld.shared::cluster.v2.f32 {%0,%1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(there)
+               : "memory");
+#endif
+  return v;
+}
+
 // ---- one warp
 
 __device__ __forceinline__ float warp_sum(float x) {

@@ -24,7 +24,8 @@ template <typename C> struct Linear {
   static constexpr int ROWS = 8 * C::TILES, THREADS = 32 * C::WARPS;
   static constexpr int RING = C::WARPS * C::STAGES * PIECE;
   static constexpr bool WIDE = C::SOURCE != 1, NORM = C::SOURCE == 2;
-  static constexpr int GROUPS = C::SLAB * 4, LOADS = WIDE ? 6 : 8;
+  static constexpr int GROUPS = C::SLAB * 4, ROUNDS = (ROWS * GROUPS + THREADS - 1) / THREADS;
+  static constexpr int LOADS = ROUNDS < 12 ? ROUNDS : 12;  // of a thread at once: one wait for all
 
 #if __CUDA_ARCH__ >= 900
   static constexpr bool BULK = !WIDE && C::K % 32 == 0;
