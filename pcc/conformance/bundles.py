@@ -38,6 +38,7 @@ class Setting:
     precision: str = "fp32"
     batch: int = 1
     halves: tuple[str, ...] = ()  # half precisions whose ops are tested beside f32
+    engine: tuple[tuple[str, Any], ...] = ()  # of `pcc.compile`, as pairs
 
     @property
     def fixed(self) -> int:
@@ -46,7 +47,8 @@ class Setting:
 
     def options(self) -> dict[str, Any]:
         """Return the options of `pcc.compile`."""
-        return {"target": self.target, "precision": self.precision, "batch": self.fixed}
+        how = {"target": self.target, "precision": self.precision, "batch": self.fixed}
+        return {**how, "engine": dict(self.engine)} if self.engine else how
 
 
 def write_modules(setting: Setting, modules: Mapping[str, Module], out: Path) -> None:
@@ -55,7 +57,7 @@ def write_modules(setting: Setting, modules: Mapping[str, Module], out: Path) ->
     target = target_of(setting.target, setting.precision)
     job = Job(
         circuit, Manager(validate=False), target, lambda _: None,
-        precision=setting.precision, batch=setting.fixed,
+        precision=setting.precision, batch=setting.fixed, engine=dict(setting.engine),
     )  # fmt: skip
     job.stages.append(("circuit", circuit.module()))
     for name, module in modules.items():

@@ -1,0 +1,298 @@
+"""Checks and times TensorRT engines on a GPU machine; needs neither torch nor onnxruntime.
+
+    python benchmarks/gpu/tensorrt_check.py --out FOLDER [--part NAME]... [--target tensorrt]
+    python benchmarks/gpu/tensorrt_check.py --expect     # on a CPU: the texts to compare with
+
+Each part is a process of its own with a time limit, since a crash in a library must not lose what
+the others found; FOLDER/tensorrt.json is written after each. Exit 1 if anything differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+TEXTS = ROOT / "benchmarks/results/conformance_expected.json"
+ROUNDS = "step,step_greedy,prefill,prefill_greedy"  # what texts are made with
+REPEATS, WARM = 200, 20
+Row = dict[str, Any]
+
+
+def setting(target: str, precision: str, level: int, only: str = "") -> Any:
+    """Return the suite's setting for quick builds: tactics decide about time, not about results."""
+    from pcc.conformance.bundles import Setting
+
+    engine = (("level", level), *((("only", only),) if only else ()))
+    return Setting(target, "tensorrt", precision, engine=engine)
+
+
+def rows_of(findings: Iterator[Any]) -> Iterator[Row]:
+    """Return findings of the suite as rows."""
+    from dataclasses import asdict
+
+    for f in findings:
+        if f.verdict != "ok":
+            print(f"  {f.verdict}: {f.case} {f.what} {f.note}", flush=True)
+        yield asdict(f)
+
+
+def texts(target: str, folder: Path, names: tuple[str, ...], precision: str) -> Iterator[Row]:
+    """Greedy and sampled texts of tiny verifiers against those of a CPU."""
+    from pcc.conformance.scenarios import SCENARIOS, check_protocol
+
+    chosen = tuple(s for s in SCENARIOS if s.name in names)
+    assert len(chosen) == len(names)
+    stored = json.loads(TEXTS.read_text())
+    how = setting(target, precision, 1, ROUNDS)
+    yield from rows_of(check_protocol(how, folder, print, stored, chosen))
+
+
+def queries(target: str, folder: Path) -> Iterator[Row]:
+    """Every query of small circuits against the float64 evaluator."""
+    from pcc.conformance.circuits import check_queries
+
+    yield from rows_of(check_queries(setting(target, "fp32", 1), folder, print))
+
+
+def ops(target: str, folder: Path) -> Iterator[Row]:
+    """Every op on edge inputs against the float64 evaluator."""
+    from pcc.conformance.ops import check_ops
+
+    yield from rows_of(check_ops(setting(target, "fp32", 0), folder, print))
+
+
+def halves(target: str, folder: Path) -> Iterator[Row]:
+    """In half precision q sums to one: the circuit itself is computed in float32."""
+    import pcc
+    from pcc.frontends import templates
+
+    rng = np.random.default_rng(0)
+    for kind in ("cp", "hmm", "btree"):
+        circuit = getattr(templates, kind)(8, 8, 320, context=512, seed=1)
+        out = folder / f"{kind}.pcc"
+        pcc.compile(circuit, queries=["draft"], target=target, precision="fp16", out=out,
+                    validate=False, progress=print)  # fmt: skip
+        engine, worst = pcc.load(out, provider="tensorrt"), 0.0
+        for _ in range(20):
+            spec = {i["name"]: i["shape"] for i in engine.queries["draft"]["inputs"]}
+            feed: dict[str, Any] = {
+                "context": rng.normal(size=(1, 512)).astype(np.float32),
+                "carry": rng.integers(0, 320, 1),
+                "u": rng.integers(0, 1 << 24, (1, spec["u"][1])).astype(np.float32) * 2.0**-24,
+            }
+            q = engine.run("draft", **feed)["q"]
+            worst = max(worst, float(np.abs(q.astype(np.float64).sum(-1) - 1).max()))
+        pinned = engine.queries["draft"].get("pinned", {})
+        good = worst <= 1e-5 and (not pinned or pinned.get("HALF", 0) > 0)
+        yield {"suite": "halves", "case": f"{kind}-fp16", "what": "sums of q",
+               "verdict": "ok" if good else "differs", "error": worst, "bound": 1e-5,
+               "note": f"pinned {pinned}"}  # fmt: skip
+
+
+def refusals(target: str, folder: Path) -> Iterator[Row]:
+    """Engines that are damaged, of another release or for another GPU: one line, exit 3."""
+    import pcc
+    from pcc.bundle import MANIFEST, seal, sha256
+    from pcc.frontends import templates
+
+    def spoil(name: str, change: Callable[[dict[str, Any], Path], None], code: str) -> Row:
+        out = folder / f"{name}.pcc"
+        pcc.compile(templates.ff(3, 8, context=16), queries=["draft"], target=target, out=out,
+                    validate=False)  # fmt: skip
+        manifest = json.loads((out / MANIFEST).read_text())
+        change(manifest, out)
+        manifest["files"] = {k: sha256(out / k) for k in manifest["files"]}
+        manifest["sha256"] = seal(manifest)
+        (out / MANIFEST).write_text(json.dumps(manifest))
+        found = "nothing was refused"
+        try:
+            pcc.load(out, provider="tensorrt").run(
+                "draft", context=np.zeros((1, 16), np.float32), carry=np.zeros(1, np.int64),
+                u=np.zeros((1, 2), np.float32),
+            )  # fmt: skip
+        except pcc.PccError as e:
+            found = e.code
+        verdict = "ok" if found == code else "differs"
+        return {"suite": "refusals", "case": name, "what": found, "verdict": verdict}
+
+    def cut(manifest: dict[str, Any], out: Path) -> None:
+        plan = out / manifest["queries"]["draft"]["graph"]
+        plan.write_bytes(plan.read_bytes()[:5000])
+
+    def turned(manifest: dict[str, Any], out: Path) -> None:
+        plan = out / manifest["queries"]["draft"]["graph"]
+        data = bytearray(plan.read_bytes())
+        data[8:64] = bytes(x ^ 0x5A for x in data[8:64])
+        plan.write_bytes(bytes(data))
+
+    def variant(**values: str) -> Callable[[dict[str, Any], Path], None]:
+        return lambda manifest, out: manifest["variants"][0].update(values)
+
+    yield spoil("as-it-is", lambda m, o: None, "nothing was refused")
+    yield spoil("cut", cut, "X334")
+    yield spoil("header", turned, "X334")
+    yield spoil("release", variant(version="7.0.0"), "X331")
+    yield spoil("gpu", variant(gpu="sm_75"), "X333")
+
+
+def times(target: str, folder: Path) -> Iterator[Row]:
+    """Drafts of EvaByte's width in fp16: plain launches and a CUDA graph, against their bytes."""
+    for kind, n in (("cp", 8), ("cp", 16), ("btree", 16), ("hmm", 16)):
+        yield timed(target, folder / f"{kind}{n}.pcc", kind, n)
+
+
+def timed(target: str, out: Path, kind: str, n: int, r: int = 32) -> Row:
+    """Compile one draft at D = 4096 and V = 320, and time it over buffers of zeros."""
+    import pcc
+    from pcc.frontends import templates
+    from pcc.runtime.device.driver import Memory
+
+    circuit = getattr(templates, kind)(n, r, 320, context=4096, seed=1)
+    start = time.perf_counter()
+    pcc.compile(circuit, queries=["draft"], target=target, precision="fp16", out=out,
+                validate=False, progress=print)  # fmt: skip
+    built = time.perf_counter() - start
+    engine = pcc.load(out, provider="tensorrt")
+    device, run = engine.runner.executor("draft")
+    stream, memories = device.stream(), []
+    for name in run.names:
+        memories.append(Memory(device, run.sizes[name]))
+        device.zero(memories[-1].address, run.sizes[name], stream)
+        run.bind(name, memories[-1].address)
+    for _ in range(WARM):
+        run.enqueue(stream)
+    device.wait(stream)
+    graph = device.capture(stream, lambda: run.enqueue(stream))
+    plain = clocked(device, stream, lambda: run.enqueue(stream))
+    replay = clocked(device, stream, lambda: device.launch(graph, stream))
+    weights, copied = 2 * n * r * 320 * 4096, bandwidth(device, stream)
+    plan = out / engine.queries["draft"]["graph"]
+    return {
+        "suite": "times", "case": f"{kind}-n{n}-r{r}-fp16", "what": "draft", "verdict": "ok",
+        "enqueue_ms": plain, "graph_ms": replay, "build_s": built, "weight_bytes": weights,
+        "bandwidth_tb_s": copied, "bound_ms": weights / copied / 1e9,
+        "plan_bytes": plan.stat().st_size, "gpu": device.name,
+        "tensorrt": engine.manifest["variants"][0]["version"],
+    }  # fmt: skip
+
+
+def clocked(device: Any, stream: int, work: Callable[[], None]) -> dict[str, float]:
+    """Return p10, p50 and p90 of the milliseconds between two events around some work."""
+    first, last, spent = device.event(times=True), device.event(times=True), []
+    for _ in range(REPEATS):
+        device.record(first, stream)
+        work()
+        device.record(last, stream)
+        device.wait_event(last)
+        spent.append(device.elapsed(first, last))
+    p10, p50, p90 = np.percentile(spent, (10, 50, 90))
+    return {"p10": float(p10), "p50": float(p50), "p90": float(p90), "repeats": REPEATS}
+
+
+def bandwidth(device: Any, stream: int) -> float:
+    """Return the TB/s of a copy on the device, bytes read and written."""
+    from pcc.runtime.device.driver import Memory
+
+    size = 2 << 30
+    a, b = Memory(device, size), Memory(device, size)
+    ms = clocked(device, stream, lambda: device.copy(b.address, a.address, size, stream))["p50"]
+    a.free()
+    b.free()
+    return 2 * size / ms / 1e9
+
+
+Part = Callable[[str, Path], Iterator[Row]]
+PARTS: dict[str, tuple[int, Part]] = {
+    "halves": (150, halves),
+    "llama": (200, lambda t, p: texts(t, p, ("llama-hmm-n4",), "fp32")),
+    "evabyte": (200, lambda t, p: texts(t, p, ("evabyte-own-heads-n4",), "fp32")),
+    "refusals": (90, refusals),
+    "times": (240, times),
+    "queries": (300, queries),
+    "half-texts": (200, lambda t, p: texts(t, p, ("llama-hmm-n4",), "fp16")),
+    "btree": (240, lambda t, p: texts(t, p, ("llama-btree-n16",), "fp32")),
+    "latent": (200, lambda t, p: texts(t, p, ("llama-cp-n3-latent-first",), "fp32")),
+    "ops": (400, ops),
+}
+
+
+def one(part: str, target: str, folder: Path, out: Path) -> None:
+    """Run a part in this process; its rows are kept even if it breaks off."""
+    rows: list[Row] = []
+    began = time.perf_counter()
+    try:
+        for row in PARTS[part][1](target, folder):
+            rows.append(row)
+            out.write_text(json.dumps({"rows": rows}))
+        error = ""
+    except Exception:
+        error = traceback.format_exc()[-3000:]
+        print(error, flush=True)
+    seconds = round(time.perf_counter() - began, 1)
+    out.write_text(json.dumps({"rows": rows, "seconds": seconds, "error": error}))
+
+
+def every(names: list[str], target: str, out: Path) -> bool:
+    """Run parts one after another; return whether all of them passed."""
+    found: dict[str, Any] = {}
+    for name in names:
+        folder, file = out / "work" / name, out / f"part-{name}.json"
+        folder.mkdir(parents=True, exist_ok=True)
+        print(f"== {name}", flush=True)
+        command = [sys.executable, __file__, "--inside", name, "--target", target,
+                   "--out", str(folder), "--json", str(file)]  # fmt: skip
+        ended = "ok"
+        try:
+            code = subprocess.run(command, timeout=PARTS[name][0], check=False).returncode
+            ended = "ok" if code == 0 else f"exit {code}"
+        except subprocess.TimeoutExpired:
+            ended = f"stopped after {PARTS[name][0]} s"
+        report = json.loads(file.read_text()) if file.is_file() else {"rows": []}
+        found[name] = {**report, "ended": ended}
+        (out / "tensorrt.json").write_text(json.dumps(found, indent=1))
+        verdicts = [r["verdict"] for r in report["rows"]]
+        counts = {v: verdicts.count(v) for v in dict.fromkeys(verdicts)}
+        print(f"== {name}: {ended}, {counts or 'nothing'}", flush=True)
+    bad = ("differs", "refused")
+    return all(
+        p["ended"] == "ok" and not p.get("error") and p["rows"]
+        and not any(r["verdict"] in bad for r in p["rows"])
+        for p in found.values()
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
+    parser.add_argument("--out", type=Path, default=Path("tensorrt-check"))
+    parser.add_argument("--target", default="tensorrt")
+    parser.add_argument("--part", action="append", choices=list(PARTS))
+    parser.add_argument("--expect", action="store_true", help="write the CPU's texts")
+    parser.add_argument("--inside", choices=list(PARTS), help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.expect:
+        from pcc.conformance.suite import expectations
+
+        TEXTS.write_text(json.dumps(expectations(print)))
+        return
+    asked.out.mkdir(parents=True, exist_ok=True)
+    if asked.inside:
+        one(asked.inside, asked.target, asked.out, asked.json)
+        return
+    sys.exit(0 if every(asked.part or list(PARTS), asked.target, asked.out) else 1)
+
+
+if __name__ == "__main__":
+    main()
