@@ -51,9 +51,18 @@ def pack_linear(w: NDArray[np.generic]) -> NDArray[np.generic]:
 
 def _fragments(part: NDArray[np.generic], blocks: int) -> NDArray[np.generic]:
     """Return one strip [32 blocks, 32] as [blocks, 1024]: axes (j, t, g, c, p, h, e)."""
-    # block c j p e | g t h
-    axes = part.reshape(blocks, 4, 2, 2, 2, 8, 2, 2)
-    return axes.transpose(0, 2, 6, 5, 1, 3, 7, 4).reshape(blocks, -1)
+    # A look-up in a flat block copies a value at a time; a transpose would walk eight short axes.
+    return np.take(part.reshape(blocks, -1), _ORDER, axis=1, mode="clip")
+
+
+def _order() -> NDArray[np.int64]:
+    """Return which value of a block [32,32] comes at each place."""
+    # c j p e | g t h
+    axes = np.arange(BLOCK * STRIP).reshape(4, 2, 2, 2, 8, 2, 2)
+    return axes.transpose(1, 5, 4, 0, 2, 6, 3).reshape(-1)
+
+
+_ORDER = _order()
 
 
 def _rows(part: NDArray[np.generic], blocks: int) -> NDArray[np.generic]:
