@@ -74,6 +74,25 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(out)
 
 
+def short(rows: list[dict[str, Any]]) -> str:
+    """Return the rows of one sequence as Markdown: what a reader wants to know first."""
+    out = [
+        "| shape, head | backend | context | round ms | of its bytes' time | torch graph ms |",
+        "|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        if r["batch"] != 1 or r["backend"] == "torch-cuda-graph":
+            continue
+        torch_ms = f"{r['torch_graph_ms']:.2f}" if r["torch_graph_ms"] else ""
+        cells = [
+            f"{r['shape']}, {r['architecture']} n={r['n']} r={r['r']}",
+            f"{r['backend']}, {r['precision']}", str(r["context"]), f"{r['round_ms']:.2f}",
+            f"{r['ratio_to_bound']:.2f}", torch_ms,
+        ]  # fmt: skip
+        out.append("| " + " | ".join(cells) + " |")
+    return "\n".join(out)
+
+
 def verdicts(found: list[dict[str, Any]]) -> str:
     """Return the reports of conformance as Markdown, one line for each suite."""
     out = [
@@ -111,6 +130,7 @@ def main() -> None:
     for page in PAGES:
         if page.is_file():
             text = placed(page.read_text("utf-8"), "h200", table(rows))
+            text = placed(text, "h200-short", short(rows))
             page.write_text(placed(text, "h200-conformance", verdicts(found)), "utf-8")
 
 
