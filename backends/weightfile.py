@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pcc.ir.array import Array, dtype_of
+from pcc.ir.array import Array
 
 Values = np.ndarray[Any, Any]
 PAGE, LINE = 4096, 64  # alignment of large arrays (memory-mapped) and of the others
@@ -31,7 +31,7 @@ class WeightFile:
     """Writes arrays one after another; equal bytes lie there once.
 
     `turned`: a `[.., D]` is written as `[D, ..]` over two axes, as matrix products want it.
-    A lazy array is streamed, and learns its content hash on the way. `sha256` is the file's hash
+    A lazy array is streamed, which makes its content hash known. `sha256` is the file's hash
     after `close`.
     """
 
@@ -94,9 +94,7 @@ class WeightFile:
             return self.put(_matrix(array.value).T if turned else array.value)
         key = (array.recipe.identity, array.dtype, array.shape[-1] if turned else 0)
         if key not in self._placed:  # lazy arrays that differ in shape only share a place
-            parts = _learning(array, array.parts())
-            if turned:
-                parts = _strips(_whole(array, parts))
+            parts = _strips(array.value) if turned else array.parts()
             self._placed[key] = self._write(parts, array.nbytes)
         return self._placed[key]
 
@@ -128,26 +126,6 @@ class WeightFile:
         if self.say is not None and self._out.tell() - self._reported >= REPORT:
             self._reported = self._out.tell()
             self.say(f"{self.path.name}: {self._reported / 1e9:.1f} GB written")
-
-
-def _learning(array: Array, parts: Iterable[Values]) -> Iterator[Values]:
-    """Yield the parts of an array, which learns its content hash from them."""
-    if array.known:
-        yield from parts
-        return
-    digest = array.hasher()
-    for part in parts:
-        digest.update(part.view(np.uint8).data)
-        yield part
-    array.learned(digest)
-
-
-def _whole(array: Array, parts: Iterable[Values]) -> Values:
-    out, at = np.empty(array.size, dtype_of(array.dtype)), 0
-    for part in parts:
-        out[at : at + part.size] = part
-        at += part.size
-    return out.reshape(array.shape)
 
 
 def _matrix(values: Values) -> Values:

@@ -73,22 +73,31 @@ def _write_stages(job: Job, folder: Path, placed: Places | None) -> None:
     for i, (name, module) in enumerate(stages):
         write_file(folder / f"{i:02d}-{name}.pcir", text.show(module).encode("utf-8"))
         arrays.update(large_arrays(module))
-    shared: dict[str, Any] = {}
-    own: dict[str, Array] = {}
-    for ref, array in arrays.items():
-        found = None if placed is None else placed.find(array)
-        if found is None:
-            own[ref] = array
-            continue
-        (offset, _), turned = found
-        entry = {"dtype": array.dtype, "shape": array.shape, "offset": offset}
-        shared[ref] = {**entry, "turned": True} if turned else entry
+    shared = {ref: _place_of(array, placed) for ref, array in arrays.items()}
+    own = {ref: array for ref, array in arrays.items() if not shared[ref]}
     if own:
         from safetensors.numpy import save_file
 
         save_file({ref: a.value for ref, a in own.items()}, folder / "arrays.safetensors")
-    if shared:
-        write_file(folder / "weights.json", json.dumps(shared).encode())
+    if len(own) < len(shared):
+        index = {ref: entry for ref, entry in shared.items() if entry}
+        write_file(folder / "weights.json", json.dumps(index).encode())
+
+
+def _place_of(array: Array, placed: Places | None) -> dict[str, Any]:
+    """Return what the index of stages says of an array; nothing if they need a copy of their own.
+
+    Of an array that is not in memory none is made: it is random, and made again when it is read,
+    or it lies in an engine only, as its kernels want it, and the stage is to be read, not run.
+    """
+    entry: dict[str, Any] = {"dtype": array.dtype, "shape": array.shape}
+    if placed is not None and (found := placed.find(array)) is not None:
+        (offset, _), turned = found
+        return {**entry, "offset": offset} | ({"turned": True} if turned else {})
+    if array.recipe is None:
+        return {}
+    noise = array.recipe.noise
+    return {**entry, "noise": noise} if noise else {**entry, "absent": True}
 
 
 def _manifest(

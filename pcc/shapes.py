@@ -14,7 +14,6 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,14 @@ import numpy as np
 from pcc.circuit.circuit import Circuit
 from pcc.errors import PccError
 from pcc.frontends import templates
-from pcc.ir.array import Array, dtype_of
+from pcc.ir.array import Array
+from pcc.ir.noise import Noise
 from pcc.ir.recipe import Recipe, named
 from pcc.knobs import LAZY_ELEMENTS, MAX_WINDOW
 from pcc.models.config import Config
 from pcc.models.matrix import Matrix
 
 Values = np.ndarray[Any, Any]
-PERIOD = 4_194_301  # numbers of the block: a prime, so that no two rows of a matrix are equal
 MAX_RANK = 1024
 EVABYTE: dict[str, Any] = {
     "model_type": "evabyte", "vocab_size": 320, "hidden_size": 4096, "num_hidden_layers": 32,
@@ -64,6 +63,7 @@ SHAPES: Mapping[str, dict[str, Any]] = {
         "expand_input_ids_maxlen": 6,
     },
 }  # fmt: skip
+SILENCE = Noise(0, "", 1.0)
 HEADS = ("ff", "cp", "hmm", "btree")
 _HEAD = re.compile(r"(\w+),n=(\d{1,5}),r=(\d{1,5})")
 
@@ -149,46 +149,10 @@ def parse_head(text: str) -> tuple[str, int, int]:
 
 
 @dataclass(frozen=True)
-class Noise:
-    """Normal numbers of standard deviation `scale`, in the order in which they are asked for."""
-
-    seed: int
-    name: str
-    scale: float
-
-    def read(self, dtype: str, start: int, stop: int) -> Values:
-        """Return numbers `start..stop-1`."""
-        block = _block(self.seed, self.scale, dtype)
-        out, done = np.empty(stop - start, block.dtype), 0
-        at = (self.first + start) % PERIOD
-        while done < out.size:
-            run = min(PERIOD - at, out.size - done)
-            out[done : done + run] = block[at : at + run]
-            done, at = done + run, 0
-        return out
-
-    @property
-    def first(self) -> int:
-        """Where in the block the numbers begin."""
-        return int(named(self.seed, self.name), 16) % PERIOD
-
-    def recipe(self, dtype: str) -> Recipe:
-        """Return the recipe of an array of any shape."""
-        identity = named("noise", self.seed, self.name, self.scale, dtype)
-        return Recipe(identity, lambda i, j: self.read(dtype, i, j), cast=self.recipe)
-
-
-@lru_cache(maxsize=8)
-def _block(seed: int, scale: float, dtype: str) -> Values:
-    numbers = np.random.default_rng([seed, 61]).standard_normal(PERIOD, np.float32)
-    return (numbers * np.float32(scale)).astype(dtype_of(dtype))
-
-
-@dataclass(frozen=True)
 class RandomMatrix(Matrix):
     """A matrix of noise: turned or not, its numbers are drawn in the order they are stored in."""
 
-    noise: Noise = Noise(0, "", 1.0)
+    noise: Noise = SILENCE
 
     def cut(self, start: int, stop: int) -> Matrix:
         """Return rows of the matrix as it is when it is not turned."""

@@ -16,10 +16,11 @@ from pcc.files import read_bounded
 from pcc.ir.array import Array, dtype_of
 from pcc.ir.core import Values
 from pcc.ir.module import Module
+from pcc.ir.noise import Noise
 from pcc.ir.recipe import Recipe, named
 from pcc.ir.text import Resources
-from pcc.ir.types import STORED
-from pcc.knobs import MAX_TEXT_BYTES
+from pcc.ir.types import HALVES, STORED
+from pcc.knobs import MAX_EXTENT, MAX_TEXT_BYTES
 
 WEIGHTS, ARRAYS = "graphs/weights.bin", "ir/arrays.safetensors"
 KINDS = {"<f4": "f32", "<i8": "i64", "|b1": "bool"}  # how bundles before 0.2 name dtypes
@@ -70,6 +71,8 @@ class Stages:
 
     def _read(self, ref: str, spot: Any) -> Values | Array:
         """Return an array of the weight file: the file's hash was checked when it was opened."""
+        if isinstance(spot, dict) and ("noise" in spot or "absent" in spot):
+            return self._elsewhere(ref, spot)
         path = inside(self.folder, WEIGHTS)
         try:
             kind, shape, offset = spot["dtype"], tuple(spot["shape"]), spot["offset"]
@@ -91,6 +94,26 @@ class Stages:
 
         recipe = Recipe(named("bundle", ref), read, whole if turned else None)
         return Array.lazy(kind, shape, recipe, ref)
+
+    def _elsewhere(self, ref: str, spot: dict[str, Any]) -> Array:
+        """Return random numbers, made again. Errors: B219 (numbers that are not here)."""
+        if "noise" not in spot:
+            what = f"the numbers of {ref[:24]} are not in the bundle as this stage has them"
+            hint = (
+                "a large model's are there once, as its target wants them: compile for onnx, fp32"
+            )
+            raise PccError("B219", what, at=str(self.folder), hint=hint)
+        try:
+            seed, name, scale = spot["noise"]
+            kind, shape = spot["dtype"], tuple(spot["shape"])
+            good = kind in ("f32", *HALVES) and all(type(d) is int and d >= 0 for d in shape)
+            good = good and type(seed) is int and 0 <= seed < 1 << 32 and type(name) is str
+            if not good or not 0.0 < float(scale) < 1e3 or math.prod(shape) > MAX_EXTENT:
+                raise ValueError("malformed noise")
+        except (LookupError, TypeError, ValueError) as e:
+            what = f"the index of arrays is damaged: {e}"
+            raise PccError("B218", what, at=str(self.folder)) from None
+        return Array.lazy(kind, shape, Noise(seed, name, float(scale)).recipe(kind), ref)
 
 
 def _mapped(path: Path, kind: str, shape: tuple[int, ...], offset: int, turned: bool) -> Values:

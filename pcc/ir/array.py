@@ -75,8 +75,8 @@ def _refuse_overflow(
 class Array:
     """A read-only array of dtype f32, f16, bf16, i64 or bool with its content hash `ref`.
 
-    A lazy array has a recipe instead of numbers. `value` and, until it was `learned`, `ref` then
-    make all of them anew each time: whoever goes through large arrays takes `parts`.
+    A lazy array has a recipe instead of numbers. `value` and, while it is not `known`, `ref` then
+    make all of them anew: whoever goes through large arrays takes `parts`.
     """
 
     __slots__ = ("__weakref__", "_ref", "_value", "dtype", "recipe", "shape")
@@ -169,7 +169,7 @@ class Array:
         if self._value is not None:
             return self._value
         assert self.recipe is not None
-        if self.recipe.whole is not None:
+        if self.recipe.whole is not None and self._ref:
             return self.recipe.whole().reshape(self.shape)
         out, at = np.empty(self.size, dtype_of(self.dtype)), 0
         for part in self.parts():
@@ -181,10 +181,8 @@ class Array:
     def ref(self) -> str:
         """The hash of dtype, shape and numbers."""
         if not self._ref:
-            digest = self.hasher()
-            for part in self.parts():
-                digest.update(part.view(np.uint8).data)
-            self.learned(digest)
+            for _ in self.parts():
+                pass
         return self._ref
 
     @property
@@ -192,24 +190,28 @@ class Array:
         """Whether `ref` is known, so that asking for it costs nothing."""
         return bool(self._ref)
 
-    def hasher(self) -> Any:
-        """Return the state of the hash behind `ref` before the first element."""
+    def _hasher(self) -> Any:
         return hashlib.sha256(f"{self.dtype}{self.shape}".encode())
 
-    def learned(self, digest: Any) -> None:
-        """Remember the hash that somebody computed over all `parts`."""
-        self._ref = "sha256-" + digest.hexdigest()[:32]
-
     def parts(self) -> Iterator[np.ndarray[Any, Any]]:
-        """Yield the numbers in row-major order, in flat pieces that are dropped after use."""
+        """Yield the numbers in row-major order, in flat pieces that are dropped after use.
+
+        Whoever takes all of them for the first time makes `ref` known.
+        """
         if self._value is not None:
             yield self._value.reshape(-1)
             return
         assert self.recipe is not None
+        digest = None if self._ref else self._hasher()
         for part in self.recipe.parts(self.size):
             if part.dtype != dtype_of(self.dtype):
                 raise PccError("E104", f"a recipe for {self.dtype} made {part.dtype}")
-            yield np.ascontiguousarray(part)
+            flat = np.ascontiguousarray(part)
+            if digest is not None:
+                digest.update(flat.view(np.uint8).data)
+            yield flat
+        if digest is not None:
+            self._ref = "sha256-" + digest.hexdigest()[:32]
 
     def row_keys(self) -> list[str]:
         """Return a key for each index of the first axis: equal rows of one shape share theirs."""

@@ -25,6 +25,9 @@ class Recipe:
     `read(start, stop)` returns them flat. Where any part costs as much as all (a transpose),
     `whole()` makes all, and `read` is not called for less. `rows`: where each index of the first
     axis comes from, (identity, index) pairs, if the array is a selection of others' rows.
+    `cast`: makes the recipe of the nearest numbers of another dtype, where there is a shorter way
+    than to make these and round them. `noise`: seed, name and scale of random numbers
+    (`pcc.ir.noise`), which need not be stored.
     What is read from a file must be checked by the recipe: an array of one holds no NaN.
     """
 
@@ -33,6 +36,7 @@ class Recipe:
     whole: Callable[[], Values] | None = None
     rows: tuple[tuple[str, int], ...] | None = None
     cast: Callable[[str], Recipe] | None = None
+    noise: tuple[int, str, float] | None = None
 
     def part(self, start: int, stop: int) -> Values:
         """Return elements `start..stop-1`, flat, whatever it costs."""
