@@ -9,6 +9,7 @@ timed alone (with and without overlap of launches), then whole layers of two mod
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 from collections.abc import Callable, Iterator
@@ -42,7 +43,7 @@ def timed(work: Callable[[], object], repeats: int = 20) -> float:
             graph.replay()
             mark.record()
         stream.synchronize()
-    times = [a.elapsed_time(b) for a, b in zip(marks, marks[1:], strict=False)]
+    times = [a.elapsed_time(b) for a, b in itertools.pairwise(marks)]
     return statistics.median(times) * 1e-3
 
 
@@ -198,7 +199,12 @@ def chain(module: Module, launches: Launches, start: int) -> dict[str, Any]:
     for mine, following in zip(products, products[1:] + products[:1], strict=True):
         if "ahead" in mine:
             mine["ahead"] = following["w"]
-    moved = sum(t.nbytes for k, t in layers for t in [t.get("w")] if t is not None) / LAYERS
+    weights = sum(mine["w"].nbytes for _, mine in layers if "w" in mine) / LAYERS
+    caches = 0  # what of the keys and values is read
+    for kernel, _ in launches:
+        for a in kernel.args:
+            if a.name in ("key", "value"):
+                caches += a.bytes // a.shape[2] * start
 
     def work(overlap: bool, only: str = "") -> Callable[[], None]:
         def run() -> None:
@@ -210,7 +216,8 @@ def chain(module: Module, launches: Launches, start: int) -> dict[str, Any]:
 
     kernels = [k.name for k, _ in launches]
     return {
-        "weights": moved,
+        "weights": weights,
+        "bytes": weights + caches,
         "turn": timed(work(False)) / LAYERS,
         "overlap": timed(work(True)) / LAYERS,
         "each": {k: timed(work(False, k)) / LAYERS for k in kernels},
@@ -251,11 +258,12 @@ def main() -> None:
         torch.cuda.empty_cache()
     for (model, rows, fused, ahead), launches in chains.items():
         r = chain(module, launches, 1024)
-        best = r["weights"] / bandwidth
+        best = r["bytes"] / bandwidth
         report["layers"].append({"model": model, "rows": rows, "fused": fused, "ahead": ahead, **r})
         each = "  ".join(f"{k.split('_', 1)[1]} {v * 1e6:.1f}" for k, v in r["each"].items())
+        kind = f"{'fused' if fused else 'norms'}{' ahead' if ahead else ''}"
         print(
-            f"{model:8} rows {rows:3} {'fused' if fused else 'norms'}{' ahead' if ahead else '      '} weights {best * 1e6:6.1f} us"
+            f"{model:8} rows {rows:3} {kind:11} bound {best * 1e6:6.1f} us"
             f"  layer {r['turn'] * 1e6:6.1f} ({r['turn'] / best:.2f}x)"
             f"  overlap {r['overlap'] * 1e6:6.1f} ({r['overlap'] / best:.2f}x)  {each}",
             flush=True,

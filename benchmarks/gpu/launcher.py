@@ -71,7 +71,8 @@ class Module:
         cu = self.driver
         for a in kernel.args:
             t = tensors[a.name]
-            assert t.is_contiguous() and t.dtype == DTYPES[a.dtype], a
+            assert t.is_contiguous(), a
+            assert t.dtype == DTYPES[a.dtype], a
             assert t.numel() * t.element_size() >= a.bytes, a
         config = cu.CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = kernel.grid

@@ -306,16 +306,18 @@ template <typename C> struct Attend {
   __device__ __forceinline__ void pool(int c, int which) const {
     constexpr int EACH = (D + 31) / 32;
     const float share = shares(c, which);
+    int mine = 0, line = 0;
+    if (lane < C::CHUNK) find(c, lane, mine, line);
+    mine = mine * 16 + line;
     float sum[EACH] = {};
 #pragma unroll
     for (int m = 0; m < C::CHUNK; ++m) {
       const float w = __shfl_sync(~0u, share, m * SHARE);
-      int block, line;
-      find(c, m, block, line);
+      const int at = __shfl_sync(~0u, mine, m);
 #pragma unroll
       for (int j = 0; j < EACH; ++j)
         if (lane + 32 * j < D)
-          sum[j] += w * Half<T>::wide(*held(block + which, line, lane + 32 * j));
+          sum[j] += w * Half<T>::wide(*held(at / 16 + which, at % 16, lane + 32 * j));
     }
     const int chunk = start / C::CHUNK + c;
 #pragma unroll
@@ -376,29 +378,55 @@ template <typename C> struct Attend {
     return a.y + ((size_t(b) * N + at / G) * C::H + h * G + at % G) * D;
   }
 
-  // Each block of the cluster adds the parts of some rows, a lane for each part's head.
+  // Add the parts of this block's warps: the first warp's rows become the sums.
+  __device__ __forceinline__ void merge_warps(float2* merged) const {
+    for (int e = threadIdx.x * 4; e < 16 * D; e += 128 * WARPS) {
+      const int row = e / D, at = row * LINE + e % D;
+      float2 head[WARPS];
+      float most = -INFINITY, weight = 0;
+#pragma unroll
+      for (int k = 0; k < WARPS; ++k) {
+        head[k] = *reinterpret_cast<const float2*>(heads() + (k * 16 + row) * 2);
+        most = fmaxf(most, head[k].x);
+      }
+      float4 sum = make_float4(0, 0, 0, 0);
+#pragma unroll
+      for (int k = 0; k < WARPS; ++k) {
+        const float f = most == -INFINITY ? 0.0f : exp2f(head[k].x - most);
+        const float4 v = *reinterpret_cast<const float4*>(saved() + k * 16 * LINE + at);
+        weight += f * head[k].y;
+        sum.x += f * v.x, sum.y += f * v.y, sum.z += f * v.z, sum.w += f * v.w;
+      }
+      *reinterpret_cast<float4*>(saved() + at) = sum;
+      if (e % D == 0) merged[row] = make_float2(most, weight);
+    }
+  }
+
+  // Each block of the cluster adds the blocks' parts of some rows, a lane for each part's head.
   __device__ __forceinline__ void finish_cluster() const {
     constexpr int EACH = 16 / PARTS;
+    __shared__ float2 merged[16];
+    merge_warps(merged);
     const int rank = cluster_rank();
     meet_cluster();
     for (int row = rank * EACH + warp / 2; row < (rank + 1) * EACH; row += WARPS / 2) {
       float2 head = make_float2(-INFINITY, 0);
-      if (lane < PARTS * WARPS)
-        head = read_cluster(heads() + (lane % WARPS * 16 + row) * 2, lane / WARPS);
+      if (lane < PARTS) head = read_cluster(&merged[row].x, lane);
       const float most = warp_max(head.x);
       const float factor = head.x == -INFINITY ? 0.0f : exp2f(head.x - most);
       const float scale = 1.0f / warp_sum(factor * head.y);
-      for (int c = warp % 2 * 64 + lane * 2; c - lane * 2 < D; c += 128) {
-        const bool inside = c < D;
-        float2 sum = make_float2(0, 0);
+      for (int c0 = warp % 2 * 64; c0 < D; c0 += 128) {
+        const int c = c0 + lane * 2;
+        float2 v[PARTS], sum = make_float2(0, 0);
 #pragma unroll
-        for (int k = 0; k < PARTS * WARPS; ++k) {
-          const float* from = saved() + (k % WARPS * 16 + row) * LINE + (inside ? c : 0);
-          const float2 v = read_cluster(from, k / WARPS);
+        for (int k = 0; k < PARTS; ++k)
+          v[k] = read_cluster(saved() + row * LINE + (c < D ? c : 0), k);
+#pragma unroll
+        for (int k = 0; k < PARTS; ++k) {
           const float f = __shfl_sync(~0u, factor, k);
-          sum.x += f * v.x, sum.y += f * v.y;
+          sum.x += f * v[k].x, sum.y += f * v[k].y;
         }
-        if (inside && tile * 16 + row < N * G)
+        if (c < D && tile * 16 + row < N * G)
           *reinterpret_cast<u32*>(result(row) + c) = pair<T>(sum.x * scale, sum.y * scale);
       }
     }

@@ -187,20 +187,29 @@ template <typename C> struct Linear {
       if (row(i) < C::M) __stcg(mine + i * 32, sum[i]);
   }
 
-  // Add the slabs of a strip in order.
+  // Add the slabs of a strip in order, as many loads in flight as there is room for.
   __device__ __forceinline__ void gather(float4 (&sum)[COUNT], int strip) const {
+    constexpr int STEP = COUNT > 8 ? 1 : 32 / COUNT;
     const float4* all = sums(strip);
 #pragma unroll
-    for (int i = 0; i < COUNT; ++i) {
-      float4 total = make_float4(0, 0, 0, 0);
-      if (row(i) < C::M) {
-#pragma unroll 8
-        for (int s = 0; s < C::SLABS; ++s) {
-          float4 v = __ldcg(all + (s * COUNT + i) * 32);
-          total.x += v.x, total.y += v.y, total.z += v.z, total.w += v.w;
+    for (int i = 0; i < COUNT; ++i) sum[i] = make_float4(0, 0, 0, 0);
+#pragma unroll 1
+    for (int s = 0; s < C::SLABS; s += STEP) {
+      float4 v[STEP][COUNT];
+#pragma unroll
+      for (int j = 0; j < STEP; ++j)
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i) {
+          v[j][i] = make_float4(0, 0, 0, 0);
+          if (s + j < C::SLABS && row(i) < C::M) v[j][i] = __ldcg(all + ((s + j) * COUNT + i) * 32);
         }
-      }
-      sum[i] = total;
+#pragma unroll
+      for (int j = 0; j < STEP; ++j)
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i) {
+          sum[i].x += v[j][i].x, sum[i].y += v[j][i].y;
+          sum[i].z += v[j][i].z, sum[i].w += v[j][i].w;
+        }
     }
   }
 
