@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from pcc.backends.cuda.cache import Cache
 from pcc.errors import PccError
 
 DEFAULT_ARCH = "sm_90"  # H100, H200: what the kernels are tuned for
@@ -69,7 +70,7 @@ def _present() -> str | None:
 def compile_all(
     sources: Mapping[str, str], arch: str, say: Callable[[str], None] = lambda _: None
 ) -> dict[str, bytes]:
-    """Return the machine code of each source. Equal sources are compiled once. Errors: X401-X403.
+    """Return the machine code of each source. Equal sources are compiled once. Errors: X401-X404.
 
     Sources may include the library's headers (`linear.cuh` and the others).
     """
@@ -77,12 +78,14 @@ def compile_all(
     names = {digest(s): name for name, s in sources.items()}
     jobs = {key: sources[name] for key, name in names.items()}
     workers = min(len(jobs), os.cpu_count() or 1) or 1
+    cache = Cache(nvcc, (arch, *OPTIONS), KERNELS)
     with tempfile.TemporaryDirectory(prefix="pcc-nvcc-") as folder:
 
         def one(key: str) -> bytes:
             begun = time.perf_counter()
-            code = _compile(nvcc, Path(folder) / key, jobs[key], arch, names[key])
-            say(f"kernels of '{names[key]}' compiled in {time.perf_counter() - begun:.0f} s")
+            at, source, name = Path(folder) / key, jobs[key], names[key]
+            code = cache.get(source, lambda: _compile(nvcc, at, source, arch, name))
+            say(f"kernels of '{name}' compiled in {time.perf_counter() - begun:.0f} s")
             return code
 
         with ThreadPoolExecutor(workers) as pool:
