@@ -24,7 +24,7 @@ def emit_group(group: Group, out: Output) -> None:
     for i, y in enumerate(group.outputs):
         if y not in in_place:
             given[f"out{i}"] = out.make(y, WIDE)
-    given |= {array.ref: out.array(array) for array in kernel.constants}
+    given |= {f"constant{i}": out.array(array) for i, array in enumerate(kernel.constants)}
     loc = next((n.loc for n in reversed(nodes) if n.loc), "")
     layer = f"{len(nodes)} ops between products" + f", {loc}" * bool(loc)
     moved = {"weights": _weights(group, out)}

@@ -69,7 +69,9 @@ def generate(
         for x, n, m in zip(names, inputs, reads, strict=True)
     ]
     args += [_described(f"out{i}", m, program, WRITE) for i, m in writes]
-    args += [Argument(a.ref, READ, a.dtype, a.shape) for a in program.weights]
+    args += [
+        Argument(f"constant{i}", READ, a.dtype, a.shape) for i, a in enumerate(program.weights)
+    ]
     pointers = [*reads, *(m for _, m in writes), *program.weights.values()]
     return _kernel(program, schedule, args, pointers, blocks)
 

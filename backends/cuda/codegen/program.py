@@ -96,9 +96,9 @@ class Program:
 
     def table(self, a: Array) -> str:
         """Return the pointer of a constant: in the source if it is small, else an argument."""
-        if a.value.size > SMALL:
+        if a.size > SMALL:
             if a not in self.weights:
-                self.weights[a] = self.memory(a.dtype, a.value.size, "arg")
+                self.weights[a] = self.memory(a.dtype, a.size, "arg")
             return self.weights[a].pointer
         for name, known in self.arrays:
             if known is a:

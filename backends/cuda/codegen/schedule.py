@@ -103,7 +103,7 @@ class Scheduler:
             self.program.stored[made] = self._slice(made, whole, base)
             return (made, 0)
         if not same:  # one array for all rows: each row gets it
-            x = t.Expand(x, next(y for y in n.xs if tensor(y).batch), tensor(x).shape)
+            x = t.Expand(x, next(y for y in n.args if tensor(y).batch), tensor(x).shape)
         return self._copy(x, self._slice(x, whole, base))
 
     def _slice(self, x: Op, whole: Storage, base: int) -> Storage:
