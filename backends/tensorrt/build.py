@@ -43,8 +43,8 @@ class Builder:
         self.module = import_module(r)
         need_driver(r)
         self.messages = messages(self.module)
-        self.messages.take()
         self.builder = self.module.Builder(self.messages.logger)
+        self.messages.take()  # what it says of the machine is not about a graph
         self.cache, self._timings = cache, None
 
     def build(self, model: ir.Model, path: Path) -> Built:

@@ -7,11 +7,13 @@
   masses is a product with a triangle of ones, and any other one doubles its reach in each step. In
   the product all columns add in one order: where a mass is zero the sum does not rise, which is
   what the inverse CDF rests on. The doubling adds numbers only, so that -inf stays -inf.
+- *Logarithms*: where log(softmax(x)) would be computed as it reads, x - m - log sum exp(x - m) is.
 - *Attention* says that it may be taken apart where no fused kernel has its type.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -33,8 +35,8 @@ def prepare(model: ir.Model, r: TensorRt) -> ir.Model:
     for node in list(model.graph):
         if node.op_type == "Attention":
             node.attributes.add(ir.AttrInt64("TRT_decomposable", 1))
-        elif node.op_type == "CumSum" and r.sums == "spelled":
-            _spell_sum(model, node)
+        elif node.op_type in r.spelled:
+            SPELLINGS[node.op_type](model, node)
     if not r.wide:
         _pairs(model)
     return inferred(model)
@@ -170,6 +172,27 @@ def _replace(old: ir.Value, new: ir.Value) -> None:
             old.name = f"{old.name}~old"
             graph.outputs[i] = new
 
+
+def _spell_log_softmax(model: ir.Model, node: ir.Node) -> None:
+    x, site = node.inputs[0], _Site(model, node, node)
+    assert x is not None
+    axis = node.attributes["axis"].as_int()
+    lowered = site("Sub", x, _reduced(site, "ReduceMax", x, axis))
+    total = _reduced(site, "ReduceSum", site("Exp", lowered), axis)
+    _replace(node.outputs[0], site("Sub", lowered, site("Log", total)))
+    model.graph.remove(node, safe=True)
+
+
+def _reduced(site: _Site, op: str, x: ir.Value, axis: int) -> ir.Value:
+    if op == "ReduceSum" or site.graph.opset_imports[""] >= 18:
+        return site(op, x, site.ints(axis), keepdims=1)
+    return site(op, x, axes=[axis], keepdims=1)
+
+
+SPELLINGS: dict[str, Callable[[ir.Model, ir.Node], None]] = {
+    "CumSum": _spell_sum,
+    "LogSoftmax": _spell_log_softmax,
+}
 
 # ---------------------------------------------------------------- integers
 

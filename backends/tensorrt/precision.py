@@ -37,10 +37,10 @@ def pin(network: Any, model: ir.Model, module: Any) -> dict[str, int]:
             if out.name not in known:
                 known[out.name] = _derived(layer, out, known)
         outs = [known[layer.get_output(j).name] for j in range(layer.num_outputs)]
-        if layer.type.name in FREE or not any(outs):
-            continue
         ins = [known.get(x.name, "") for x in operands(layer)]
-        compute = next((k for k in ins if k), next(k for k in outs if k))
+        compute = next((k for k in (*ins, *outs) if k), "")
+        if layer.type.name in FREE or not compute:  # comparisons have float operands: they count
+            continue
         layer.precision = getattr(module.DataType, compute)
         for j, kind in enumerate(outs):
             if kind:

@@ -12,13 +12,13 @@
 | `wide` | 64-bit integers cross the engine's border; else they cross as pairs of 32 bits |
 | `aliased` | a cache is updated in place; else the runtime copies what the engine returns |
 | `fused` | ONNX's attention operator, by the precisions that it may have |
-| `sums` | running sums: `operator`, or `spelled` where the parser makes a loop of them |
+| `spelled` | operators that are written out: `CumSum`, of which the parser makes a loop; `LogSoftmax`, of which it makes log(softmax), -inf where a probability leaves float32 |
 | `refused` | operators that the parser refuses or understands otherwise |
 | `attributes` | attributes that it drops, or reads otherwise, unless they have this value |
 | `benign` | parts of warnings that say nothing about the result |
 | `timings` | keeps a cache of timed tactics |
 | `offline` | builds without a GPU, for a named compute capability |
-"""
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class TensorRt:
     wide: bool
     aliased: bool
     fused: tuple[str, ...]
-    sums: str
+    spelled: tuple[str, ...]
     refused: frozenset[str]
     attributes: Mapping[tuple[str, str], object]
     benign: tuple[str, ...]
@@ -88,7 +88,7 @@ MODERN: dict[str, Any] = {
     "wide": True,
     "aliased": True,
     "fused": ("fp16", "bf16"),
-    "sums": "operator",
+    "spelled": ("LogSoftmax",),
     "refused": NOWHERE,
     "attributes": ATTRIBUTES,
     "benign": BINDINGS,
@@ -113,7 +113,7 @@ RUNTIMES: dict[str, TensorRt] = {
             wide=False,
             aliased=False,
             fused=(),
-            sums="spelled",
+            spelled=("LogSoftmax", "CumSum"),
             refused=NOWHERE | NOT_BEFORE_10,
             attributes=ATTRIBUTES,
             benign=(

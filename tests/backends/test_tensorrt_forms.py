@@ -1,0 +1,294 @@
+"""Graphs in the forms of each TensorRT compute what they did, as ONNX Runtime shows on a CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+
+import pcc
+from pcc.backends.onnx.lower import lower
+from pcc.backends.tensorrt.forms import prepare
+from pcc.backends.tensorrt.legal import check_model
+from pcc.backends.tensorrt.options import BuildOptions
+from pcc.backends.tensorrt.precision import pin
+from pcc.backends.tensorrt.runtimes import HARDWARE, RUNTIMES, runtime_for, runtime_of
+from pcc.backends.tensorrt.write import static_model
+from pcc.conformance.verifiers import KINDS
+from pcc.emission import Order
+from pcc.errors import PccError
+from pcc.targets import TARGETS
+
+OLD, RTX = RUNTIMES["8.6"], RUNTIMES["rtx"]
+Values = np.ndarray[Any, Any]
+
+
+def order_of(tmp: Path, kind: str, target: str, precision: str, monkeypatch: Any) -> Order:
+    """What the compiler hands to the writer of a target, without a build."""
+    kept: list[Order] = []
+
+    class Enough(Exception):  # noqa: N818
+        pass
+
+    def keep(order: Order, folder: Path, say: object) -> None:
+        kept.append(order)
+        raise Enough
+
+    monkeypatch.setattr("pcc.package.write_graphs", keep)
+    source, folder = KINDS[kind](tmp)
+    with pytest.raises(Enough):
+        pcc.compile(
+            source, verifier=folder, out=tmp / "m.pcc", max_seq=64, chunk=8, target=target,
+            precision=precision, queries=["draft"], validate=False,
+        )  # fmt: skip
+    return kept[0]
+
+
+def session(model: ir.Model) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    data = ir.to_proto(model).SerializeToString()
+    return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def feed_of(s: Any) -> dict[str, Values]:
+    rng, feed = np.random.default_rng(0), {}
+    for i in s.get_inputs():
+        if "int64" in i.type:
+            feed[i.name] = rng.integers(0, 20, i.shape)
+        elif "bool" in i.type:
+            feed[i.name] = np.ones(i.shape, bool)
+        else:
+            kind = np.float16 if "float16" in i.type else np.float32
+            feed[i.name] = rng.random(i.shape).astype(kind)
+    return feed | {k: np.full_like(feed[k], 5) for k in ("valid", "top_k") if k in feed}
+
+
+def as_pairs(value: Values) -> Values:
+    """The same bytes as the engine's border sees them."""
+    if value.dtype != np.int64:
+        return value
+    return np.ascontiguousarray(value)[..., None].view(np.int32).reshape(*value.shape, 2)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("kind", ["llama", "evabyte"])
+def test_old_forms_compute_the_same(
+    tmp_path: Path, kind: str, precision: str, monkeypatch: Any
+) -> None:
+    order = order_of(tmp_path, kind, OLD.target, precision, monkeypatch)
+    for q, e in order.emissions.items():
+        plain = lower(e.module, order.target, batch=1, inputs=e.inputs)
+        made = static_model(order, q, e, OLD)
+        check_model(made, OLD)
+        onnx.checker.check_model(ir.to_proto(made), full_check=True)
+        assert {n.op_type for n in made.graph}.isdisjoint(("CumSum", "LogSoftmax", "If", "Shape"))
+        a, b = session(plain), session(made)
+        feed = feed_of(a)
+        want = a.run(None, feed)
+        got = b.run(None, {k: as_pairs(v) for k, v in feed.items()})
+        for o, x, y in zip(a.get_outputs(), want, got, strict=True):
+            assert as_pairs(x).tobytes() == y.tobytes() or x.dtype.kind == "f", (q, o.name)
+            if x.dtype.kind == "f":
+                np.testing.assert_allclose(y, x, rtol=1e-5, atol=5e-6, err_msg=f"{q} {o.name}")
+
+
+def test_64_bit_tables_are_refused_where_integers_have_32_bits(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    order = order_of(tmp_path, "byte-llama", OLD.target, "fp32", monkeypatch)
+    made = static_model(order, "decode", order.emissions["decode"], OLD)
+    with pytest.raises(PccError, match=r"32-bit integers; t\.longest_suffix needs 64") as found:
+        check_model(made, OLD)
+    assert found.value.code == "E431"
+
+
+def graph_of(
+    op: str, x: Values, origin: str, opset: int, *more: Any, **attributes: Any
+) -> ir.Model:
+    value = helper.make_tensor_value_info
+    kind = helper.np_dtype_to_tensor_dtype(x.dtype)
+    node = helper.make_node(op, ["x", *(f"c{i}" for i in range(len(more)))], ["y"], **attributes)
+    graph = helper.make_graph(
+        [node], "one", [value("x", kind, x.shape)], [value("y", kind, x.shape)],
+        [helper.make_tensor(f"c{i}", TensorProto.INT64, (), [m]) for i, m in enumerate(more)],
+    )  # fmt: skip
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    model = ir.from_proto(proto)
+    model.graph[0].metadata_props["pcc.op"] = origin
+    return model
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, -1])
+@pytest.mark.parametrize("exclusive", [0, 1])
+@pytest.mark.parametrize("origin", ["t.cumsum", "t.inverse_cdf"])
+def test_running_sums(axis: int, exclusive: int, origin: str) -> None:
+    x = np.random.default_rng(1).random((2, 5, 7)).astype(np.float32)
+    made = prepare(graph_of("CumSum", x, origin, 17, axis, exclusive=exclusive), OLD)
+    assert "CumSum" not in {n.op_type for n in made.graph}
+    (y,) = session(made).run(None, {"x": x})
+    want = np.cumsum(x.astype(np.float64), axis)
+    want -= exclusive * x
+    np.testing.assert_allclose(y, want, atol=2e-6)
+
+
+def test_running_sums_keep_minus_infinity_and_integers() -> None:
+    x = np.array([[0.5, -np.inf, 2, 3, 4]], np.float32)
+    made = prepare(graph_of("CumSum", x, "t.cumsum", 17, 1), OLD)
+    (y,) = session(made).run(None, {"x": x})
+    np.testing.assert_array_equal(y, np.cumsum(x, 1))
+    made = prepare(graph_of("CumSum", x, "t.cumsum", 17, 1, exclusive=1), OLD)
+    (y,) = session(made).run(None, {"x": x})
+    np.testing.assert_array_equal(y, [[0, 0.5, -np.inf, -np.inf, -np.inf]])
+
+
+def test_sums_of_masses_do_not_rise_where_a_mass_is_zero() -> None:
+    x = np.random.default_rng(2).random((64, 320)).astype(np.float32)
+    x[:, ::3] = 0
+    x[:, :5] = 0
+    made = prepare(graph_of("CumSum", x, "t.inverse_cdf", 17, 1), OLD)
+    (y,) = session(made).run(None, {"x": x})
+    rises = np.diff(y, axis=1, prepend=0)
+    assert (rises >= 0).all()
+    assert (rises[x == 0] == 0).all()
+
+
+@pytest.mark.parametrize("r", [OLD, RTX], ids=lambda r: r.name)
+def test_log_softmax_keeps_improbable_values(r: Any) -> None:
+    x = np.array([[0, -200, 3e3, 5]], np.float32)
+    made = prepare(graph_of("LogSoftmax", x, "t.log_softmax", r.opset, axis=1), r)
+    (y,) = session(made).run(None, {"x": x})
+    np.testing.assert_allclose(y, [[-3000, -3200, 0, -2995]], rtol=1e-6)
+
+
+def test_negative_integers_cross_the_border_whole() -> None:
+    x = np.array([[-1, 0, 7, -(1 << 31), (1 << 31) - 1]])
+    made = prepare(graph_of("Identity", x, "t.x", 17), OLD)
+    (y,) = session(made).run(None, {"x": as_pairs(x)})
+    assert y.dtype == np.int32
+    np.testing.assert_array_equal(y.view(np.int64)[..., 0], x)
+
+
+# ---------------------------------------------------------------- precision
+
+
+class Tensor(SimpleNamespace):
+    name: str
+
+
+def layer(kind: str, ins: list[Tensor], outs: list[Tensor]) -> Any:
+    made = SimpleNamespace(
+        type=SimpleNamespace(name=kind), num_inputs=len(ins), num_outputs=len(outs),
+        get_input=lambda i: ins[i], get_output=lambda i: outs[i], precision=None, results={},
+    )  # fmt: skip
+    made.set_output_type = lambda i, t: made.results.__setitem__(i, t)
+    return made
+
+
+def test_every_float_layer_is_pinned_to_the_types_of_the_graph(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    """A stand-in for a parsed network, from a real half-precision draft graph."""
+    order = order_of(tmp_path, "llama", OLD.target, "fp16", monkeypatch)
+    model = static_model(order, "draft", order.emissions["draft"], OLD)
+    tensors: dict[str, Tensor] = {}
+
+    def tensor(v: ir.Value) -> Tensor:
+        kind = {"FLOAT": "FLOAT", "FLOAT16": "HALF", "BOOL": "BOOL"}.get(str(v.dtype.name), "INT32")
+        made = Tensor(name=str(v.name), dtype=SimpleNamespace(name=kind))
+        return tensors.setdefault(made.name, made)
+
+    kinds = {"MatMul": "MATRIX_MULTIPLY", "Cast": "CAST", "Less": "ELEMENTWISE"}
+    layers = [
+        layer(
+            kinds.get(n.op_type, "SHUFFLE"), [tensor(x) for x in n.inputs if x],
+            [tensor(x) for x in n.outputs],
+        )
+        for n in model.graph
+    ]  # fmt: skip
+    extra = Tensor(name="(parser's own)", dtype=SimpleNamespace(name="FLOAT"))
+    layers.append(layer("SHUFFLE", [tensors[str(model.graph[-1].inputs[0].name)]], [extra]))
+    network = SimpleNamespace(num_layers=len(layers), get_layer=lambda i: layers[i])
+    counts = pin(network, model, SimpleNamespace(DataType=SimpleNamespace(FLOAT=1, HALF=2)))
+    assert counts["HALF"] > 0
+    assert counts["FLOAT"] > 30
+    for made in layers:
+        kinds_in = {t.dtype.name for t in (made.get_input(i) for i in range(made.num_inputs))}
+        outs = [made.get_output(i).dtype.name for i in range(made.num_outputs)]
+        floats = {"FLOAT", "HALF"} & {*kinds_in, *outs}
+        if made.type.name == "CAST" or not floats:
+            assert made.precision is None
+        elif made is not layers[-1]:
+            assert made.precision == (2 if floats == {"HALF"} else 1)
+            assert made.results == {
+                i: 2 if k == "HALF" else 1 for i, k in enumerate(outs) if k in ("FLOAT", "HALF")
+            }
+    compared = [x for x in layers if x.get_output(0).dtype.name == "BOOL" and x.precision]
+    assert compared  # comparisons of floats are not free to compare halves
+
+
+# ---------------------------------------------------------------- data
+
+
+def test_descriptions_and_targets_agree() -> None:
+    for r in RUNTIMES.values():
+        target = TARGETS[r.target]
+        assert runtime_of(r.target) is r
+        assert (target.format, target.opset) == ("tensorrt", r.opset)
+        assert set(target.precisions) == set(r.precisions)
+        assert target.typed == r.typed
+        assert target.static
+        assert not target.branches
+        assert (target.kv == "scatter") == r.aliased == ("TensorScatter" not in r.refused)
+        for p in set(TARGETS["cuda"].precisions) - set(r.precisions):
+            with pytest.raises(PccError, match=f"no {p}"):
+                r.takes(p)
+    assert {t.name for t in TARGETS.values() if t.format == "tensorrt"} == {
+        r.target for r in RUNTIMES.values()
+    }
+
+
+@pytest.mark.parametrize(
+    ("module", "version", "name"),
+    [("tensorrt", "8.6.1", "8.6"), ("tensorrt", "10.16.1.11", "10"), ("tensorrt", "11.4.0", "11"),
+     ("tensorrt_rtx", "1.7.1.116", "rtx")],
+)  # fmt: skip
+def test_versions_find_their_description(module: str, version: str, name: str) -> None:
+    assert runtime_for(module, version).name == name
+
+
+@pytest.mark.parametrize("version", ["8.5.3", "10.9.0", "12.0", "x"])
+def test_other_versions_are_refused(version: str) -> None:
+    with pytest.raises(PccError) as found:
+        runtime_for("tensorrt", version)
+    assert found.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"level": 9}, {"refit": "often"}, {"hardware": "any"}, {"strip": True}, {"no": 1},
+     {"level": "fast"}, {"strip": "maybe"}, {"workspace": 5},
+     {"strip": True, "refit": "refit", "keep_onnx": False}],
+)  # fmt: skip
+def test_options_out_of_range_are_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(PccError) as found:
+        BuildOptions.of(given).check(RUNTIMES["10"])
+    assert found.value.code == "E430"
+
+
+def test_options_are_read_from_text_and_become_flags() -> None:
+    options = BuildOptions.of({"strip": "true", "refit": "refit_identical", "level": "1"})
+    options.check(RUNTIMES["11"])
+    assert options.level == 1
+    assert options.flags(RUNTIMES["11"]) == ["REFIT_IDENTICAL", "STRIP_PLAN"]
+    assert BuildOptions().flags(OLD) == ["OBEY_PRECISION_CONSTRAINTS"]
+    assert BuildOptions.of({"only": "step,prefill"}).builds("step")
+    assert not BuildOptions.of({"only": "step,prefill"}).builds("verify")
+    assert set(HARDWARE) == {"none", "same", "ampere_plus"}
