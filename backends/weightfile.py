@@ -82,6 +82,8 @@ class WeightFile:
         for turned in (False, True):
             if (spot := self._arrays.get((array, turned))) is not None:
                 return spot, turned
+            if array.recipe is not None and (spot := self._placed.get(_key(array, turned))):
+                return spot, turned  # in another shape
         if array.recipe is None:
             values = array.value.reshape(-1)
             key = (values.nbytes, hashlib.sha256(values.view(np.uint8).data).digest())
@@ -92,7 +94,7 @@ class WeightFile:
     def _placed_array(self, array: Array, turned: bool) -> Spot:
         if array.recipe is None:
             return self.put(_matrix(array.value).T if turned else array.value)
-        key = (array.recipe.identity, array.dtype, array.shape[-1] if turned else 0)
+        key = _key(array, turned)
         if key not in self._placed:  # lazy arrays that differ in shape only share a place
             parts = _strips(array.value) if turned else array.parts()
             self._placed[key] = self._write(parts, array.nbytes)
@@ -126,6 +128,12 @@ class WeightFile:
         if self.say is not None and self._out.tell() - self._reported >= REPORT:
             self._reported = self._out.tell()
             self.say(f"{self.path.name}: {self._reported / 1e9:.1f} GB written")
+
+
+def _key(array: Array, turned: bool) -> object:
+    """Name the bytes of a lazy array: those of another shape are the same, unless turned."""
+    assert array.recipe is not None
+    return array.recipe.identity, array.dtype, array.shape[-1] if turned else 0
 
 
 def _matrix(values: Values) -> Values:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pcc.bundle import inside
+from pcc.check_generation import affordable
 from pcc.circuit.circuit import Circuit
 from pcc.circuit.queries import QUERIES
 from pcc.errors import PccError
@@ -68,6 +69,7 @@ def verify(
     """
     engine = load(path, provider)
     circuit = stored_circuit(engine)
+    affordable(circuit.module(), "circuit")
     checks: list[Check] = []
     for query, spec in engine.queries.items():
         if query not in QUERIES:

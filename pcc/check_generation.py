@@ -40,7 +40,7 @@ def check_generation(engine: Engine, seed: int, say: Callable[[str], None]) -> F
     for query in ("verify", "prefill_greedy", "step_greedy", "prefill", "step"):
         say(f"'{query}' in float64")
         module = stages.module(f"tensor-{query}")
-        _affordable(module)
+        affordable(module, "verifier")
         found += _graph(engine, query, module, prompt, rng)
     say("greedy text against autoregressive decoding")
     count = min(knobs.CHECK_TOKENS, int(spec["max_seq"]) - len(prompt) - 1)
@@ -63,12 +63,13 @@ def _prompt(engine: Engine, rng: np.random.Generator) -> list[int]:
     return ids if v.bos is None else [v.bos, *ids[1:]]
 
 
-def _affordable(module: Module) -> None:
+def affordable(module: Module, what: str) -> None:
+    """Refuse what the float64 evaluator cannot take. Errors: V110."""
     total = sum(n.value.size for n in module.nodes() if isinstance(n, Const))
     if total > knobs.CHECK_PARAMETERS:
         raise PccError(
             "V110",
-            f"the verifier has {total} numbers, too many for the float64 evaluator",
+            f"the {what} has {total} numbers, too many for the float64 evaluator",
             hint=f"up to {knobs.CHECK_PARAMETERS} are checked; `pcc bench` compares greedy texts",
         )
 

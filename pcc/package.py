@@ -18,6 +18,7 @@ from pcc.ir.array import Array
 from pcc.ir.core import Op, tensor
 from pcc.ir.module import Module
 from pcc.ir.text import large_arrays
+from pcc.knobs import CHECK_PARAMETERS
 from pcc.passes.supports import deterministic
 
 if TYPE_CHECKING:
@@ -74,6 +75,11 @@ def _write_stages(job: Job, folder: Path, placed: Places | None) -> None:
         write_file(folder / f"{i:02d}-{name}.pcir", text.show(module).encode("utf-8"))
         arrays.update(large_arrays(module))
     shared = {ref: _place_of(array, placed) for ref, array in arrays.items()}
+    lazy = {ref: a for ref, a in arrays.items() if not shared[ref] and a.recipe is not None}
+    if sum(a.size for a in lazy.values()) > CHECK_PARAMETERS:
+        # Too many to be evaluated, or to be written twice: the stage is to be read, not run.
+        absent = {r: {"dtype": a.dtype, "shape": a.shape, "absent": True} for r, a in lazy.items()}
+        shared.update(absent)
     own = {ref: array for ref, array in arrays.items() if not shared[ref]}
     if own:
         from safetensors.numpy import save_file
@@ -85,19 +91,16 @@ def _write_stages(job: Job, folder: Path, placed: Places | None) -> None:
 
 
 def _place_of(array: Array, placed: Places | None) -> dict[str, Any]:
-    """Return what the index of stages says of an array; nothing if they need a copy of their own.
+    """Return where an array is found, nothing if the stages need a copy of their own.
 
-    Of an array that is not in memory none is made: it is random, and made again when it is read,
-    or it lies in an engine only, as its kernels want it, and the stage is to be read, not run.
+    Random numbers are made again when they are read.
     """
     entry: dict[str, Any] = {"dtype": array.dtype, "shape": array.shape}
     if placed is not None and (found := placed.find(array)) is not None:
         (offset, _), turned = found
         return {**entry, "offset": offset} | ({"turned": True} if turned else {})
-    if array.recipe is None:
-        return {}
-    noise = array.recipe.noise
-    return {**entry, "noise": noise} if noise else {**entry, "absent": True}
+    noise = array.recipe and array.recipe.noise
+    return {**entry, "noise": noise} if noise else {}
 
 
 def _manifest(

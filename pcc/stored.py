@@ -99,9 +99,7 @@ class Stages:
         """Return random numbers, made again. Errors: B219 (numbers that are not here)."""
         if "noise" not in spot:
             what = f"the numbers of {ref[:24]} are not in the bundle as this stage has them"
-            hint = (
-                "a large model's are there once, as its target wants them: compile for onnx, fp32"
-            )
+            hint = "a large model's are there once, as its target wants them: use onnx and fp32"
             raise PccError("B219", what, at=str(self.folder), hint=hint)
         try:
             seed, name, scale = spot["noise"]

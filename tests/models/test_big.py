@@ -257,3 +257,30 @@ def test_matrices_side_by_side() -> None:
     assert not equal(unread, a + (np.arange(300) == 299)[:, None])
     with pytest.raises(PccError, match=r"E107.*too large"):
         _ = Matrix("c", (2, 2), lambda i, j: a[:2, :2] * 1e6).beside([], "f16").value
+
+
+def test_stages_of_a_large_model_are_not_copied(
+    small: Path, tmp_path: Path, unread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pcc import package, stored
+    from pcc.backends.onnx import write
+
+    monkeypatch.setattr(package, "CHECK_PARAMETERS", 0)
+    monkeypatch.setattr(stored, "LAZY", 0)
+    save = write.save_models
+
+    def elsewhere(*args: Any, **how: Any) -> Any:  # as an engine with an order of its own has them
+        file = save(*args, **how)
+        file._arrays.clear()
+        file._placed.clear()
+        return file
+
+    monkeypatch.setattr(write, "save_models", elsewhere)
+    path = compiled(small, tmp_path / "m.pcc")
+    assert (
+        path / "ir/arrays.safetensors"
+    ).stat().st_size < 500_000  # the head, without the 1.1 MB of the verifier
+    files = json.loads((path / "manifest.json").read_text())["files"]
+    Stages(path, files).module("circuit")
+    with pytest.raises(PccError, match="B219"):
+        Stages(path, files).module("tensor-step")
