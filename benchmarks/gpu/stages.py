@@ -38,7 +38,7 @@ MAX_SEQ = 8704  # the longest context, and a window more
 
 def conformance(name: str, python: str, seconds: int, *options: str) -> Command:
     """Return a run of the suite."""
-    args = (*PCC, "conformance", *options, "--json", "{json}")
+    args = (*PCC, "conformance", *options, "--jobs", "8", "--json", "{json}")
     return Command(name, args, seconds, python, "report")
 
 

@@ -18,6 +18,7 @@ from pcc.knobs import MAX_RESULT_BYTES
 if TYPE_CHECKING:
     from pcc.conformance.report import Finding
 
+EVERY = 10.0  # seconds between reports of a run that is not complete: one that is cut off has some
 SHOWN = 40  # findings that are not "ok", in the table; the JSON has all
 
 
@@ -39,6 +40,7 @@ def conformance(
         Path | None, typer.Option(help="Compare with these texts instead of making them here.")
     ] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write a report.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Bundles compiled at a time.")] = 1,
     work: Annotated[Path | None, typer.Option(help="Keep what is compiled in here.")] = None,
 ) -> None:
     """Run the suite that every backend must pass; exit 1 if something differs."""
@@ -56,17 +58,34 @@ def conformance(
     if work is not None:
         work.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    found: list[Finding] = list(
-        check(setting, say, parts=tuple(part or PARTS), batches=batches, stored=stored, folder=work)
-    )
-    report = as_json(
-        found, target=target, provider=provider, precision=precision, batches=batches,
-        seconds=round(time.perf_counter() - began, 1), versions=versions(),
-    )  # fmt: skip
+    found: list[Finding] = []
+
+    def report(*, complete: bool) -> dict[str, Any]:
+        return as_json(
+            found, target=target, provider=provider, precision=precision, batches=batches,
+            complete=complete, seconds=round(time.perf_counter() - began, 1), versions=versions(),
+        )  # fmt: skip
+
+    written = began
+    for f in check(
+        setting, say, parts=tuple(part or PARTS), batches=batches, stored=stored, folder=work,
+        jobs=jobs,
+    ):  # fmt: skip
+        found.append(f)
+        if json_out is not None and time.perf_counter() > written + EVERY:
+            _save(json_out, report(complete=False))
+            written = time.perf_counter()
+    final = report(complete=True)
     if json_out is not None:
-        write(json_out, json.dumps(_plain(report), indent=1).encode())
-    show(report, found)
-    raise typer.Exit(0 if report["ok"] else 1)
+        _save(json_out, final)
+    show(final, found)
+    raise typer.Exit(0 if final["ok"] else 1)
+
+
+def _save(path: Path, report: dict[str, Any]) -> None:
+    from pcc.circuit.text import write
+
+    write(path, json.dumps(_plain(report), indent=1).encode())
 
 
 def _stored(path: Path) -> Any:

@@ -92,11 +92,13 @@ def answers_of(setting: Setting, modules: Mapping[str, Module], out: Path) -> An
 
 
 def answers_to(setting: Setting, circuit: Circuit, out: Path) -> Answers:
-    """Return what answers the queries of a circuit under a setting, compiled to `out`."""
-    if setting.provider != SIMULATOR:
-        compile(circuit, out=out, validate=False, **setting.options())
+    """Return what answers the queries of a circuit under a setting, compiled to `out` once."""
+    simulated = setting.provider == SIMULATOR
+    if not out.exists():
+        how = {"precision": setting.precision} if simulated else setting.options()
+        compile(circuit, out=out, validate=False, **how)
+    if not simulated:
         return open_bundle(setting, out)
-    compile(circuit, out=out, validate=False, precision=setting.precision)
     stages = Stages(out, load(out).manifest["files"])
     names = [q for q in QUERIES if f"tensor-{q}" in stages.names]
     return Simulated({q: stages.module(f"tensor-{q}") for q in names}, setting.batch)

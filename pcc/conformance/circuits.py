@@ -49,7 +49,7 @@ def check_queries(setting: Setting, folder: Path, say: Callable[[str], None]) ->
     """Yield findings for each circuit and query, on one batch size."""
     for name, circuit in circuits().items():
         say(f"queries of {name}")
-        out = folder / f"{name}-{setting.batch}.pcc"
+        out = place_of(folder, name, setting)
         try:
             engine = answers_to(setting, circuit, out)
         except PccError as e:
@@ -57,6 +57,11 @@ def check_queries(setting: Setting, folder: Path, say: Callable[[str], None]) ->
             continue
         for query in engine.queries:
             yield from _query(setting, engine, circuit, name, query)
+
+
+def place_of(folder: Path, name: str, setting: Setting) -> Path:
+    """Return where a circuit's bundle is put."""
+    return folder / f"{name}-{setting.target}-{setting.precision}-{setting.batch}.pcc"
 
 
 def _query(

@@ -78,6 +78,11 @@ def expected(scenario: Scenario, batch: int, precision: str, folder: Path) -> di
     return {run.name: play(engine, run, batch).plain() for run in RUNS}
 
 
+def wanted(scenario: Scenario, setting: Setting) -> bool:
+    """Return whether a scenario is part of the suite at this precision and batch size."""
+    return setting.precision in scenario.precisions and setting.batch in scenario.batches
+
+
 def key_of(scenario: Scenario, batch: int, precision: str) -> str:
     """Return the name of a scenario's expectations."""
     return f"{scenario.name} {precision} batch {batch}"
@@ -92,7 +97,7 @@ def check_protocol(
     `stored` are expectations made elsewhere; without, ONNX Runtime makes them here.
     """
     for s in scenarios:
-        if setting.precision not in s.precisions or setting.batch not in s.batches:
+        if not wanted(s, setting):
             continue
         case = key_of(s, setting.batch, setting.precision)
         if s.needs and importlib.util.find_spec(s.needs) is None:

@@ -11,11 +11,13 @@ from typing import Any
 from pcc.conformance.bundles import Setting
 from pcc.conformance.circuits import check_queries
 from pcc.conformance.ops import check_ops
+from pcc.conformance.prebuild import prebuild
 from pcc.conformance.report import Finding
 from pcc.conformance.scenarios import SCENARIOS, check_protocol, expected, key_of
 from pcc.errors import PccError
 
 PARTS = ("ops", "queries", "protocol")
+DEVICE_FAILED = "X304"  # the code of a failing call of the driver
 Say = Callable[[str], None]
 
 
@@ -27,8 +29,11 @@ def check(
     batches: tuple[int, ...] = (1, 3),
     stored: Mapping[str, Any] | None = None,
     folder: Path | None = None,
+    jobs: int = 1,
 ) -> Iterator[Finding]:
     """Yield what was found, part by part; bundles are built below `folder` (default: temporary).
+
+    `jobs` bundles are compiled at a time.
 
     A part that the environment cannot run at all raises; what one case meets is a finding.
     """
@@ -36,14 +41,27 @@ def check(
         raise PccError("C140", f"no part {sorted(bad)[0]!r}", hint=f"one of {', '.join(PARTS)}")
     with tempfile.TemporaryDirectory(prefix="pcc-conformance-") as own:
         place = folder or Path(own)
-        for batch in batches:
-            s = replace(setting, batch=batch)
-            if "ops" in parts:
-                yield from check_ops(s, place, say)
-            if "queries" in parts:
-                yield from check_queries(s, place, say)
-            if "protocol" in parts:
-                yield from check_protocol(s, place, say, stored)
+        settings = [replace(setting, batch=batch) for batch in batches]
+        prebuild(settings, parts, place, jobs, say)
+        for s in settings:
+            for found in _parts(s, parts, place, say, stored):
+                yield found
+                if found.note.startswith(f"[{DEVICE_FAILED}]"):
+                    # A kernel that fails takes the device's context with it.
+                    note = "the device has failed: what comes after is not run"
+                    yield Finding(found.suite, "everything else", "", "refused", note=note)
+                    return
+
+
+def _parts(
+    s: Setting, parts: tuple[str, ...], place: Path, say: Say, stored: Mapping[str, Any] | None
+) -> Iterator[Finding]:
+    if "ops" in parts:
+        yield from check_ops(s, place, say)
+    if "queries" in parts:
+        yield from check_queries(s, place, say)
+    if "protocol" in parts:
+        yield from check_protocol(s, place, say, stored)
 
 
 def expectations(say: Say, batches: tuple[int, ...] = (1, 3)) -> dict[str, Any]:

@@ -224,3 +224,30 @@ def test_the_stored_texts_are_what_a_cpu_makes(tmp_path: Path) -> None:
     (s,) = (s for s in SCENARIOS if s.name == "llama-ff-n2")
     found = list(check_protocol(CPU, tmp_path, quiet, stored, (s,)))
     assert not bad(found)
+
+
+def test_bundles_are_compiled_side_by_side(tmp_path: Path) -> None:
+    """What is compiled ahead is what is needed; a name that fails hinders no other."""
+    from pcc.conformance.circuits import circuits, place_of
+    from pcc.conformance.prebuild import prebuild
+
+    said: list[str] = []
+    lacking = Setting(target="onnx", precision="bf16")  # a precision that the target has not
+    prebuild([CPU, lacking], ("queries",), tmp_path, 2, said.append)
+    assert all(place_of(tmp_path, name, CPU).is_dir() for name in circuits())
+    assert sum(s.startswith("compiled") for s in said) == len(circuits())
+    assert sum(s.startswith("not compiled") for s in said) == len(circuits())
+
+
+def test_nothing_is_run_on_a_device_that_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pcc.conformance import suite
+
+    def failing(*_: object) -> list[Finding]:
+        return [Finding("ops", "a", "", "differs", note="[X304] the driver's cuLaunch failed")]
+
+    monkeypatch.setattr(suite, "check_ops", failing)
+    found = list(suite.check(CPU, quiet, folder=tmp_path))
+    assert [f.verdict for f in found] == ["differs", "refused"]
+    assert "not run" in found[1].note
