@@ -6,6 +6,7 @@ as one CUDA graph. Host arrays are page-locked, so that no copy waits for anothe
 
 from __future__ import annotations
 
+import sys
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
@@ -151,7 +152,7 @@ class DeviceCall:
         self.runs = 0
 
     def __del__(self) -> None:
-        if hasattr(self, "plain"):
+        if hasattr(self, "plain") and not sys.is_finalizing():
             self.device.wait(self.turn.stream)  # a round that nobody waited for writes into mirrors
             self._forget()
             for e in self.done:
@@ -202,9 +203,10 @@ class StepCall(DeviceCall):
         a, b = self.out.layout, self.into.layout
         if "length" not in self.chained.values() or "active" not in self.inputs:
             return False
-        pairs = self.chained.items()
-        kinds = all(a.dtypes[o] == b.dtypes[i] and a.shapes[o] == b.shapes[i] for o, i in pairs)
-        return kinds and all(a.offsets[o] == b.offsets[i] for o, i in pairs)
+        return all(
+            (a.offsets[o], a.shapes[o], a.dtypes[o]) == (b.offsets[i], b.shapes[i], b.dtypes[i])
+            for o, i in self.chained.items()
+        )
 
     def run(self) -> None:
         """Run a round, or take the one that was launched ahead; launch the next one ahead."""
@@ -230,10 +232,9 @@ class StepCall(DeviceCall):
             return False
         if flight.active != self["active"].tobytes():
             return False
+        small = {o: i for o, i in self.chained.items() if i != "draft_q"}  # drawn with the window
         return all(
-            self.outputs[o].array.tobytes() == self[i].tobytes()
-            for o, i in self.chained.items()
-            if i != "draft_q"  # large, and drawn together with the window
+            bool(self.outputs[o].array.tobytes() == self[i].tobytes()) for o, i in small.items()
         )
 
     def _room(self) -> bool:

@@ -7,6 +7,7 @@ a result waits for an event. All through `cuda-bindings`, which is imported when
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +49,7 @@ class Memory:
             self.device.release(address)
 
     def __del__(self) -> None:
-        if getattr(self, "address", 0):
+        if getattr(self, "address", 0) and not sys.is_finalizing():  # the system takes it then
             self.free()
 
 
@@ -59,7 +60,7 @@ class _Locked:
         self.device, self.address = device, device.allocate_host(size)
 
     def __del__(self) -> None:
-        if hasattr(self, "address"):
+        if hasattr(self, "address") and not sys.is_finalizing():
             self.device.release_host(self.address)
 
 

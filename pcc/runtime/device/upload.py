@@ -1,4 +1,4 @@
-"""Large files onto the device: one piece is read into page-locked memory while another is copied."""
+"""Large files onto the device: one piece is read while another is copied."""
 
 from __future__ import annotations
 
