@@ -98,12 +98,12 @@ class Device:
             self._start(ordinal)
         except PccError:
             raise
-        except Exception as e:  # cuda-bindings finds no library, or not all of its functions
+        except (RuntimeError, OSError, ImportError) as e:  # cuda-bindings finds no library
             what = f"no NVIDIA driver is installed ({type(e).__name__})"
             raise PccError("X302", what, hint="install the driver; `pcc doctor` shows it") from None
 
     def _start(self, ordinal: int) -> None:
-        (code,) = self.cu.cuInit(0)
+        code = self.cu.cuInit(0)[0]
         if int(code) == 100:
             raise PccError("X303", "there is no GPU", hint="`pcc doctor` shows what is found")
         if int(code):
