@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pcc.backends.cuda.builder import Builder
 from pcc.backends.cuda.graph import Graph
+from pcc.backends.cuda.rewrites import rewritten
 from pcc.backends.cuda.schedule import Schedule
 from pcc.backends.cuda.weights import WeightFile
 from pcc.ir.module import Module
@@ -25,7 +26,7 @@ def partition(
     each; what is between them is generated, in as few kernels as the order allows. `name`: of the
     graph in errors and plans.
     """
-    graph = Graph(module, batch, inputs)
+    graph = Graph(rewritten(module), batch, inputs)
     graph.name = name or module.name
     builder = Builder(Schedule(graph), weights or WeightFile(), "pcc_")
     builder.run()

@@ -45,8 +45,13 @@ class Norm:
 
 
 def norm(op: Op, graph: Graph) -> Norm | None:
-    """Match a norm of whole rows [N,D] with trained gains."""
+    """Match a norm of whole rows [N,D] with trained gains.
+
+    That of a row which a round chooses is generated with the choice.
+    """
     if not isinstance(op, nn.RmsNorm) or not isinstance(op.w, t.Const):
+        return None
+    if isinstance(op.x, t.SelectRow):
         return None
     kind = tensor(op)
     if len(kind.shape) != 2 or not kind.batch or kind.shape[1] < LEAST:
