@@ -6,6 +6,8 @@ import importlib.metadata
 import platform
 from dataclasses import dataclass
 
+from pcc.errors import PccError
+
 CORE = "reinstall pcc: pip install --force-reinstall pcc"
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 PARTS = (
@@ -17,6 +19,8 @@ PARTS = (
     ("sympy", True, CORE),
     ("pyyaml", True, CORE),
     ("torch", False, "pip install 'pcc[torch]': only to read .pt checkpoints"),
+    ("cuda-bindings", False, "pip install 'pcc[gpu]': only for provider='cuda' and 'tensorrt'"),
+    ("tensorrt", False, "pip install 'pcc[tensorrt]': only for provider='tensorrt'"),
 )
 
 
@@ -46,7 +50,7 @@ def examine() -> list[Finding]:
         version = installed(name)
         state = "ok" if version else "missing" if required else "not installed"
         out.append(Finding(name, version, required, state, "" if version else remedy))
-    return [*out, *_runtime()]
+    return [*out, *_runtime(), *_gpu()]
 
 
 def _runtime() -> list[Finding]:
@@ -64,3 +68,25 @@ def _runtime() -> list[Finding]:
         Finding("onnxruntime", cpu or gpu, True, "ok", ""),
         Finding("providers", providers, False, "ok", ""),
     ]
+
+
+def _gpu() -> list[Finding]:
+    """Return the driver and every GPU with its architecture and memory, or why there is none."""
+    from pcc.runtime.device.driver import Device, shown
+
+    if not installed("cuda-bindings"):
+        return []
+    try:
+        first = Device()
+        count = int(first("cuDeviceGetCount"))
+        gpus = [first, *(Device(i) for i in range(1, count))]
+    except PccError as e:
+        return [Finding("NVIDIA driver", "", False, e.what, e.hint)]
+    version = f"CUDA {first.version // 1000}.{first.version % 1000 // 10}"
+    out = [Finding("NVIDIA driver", version, False, "ok", "")]
+    for g in gpus:
+        g.enter()
+        free, total = g.memory()
+        what = f"{g.name}, {g.arch}, {shown(free)} of {shown(total)} free"
+        out.append(Finding(f"GPU {g.ordinal}", what, False, "ok", ""))
+    return out

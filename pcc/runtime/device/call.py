@@ -241,7 +241,8 @@ class StepCall(DeviceCall):
         """Whether the buffers hold the next round wherever this one ends."""
         if not self.may or self.plain or self.runs < WARM or self.states is None:
             return False
-        return int(self["length"].max()) + 2 * self.width <= self.states.rows
+        most = int(self["length"].max()) + 2 * self.width
+        return bool(most <= self.states.rows)
 
     def _ahead(self, mirror: int) -> None:
         assert self.states is not None
