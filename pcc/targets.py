@@ -25,6 +25,7 @@ class Target:
     additive mask over the whole cache; "nonpad", the fused operator with the number of valid rows
     where no row is hidden otherwise, else parts. `kv`: caches are written by "scatter"
     (TensorScatter) or "scatter_nd" (ScatterND). `rings`: TensorScatter may wrap around.
+    `runtime`: the least release of it, where that is not what the opset says.
     `typed`: a graph's types are the engine's; without, the writer pins the precision of each layer.
     """
 
@@ -40,6 +41,7 @@ class Target:
     attention: str = "parts"
     kv: str = "scatter"
     rings: bool = False
+    runtime: str = ""  # the least ONNX Runtime, where it is not the opset that says it
     typed: bool = True
 
     def at_opset(self, opset: int | None) -> Target:
@@ -61,6 +63,7 @@ _ALL = (
     Target(
         "onnx-cuda", "onnx", "cuda", 24,
         static=True, branches=False, weights="inputs", attention="nonpad", rings=True,
+        runtime="1.28",  # before, causal attention over a cache was wrong, or missing
     ),
     # 8.6, the last release that PyPI has: no bf16, no type but what the builder chooses.
     Target(

@@ -37,7 +37,7 @@ def write_graphs(order: Order, folder: Path, say: Say) -> Written:
         "provider": "any" if target.provider == "cpu" else target.provider,
         "format": "onnx",
         "gpu": None,
-        "onnxruntime": f">={RUNTIME_OF_OPSET[target.opset]}",
+        "onnxruntime": f">={target.runtime or RUNTIME_OF_OPSET[target.opset]}",
     }
     return Written(specs, (variant,), file, {f"graphs/{file.path.name}": file.sha256})
 
