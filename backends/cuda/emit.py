@@ -10,7 +10,6 @@ from pcc.backends.cuda.nvcc import architecture, compile_all, find
 from pcc.backends.cuda.partition import partition
 from pcc.backends.cuda.weights import WeightFile
 from pcc.emission import Order, Say, Written
-from pcc.errors import PccError
 
 FOLDER = "engines/cuda"
 
@@ -36,9 +35,6 @@ def write_graphs(order: Order, folder: Path, say: Say) -> Written:
         (place / f"{q}.json").write_bytes(plan.dumps())
         specs[q] = {"graph": f"{FOLDER}/{q}.json", "nodes": len(plan.launches)}
     say(f"weights: {weights.size / 2**30:.2f} GiB")
-    try:
-        digest = weights.write(place / "weights.bin", say)
-    except OSError as e:
-        raise PccError("E151", f"the weights cannot be written: {e}", at=str(place)) from None
+    digest = weights.write(place / "weights.bin", say)
     variant = {"provider": "cuda", "format": "cuda", "gpu": arch, "batch": order.batch}
     return Written(specs, (variant,), None, {f"{FOLDER}/weights.bin": digest})
