@@ -133,7 +133,7 @@ def format_of(manifest: Mapping[str, Any], at: str) -> str:
     variants = manifest.get("variants", [])
     plain = isinstance(variants, list) and all(isinstance(v, dict) for v in variants)
     kind = variants[0].get("format", "onnx") if plain and variants else "onnx"
-    if not plain or kind not in RUN_BY:
+    if not isinstance(kind, str) or not plain or kind not in RUN_BY:
         what = f"the manifest's variants have no format of {', '.join(RUN_BY)}"
         raise PccError("B215", what, at=at, hint="it is damaged, or of a later pcc")
     return str(kind)

@@ -15,7 +15,7 @@ from pcc.errors import PccError
 from pcc.runtime.device.arena import ALIGN, fixed
 from pcc.runtime.device.driver import Device, Memory
 from pcc.runtime.device.upload import upload
-from pcc.runtime.ort import first_line, import_ort
+from pcc.runtime.ort import check_provider, first_line, import_ort
 from pcc.runtime.weights import FILE, pieces
 
 PROVIDER = "CUDAExecutionProvider"
@@ -48,6 +48,7 @@ class OrtGraphs:
 
     def _open(self, path: Path) -> Any:
         ort = import_ort()
+        check_provider("cuda")
         options = ort.SessionOptions()
         options.log_severity_level = WARNING
         # Where a node has no CUDA kernel the session is refused, and not run on the host in part.
@@ -191,8 +192,18 @@ class OrtExecutor:
 
 def watched(work: Callable[[], Any], at: str) -> Any:
     """Return what `work` returns; what ONNX Runtime warns of meanwhile may be an error (B223)."""
+    out, failed = None, None
     with _said() as said:
-        out = work()
+        try:
+            out = work()
+        except Exception as e:  # judged below: the reason may be in what was said before it
+            failed = e
+    if any(f"Failed to create {PROVIDER}" in x for x in said):
+        what = "onnxruntime finds no CUDA or cuDNN libraries of its version"
+        hint = "pip install 'onnxruntime-gpu[cuda,cudnn]', or put them on LD_LIBRARY_PATH"
+        raise PccError("X203", what, at=at, hint=hint)
+    if failed is not None:
+        raise failed
     for part, cost in FAULTS.items():
         if line := next((x for x in said if part in x), ""):
             what = f"onnxruntime warns: {cost} ({' '.join(line.split())[-160:]})"
