@@ -82,7 +82,7 @@ def messages(module: Any) -> Messages:
                 module.ILogger.__init__(self)
 
             def log(self, severity: Any, text: str) -> None:
-                if severity <= module.ILogger.Severity.WARNING and len(kept.said) < MESSAGES:
+                if int(severity) <= int(module.ILogger.Severity.WARNING) and len(kept.said) < MESSAGES:
                     kept.said.append((str(severity).rsplit(".", 1)[-1], text[:400]))
 
         kept.logger = Collector()

@@ -41,7 +41,7 @@ class _Said:
                     module.ILogger.__init__(self)
 
                 def log(self, severity: Any, text: str) -> None:
-                    if severity <= module.ILogger.Severity.ERROR and len(errors) < MESSAGES:
+                    if int(severity) <= int(module.ILogger.Severity.ERROR) and len(errors) < MESSAGES:
                         errors.append(" ".join(text.split())[:240])
 
             cls.loggers[module.__name__] = Collector(), errors
