@@ -54,9 +54,8 @@ PRODUCTS = products()
 @pytest.fixture(scope="module")
 def module():
     kernels = [library.linear(name, **case) for name, case in PRODUCTS.items()]
-    return Module(kernels + [k for k, *_ in ATTENDS.values()] + OTHERS), {
-        k.name: k for k in kernels
-    }
+    every = kernels + [k for k, *_ in ATTENDS.values()] + OTHERS + [k for k, _ in CHAIN]
+    return Module(every), {k.name: k for k in kernels}
 
 
 def normal(*shape, scale=1.0, dtype=torch.float32):
@@ -334,3 +333,72 @@ def eva_reference(tensors, sizes, b):
             values = torch.cat([value[h, rows], older_value[h, :past]]).double()
             y[i, h] = softmaxed(q[i, h], keys, values, sizes["scale"])
     return dict(zip(("y", *names), (y, key, value, older_key, older_value), strict=True))
+
+
+# ---------------------------------------------------------------- launches that overlap
+
+
+def layers():
+    """Return the launches of an embedding and two EVA layers, each with the buffers it shares."""
+    rows, d, inner, heads = 16, 1024, 2752, 8
+    sizes = {"rows": rows, "dtype": "bf16"}
+    back = {"x": "y", "y": "stream", "squares_out": "squares"}
+    norm, residual = {"source": "norm", "eps": 1e-5}, {"source": "half", "squares": True}
+    residual["epilogue"] = "residual"
+    made = [
+        (library.embedding("c_embed", vocab=320, width=d, squares=True, **sizes),
+         {"y": "stream", "squares_out": "squares", "ids": "ids"}),
+    ]  # fmt: skip
+    for i in range(2):
+        qkv = library.linear(f"c_qkv{i}", k=d, n=3 * d, **norm, **sizes)
+        attend = library.eva_attend(
+            f"c_attend{i}", batch=1, count=rows, heads=heads, width=128, ring=2304, older=257,
+            angles=64, positions=5000, scale=128**-0.5, window=2048, chunk=16, dtype="bf16",
+        )  # fmt: skip
+        out = library.linear(f"c_out{i}", k=d, n=d, **residual, **sizes)
+        up = library.linear(
+            f"c_up{i}", k=d, n=2 * inner, epilogue="gated", out="half", **norm, **sizes
+        )
+        down = library.linear(f"c_down{i}", k=inner, n=d, **residual, **sizes)
+        made += [
+            (qkv, {"x": "stream", "squares": "squares", "y": "qkv"}),
+            (attend, {"qkv": "qkv", "y": "y", "start": "start"}), (out, back),
+            (up, {"x": "stream", "squares": "squares", "y": "gated"}),
+            (down, back | {"x": "gated"}),
+        ]  # fmt: skip
+    return made
+
+
+CHAIN = layers()
+
+
+def test_launches_that_overlap_compute_the_same_bits(module):
+    shared, launches = {}, []
+    for kernel, names in CHAIN:
+        mine = setting(kernel, {"angles": 0}, [2040])
+        for a in kernel.args:
+            if a.dtype == "i64" and a.name != "start":
+                mine[a.name] = room(a)
+            elif a.role == "read" and a.name in ("w", "table"):
+                mine[a.name] = normal(*a.shape, scale=0.03, dtype=DTYPES[a.dtype])
+        for name, buffer in names.items():
+            mine[name] = shared.setdefault(buffer, mine[name])
+        launches.append((kernel, mine))
+    shared["ids"].copy_(torch.arange(16) * 19)
+
+    def run(overlap):
+        for _ in range(3):  # so that the first launch has one before it
+            for kernel, mine in launches:
+                module[0].launch(kernel, mine, overlap)
+        torch.cuda.synchronize()
+        caches = [m[x].clone() for _, m in launches for x in ("key", "summary_value") if x in m]
+        return [shared["stream"].clone(), *caches]
+
+    want = run(False)
+    assert torch.isfinite(want[0]).all()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(50):
+            for buffer in ("stream", "qkv", "y", "gated", "squares"):
+                shared[buffer].fill_(float("nan"))
+            assert all(map(torch.equal, run(True), want))
