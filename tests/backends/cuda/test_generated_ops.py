@@ -40,7 +40,7 @@ def groups() -> list[list[Numbered]]:
     return [found[i : i + GROUP] for i in range(0, len(found), GROUP)]
 
 
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("rows", [3, pytest.param(1, marks=pytest.mark.slow)])
 def test_kernels_mean_what_the_ops_say(groups: list[list[Numbered]], rows: int) -> None:
     from pcc.conformance.cases import feeds
 
