@@ -16,6 +16,7 @@ from pcc.circuit import ops as c
 from pcc.circuit.circuit import Circuit
 from pcc.frontends.mtpc_checkpoint import MtpcHead, load
 from pcc.frontends.mtpc_wiring import LEAVES, SumFold
+from pcc.frontends.unread import trained
 from pcc.ir.array import Array
 from pcc.ir.core import Op, Values, units
 from pcc.tensor import ops as t
@@ -58,7 +59,7 @@ class _Import:
 
     def _emissions(self) -> Op:
         h = self.head
-        logits: Op = t.Contract(self.context, t.Const(Array.of(h.emissions)), "d,abcd->abc")
+        logits: Op = t.Contract(self.context, t.Const(trained(h.emissions)), "d,abcd->abc")
         if (x := h.experts) is not None:
             # Small products, kept apart: U e + G (C e) + c costs V (D + r k) a position, not r V D.
             code = t.Contract(self.context, t.Const(Array.of(x.code)), "d,kd->k")
@@ -75,8 +76,9 @@ class _Import:
         name = f"sum_logits.{k}"
         if w.ndim == 3:  # trained, the same for every context
             bias = self.head.biases.get(k)
+            w = np.asarray(w)
             return t.Softmax(t.Const(Array.of(w if bias is None else w + bias)))
-        logits: Op = t.Contract(self.context, t.Const(Array.of(w)), "d,abcd->abc")
+        logits: Op = t.Contract(self.context, t.Const(trained(w)), "d,abcd->abc")
         if (bias := self.head.biases.get(k)) is not None:
             full = np.broadcast_to(bias, w.shape[:3])
             logits = t.Add(logits, t.Const(Array.of(full)))

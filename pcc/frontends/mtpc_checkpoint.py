@@ -23,6 +23,7 @@ from pcc.frontends.mtpc_wiring import LEAVES, SumFold, Wiring, decode, expect_sh
 from pcc.frontends.region_wiring import parse_regions, region_shapes, region_wiring
 from pcc.frontends.regions import RegionGraph
 from pcc.frontends.state import lookup, read_state, step_of, strip_prefixes
+from pcc.frontends.unread import Unread
 from pcc.knobs import MAX_WINDOW
 
 __all__ = ["LEAVES", "MtpcHead", "SumFold", "Wiring", "from_arrays", "load", "read_state"]
@@ -82,7 +83,7 @@ def load(folder: str | Path, *, step: int | None = None, hmm_bias: Bias | None =
     Errors: F1xx for bad input, X101 when a .pt file is met without torch.
     """
     bias = _bias_map(hmm_bias, str(folder))
-    config, state, path = read_state(folder, step=step, keep=tuple(bias))
+    config, state, path = read_state(folder, step=step, keep=tuple(bias), unread=True)
     where = str(Path(folder) / "config.yaml")
     _refuse_variants(config, where)
     kind, sizes = _sizes(config, where)
@@ -139,7 +140,7 @@ def from_arrays(
     Errors: F110 kind or n, F111 tensors, F112 values, F113 shapes, F114-F116 wiring, F117 bias.
     """
     kind, bias = _kind(kind, n, source), _bias_map(hmm_bias, source)
-    stripped = {strip_prefixes(key): np.asarray(value) for key, value in weights.items()}
+    stripped = {strip_prefixes(key): _held(key, value) for key, value in weights.items()}
     named = experts.dequantise(stripped, source)
     numbers = _classify(named, bias, source)
     given = (None if repetitions is None else n * repetitions, r, vocab, width)
@@ -316,8 +317,17 @@ def _unknown(key: str, shape: str, at: str) -> PccError:
     return PccError("F111", f"unknown tensor {key}{shape}", at=f"{at}:{key}", hint=hint)
 
 
-def _floats(value: Array, at: str) -> Array:
+def _held(key: str, value: Any) -> Any:
+    """Return a tensor in memory; projections may stay where they are."""
+    key = strip_prefixes(key)
+    stays = isinstance(value, Unread) and (key == EMISSIONS or _SUM.fullmatch(key))
+    return value if stays else np.asarray(value)
+
+
+def _floats(value: Any, at: str) -> Any:
     """Return contiguous float32 values. Errors: F112 (not real numbers, NaN or infinite)."""
+    if isinstance(value, Unread):
+        return value  # its numbers are checked when they are read
     if value.dtype.kind != "f":
         raise PccError("F112", f"holds {value.dtype} values, not floats", at=at)
     with np.errstate(over="ignore"):
@@ -348,7 +358,8 @@ def _sum(named: Mapping[str, Array], k: int, dim: int, source: str) -> Array:
     if value.ndim not in (3, 4) or value.shape[3:] not in ((), (dim,)):
         what = f"shape {value.shape}, expected (F, Ko, Ki, {dim}), or (F, Ko, Ki) if not contextual"
         raise PccError("F113", what, at=f"{source}:{key}")
-    return _floats(value, f"{source}:{key}")
+    found: Array = _floats(value, f"{source}:{key}")
+    return found
 
 
 def _scope(value: Array | None, at: str) -> list[int]:
@@ -410,5 +421,9 @@ def _fingerprint(head: tuple[Any, ...], arrays: Sequence[Array], biases: Mapping
     digest = hashlib.sha256(repr((head, tuple(biases))).encode())
     for array in arrays:
         digest.update(repr(array.shape).encode())
-        digest.update(np.ascontiguousarray(array, dtype="<f4").data)
+        if isinstance(array, Unread):
+            for part in array.array().parts():
+                digest.update(part.data)
+        else:
+            digest.update(np.ascontiguousarray(array, dtype="<f4").data)
     return digest.hexdigest()

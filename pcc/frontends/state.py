@@ -7,10 +7,12 @@ the pickle with torch's ``weights_only`` reader, safetensors with the bounded re
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import pickletools
 import re
+import sys
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -21,9 +23,11 @@ import numpy as np
 
 from pcc.errors import PccError
 from pcc.files import open_regular, read_bounded
+from pcc.frontends.unread import LARGE, Unread
+from pcc.ir.recipe import named
 from pcc.knobs import MAX_HEADER_BYTES, MAX_YAML_BYTES
 
-State = dict[str, "np.ndarray[Any, Any] | None"]
+State = dict[str, Any]  # arrays, `Unread` tensors where they are asked for, None
 
 _PREFIXES = ("_orig_mod.", "module.")
 _KEPT = ("mt_head.", "circuit.")
@@ -37,13 +41,18 @@ _DTYPES = {
 
 
 def read_state(
-    folder: str | Path, *, step: int | None = None, keep: tuple[str, ...] = ()
+    folder: str | Path,
+    *,
+    step: int | None = None,
+    keep: tuple[str, ...] = (),
+    unread: bool = False,
 ) -> tuple[dict[str, Any], State, Path]:
     """Read configuration and tensors of one checkpoint folder.
 
     Tensors of the head and the circuit, and those named in ``keep``, come back as arrays (bf16 and
     fp16 widened exactly to float32); every other name maps to None. The newest step wins unless
-    ``step`` is given; at one step safetensors is preferred, as it needs no torch.
+    ``step`` is given; at one step safetensors is preferred, as it needs no torch. With ``unread``,
+    large floating-point tensors come back as `Unread`.
 
     Errors: F101 to F109 (files, configuration, tensors), X101 (torch missing).
     Source: published checkpoint layout, ``config.yaml`` + ``model@<step>.pt``.
@@ -56,8 +65,9 @@ def read_state(
     wanted = _keeper(keep)
     if path.stat().st_size == 0:
         raise PccError("F104", "the file is empty", at=str(path), hint="copy the checkpoint again")
-    state = _read_torch(path, wanted) if path.suffix == ".pt" else _read_safetensors(path, wanted)
-    return config, state, path
+    least = LARGE if unread else sys.maxsize
+    read = _read_torch if path.suffix == ".pt" else _read_safetensors
+    return config, read(path, wanted, least), path
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -166,7 +176,7 @@ def _stripped(names: Mapping[str, Any], path: Path) -> Iterator[tuple[str, Any]]
 # --- torch -------------------------------------------------------------------------------------
 
 
-def _read_torch(path: Path, wanted: Callable[[str], bool]) -> State:
+def _read_torch(path: Path, wanted: Callable[[str], bool], least: int) -> State:
     """Load ``model@<step>.pt``: a dict with ``model_state_dict`` (or the state itself).
 
     Errors: F104 (truncated), F105 (refused pickle), F106 (wrong types), X101 (no torch).
@@ -189,7 +199,8 @@ def _read_torch(path: Path, wanted: Callable[[str], bool]) -> State:
         raise PccError("F106", f"holds a {type(saved).__name__}, not a state dict", at=str(path))
     limit, state = path.stat().st_size, State()
     for key, value in _stripped(saved, path):
-        state[key] = _from_torch(torch, value, limit, f"{path}:{key}") if wanted(key) else None
+        at = f"{path}:{key}"
+        state[key] = _from_torch(torch, value, limit, at, least) if wanted(key) else None
     return state
 
 
@@ -234,8 +245,8 @@ def _check_archive(path: Path) -> bool:
     return True
 
 
-def _from_torch(torch: Any, value: Any, limit: int, at: str) -> np.ndarray[Any, Any] | None:
-    """Convert one dense CPU tensor; None stays None. Errors: F106."""
+def _from_torch(torch: Any, value: Any, limit: int, at: str, least: int) -> Any:
+    """Convert one dense CPU tensor, or leave it where it is mapped; None stays None: F106."""
     if value is None:
         return None
     if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
@@ -243,6 +254,11 @@ def _from_torch(torch: Any, value: Any, limit: int, at: str) -> np.ndarray[Any, 
     if value.numel() * value.element_size() > limit or value.is_complex():
         raise PccError("F106", f"shape {tuple(value.shape)} does not fit the file", at=at)
     value = value.detach()
+    if value.numel() >= least and value.is_floating_point() and value.is_contiguous():
+        flat = value.reshape(-1)
+        identity = named("torch", at, id(flat), value.numel())
+        # The closure holds the tensor, so that its id stays its own.
+        return Unread(tuple(value.shape), lambda i, j: flat[i:j].float().numpy(), identity, at)
     if value.dtype in (torch.bfloat16, torch.float16):
         value = value.float()
     try:
@@ -257,14 +273,29 @@ def _from_torch(torch: Any, value: Any, limit: int, at: str) -> np.ndarray[Any, 
 Entry = tuple[str, tuple[int, ...], int]  # dtype, shape, first byte of the data
 
 
-def _read_safetensors(path: Path, wanted: Callable[[str], bool]) -> State:
+def _read_safetensors(path: Path, wanted: Callable[[str], bool], least: int) -> State:
     """Read a safetensors file: u64 header length, JSON header, raw little-endian data.
 
     Errors: F104 (truncated or malformed), F106 (unknown dtype, wrong extent).
     Source: the safetensors format description.
     """
     base, entries = read_header(path)
-    return {k: read_tensor(path, base, *e) if wanted(k) else None for k, e in entries.items()}
+    return {k: _tensor(path, base, k, e, least) if wanted(k) else None for k, e in entries.items()}
+
+
+def _tensor(path: Path, base: int, name: str, entry: Entry, least: int) -> Any:
+    """Read a tensor, or say where it is if it is large."""
+    dtype, shape, begin = entry
+    count = math.prod(shape)
+    if count < least or not dtype.endswith(("F16", "F32", "F64")):
+        return read_tensor(path, base, *entry)
+    now = path.stat()
+    place = (str(path.resolve()), now.st_size, now.st_mtime_ns, base, entry)
+
+    def read(start: int, stop: int) -> np.ndarray[Any, Any]:
+        return read_tensor(path, base, dtype, (count,), begin, start, stop)
+
+    return Unread(shape, read, named(*place), f"{path}:{name}")
 
 
 def read_header(path: Path) -> tuple[int, dict[str, Entry]]:

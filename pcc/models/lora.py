@@ -52,7 +52,7 @@ class Lora:
 
 def read_lora(folder: Path | str, *, step: int | None = None) -> Lora | None:
     """Return the adapters in a checkpoint folder, None if it has none. Errors: M114, F1xx."""
-    config, state, path = read_state(folder, step=step)
+    config, state, path = read_state(folder, step=step, unread=True)  # for its names
     names = tuple(k for k in state if ".lora_" in k)
     if not names:
         return None
