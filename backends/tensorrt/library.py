@@ -77,12 +77,14 @@ def messages(module: Any) -> Messages:
     if name not in _LOGGERS:
         kept = Messages([])
 
+        least = int(module.ILogger.Severity.WARNING)
+
         class Collector(module.ILogger):  # type: ignore[misc]
             def __init__(self) -> None:
                 module.ILogger.__init__(self)
 
             def log(self, severity: Any, text: str) -> None:
-                if int(severity) <= int(module.ILogger.Severity.WARNING) and len(kept.said) < MESSAGES:
+                if int(severity) <= least and len(kept.said) < MESSAGES:
                     kept.said.append((str(severity).rsplit(".", 1)[-1], text[:400]))
 
         kept.logger = Collector()

@@ -21,8 +21,9 @@ class BuildOptions:
     under later releases. `hardware`: "none" (the GPU of the build), "same" compute capability, or
     "ampere_plus". `capability`: for builders that work without a GPU, "8.9". `level`: 0 to 5, how
     long tactics are searched. `workspace`: bytes that tactics may use. `timing_cache`: measurements
-    of tactics, shared by builds. `keep_onnx`: the graphs stay in the bundle. `only`: names of
-    queries, with commas, that get an engine; the others stay graphs, which nothing here runs.
+    of tactics, shared by builds; `timings`: the file of an earlier one. `keep_onnx`: the graphs
+    stay in the bundle. `only`: names of queries, with commas, that get an engine; the others stay
+    graphs, which nothing here runs.
     """
 
     refit: str = "none"
@@ -33,6 +34,7 @@ class BuildOptions:
     level: int = 3
     workspace: int = 4 << 30
     timing_cache: bool = True
+    timings: str = ""
     keep_onnx: bool = True
     only: str = ""
 

@@ -18,8 +18,9 @@ from pcc.backends.tensorrt.options import BuildOptions
 from pcc.backends.tensorrt.runtimes import TensorRt, runtime_of
 from pcc.emission import Emission, Order, Say, Written
 from pcc.errors import PccError
+from pcc.files import read_bounded
 
-CACHE = "timing.cache"
+CACHE, MAX_CACHE = "timing.cache", 1 << 28
 
 
 def write_graphs(order: Order, folder: Path, say: Say) -> Written:
@@ -27,7 +28,8 @@ def write_graphs(order: Order, folder: Path, say: Say) -> Written:
     r = runtime_of(order.target.name)
     r.takes(order.precision)
     options = BuildOptions.of(order.engine)
-    builder = Builder(r, _for_gpu(options, order.gpu, r))  # first: a missing library costs nothing
+    # First of all, so that a missing library costs nothing.
+    builder = Builder(r, _for_gpu(options, order.gpu, r), _timings(options))
     arch = _architecture(builder)
     models: dict[str, ir.Model] = {}
     for q, e in order.emissions.items():
@@ -46,6 +48,16 @@ def write_graphs(order: Order, folder: Path, say: Say) -> Written:
         shutil.rmtree(graphs)
         return Written(specs, (variant,))
     return Written(specs, (variant,), file, {f"graphs/{file.path.name}": file.sha256})
+
+
+def _timings(options: BuildOptions) -> bytes:
+    """Return the timing cache of an earlier build, if one is named."""
+    if not options.timings:
+        return b""
+    try:
+        return read_bounded(Path(options.timings), MAX_CACHE, "E430")
+    except OSError as e:
+        raise PccError("E430", f"cannot read timings: {e.strerror}", at=options.timings) from None
 
 
 def static_model(order: Order, query: str, e: Emission, r: TensorRt) -> ir.Model:

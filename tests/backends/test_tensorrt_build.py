@@ -211,7 +211,9 @@ SLOW = pytest.mark.slow  # a minute each; the fast ones hold every verifier and 
         pytest.param("byte-llama", "bf16", marks=SLOW),
     ],
 )  # fmt: skip
-def test_generation_of_toy_verifiers_builds(tmp_path: Path, kind: str, precision: str) -> None:
+def test_generation_of_toy_verifiers_builds(
+    builder: Builder, tmp_path: Path, kind: str, precision: str
+) -> None:
     source, folder = KINDS[kind](tmp_path)
     made = pcc.compile(
         source, verifier=folder, out=tmp_path / "m.pcc", queries=["draft"], max_seq=64, chunk=8,
@@ -221,6 +223,11 @@ def test_generation_of_toy_verifiers_builds(tmp_path: Path, kind: str, precision
     check_bundle(made)
     (variant,) = made.manifest["variants"]
     assert variant["precision"] == precision
+    network, _parser = builder._parse(made.path / "graphs/step.onnx")
+    kinds = [network.get_layer(i).type.name for i in range(network.num_layers)]
+    fused = kind in ("llama", "byte-llama") and precision != "fp32"
+    assert kinds.count("ATTENTION_INPUT") == (2 if fused else 0)  # one for each layer
+    assert kinds.count("KV_CACHE_UPDATE") == 4
 
 
 def check_bundle(made: Any) -> None:

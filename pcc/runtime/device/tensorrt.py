@@ -35,13 +35,14 @@ class _Said:
         """Return the logger of a module and the errors that it collects."""
         if module.__name__ not in cls.loggers:
             errors: list[str] = []
+            least = int(module.ILogger.Severity.ERROR)
 
             class Collector(module.ILogger):  # type: ignore[misc]
                 def __init__(self) -> None:
                     module.ILogger.__init__(self)
 
                 def log(self, severity: Any, text: str) -> None:
-                    if int(severity) <= int(module.ILogger.Severity.ERROR) and len(errors) < MESSAGES:
+                    if int(severity) <= least and len(errors) < MESSAGES:
                         errors.append(" ".join(text.split())[:240])
 
             cls.loggers[module.__name__] = Collector(), errors
