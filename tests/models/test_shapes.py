@@ -144,3 +144,17 @@ def test_what_is_refused(shape: Any, head: Any, seed: int, others: Any, code: st
 def test_a_shape_without_heads_of_its_own_needs_one(tmp_path: Path) -> None:
     with pytest.raises(PccError, match="M153"):
         compiled(tmp_path / "m.pcc", "byte-llama-tiny", None)
+
+
+def test_the_command_line_takes_a_shape(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from pcc.cli import app
+
+    out = str(tmp_path / "m.pcc")
+    options = ["--shape", "evabyte-tiny", "--head", "cp,n=3,r=2", "--seed", "3", "--max-seq", "64"]
+    done = CliRunner().invoke(app, ["compile", "-o", out, "--json", *options])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["verifier"]["synthetic"] == {"shape": "evabyte-tiny", "seed": 3}
+    wrong = CliRunner().invoke(app, ["compile", "-o", out, "--shape", "none"])
+    assert wrong.exit_code != 0
