@@ -76,7 +76,8 @@ class Job:
 
     def precisions(self) -> dict[str, str]:
         """Return the manifest's precision map: in what each part is stored; results are fp32."""
-        parts = ("head", "verifier", "states") if self.generation else ("head",)
+        parts = ["head"] * (self.circuit.module().stored != "f32")
+        parts += ["verifier", "states"] * bool(self.generation)
         halves = {} if self.precision == "fp32" else dict.fromkeys(parts, self.precision)
         return {"default": "fp32", **halves}
 

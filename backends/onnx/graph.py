@@ -20,6 +20,7 @@ DTYPE = {
     "i64": ir.DataType.INT64, "bool": ir.DataType.BOOL,
 }  # fmt: skip
 BATCH = {"b": "batch", "c": "context_batch"}
+MOVES = ("Transpose", "Reshape", "Squeeze", "Unsqueeze")
 BOUND = "pcc.bound"  # marks an initializer that is to be a graph input only
 
 
@@ -92,6 +93,7 @@ class Graph:
         self.uses: dict[Op, int] = {}  # how many nodes and outputs read each op
         self.sizes: dict[str, ir.Value] = {}  # batch sizes as i64[1]
         self.memo: dict[object, ir.Value] = {}
+        self.halves: dict[int, ir.Value] = {}  # by id of a widened value: what it was before
         self.layer, self.kind, self.place = "", "", ""
         self.count = 0
 
@@ -186,13 +188,39 @@ class Graph:
         return self.memo[key]
 
     def as_stored(self, x: ir.Value, like: Op) -> ir.Value:
-        """Return f32 numbers rounded to the dtype of `like` where that is half."""
+        """Return f32 numbers rounded to the dtype of `like` where that is half.
+
+        What was widened from that dtype and only moved since is moved as it was: no casts.
+        """
         dtype = tensor(like).dtype
-        return self.cast(x, dtype) if dtype in HALVES else x
+        if dtype not in HALVES:
+            return x
+        return self._moved(x, dtype) or self.cast(x, dtype)
+
+    def _moved(self, x: ir.Value, dtype: str) -> ir.Value | None:
+        if (known := self.halves.get(id(x))) is not None:
+            return known if known.dtype == DTYPE[dtype] else None
+        node = x.producer()
+        if node is None or node.op_type not in MOVES or node.inputs[0] is None:
+            return None
+        if (source := self._moved(node.inputs[0], dtype)) is None:
+            return None
+        perm = node.attributes.get("perm")
+        attrs: dict[str, Any] = {} if perm is None else {"perm": list(perm.as_ints())}
+        moved: ir.Value = self(node.op_type, source, *node.inputs[1:], **attrs)
+        moved.dtype = DTYPE[dtype]
+        self.halves[id(x)] = moved
+        return moved
 
     def wide(self, y: ir.Value, like: Op) -> ir.Value:
         """Return `y`, of the dtype of `like`, as f32 where that is half."""
-        return self.cast(y, "f32") if tensor(like).dtype in HALVES else y
+        dtype = tensor(like).dtype
+        if dtype not in HALVES:
+            return y
+        y.dtype = DTYPE[dtype]
+        out = self.cast(y, "f32")
+        self.halves[id(out)] = y
+        return out
 
     def size(self, batch: str) -> ir.Value:
         """Return the size of a batch axis as i64[1]."""

@@ -11,12 +11,15 @@ import pytest
 from verifiers import KINDS, WINDOW, bundle
 
 from pcc.backends.onnx import graph
+from pcc.backends.onnx.lower import lower
 from pcc.bundle import read_manifest
 from pcc.interp.run import run
-from pcc.ir.array import dtype_of
+from pcc.ir.array import Array, dtype_of
+from pcc.ir.module import Module
 from pcc.ir.semiring import LogReal
 from pcc.stored import Stages
-from pcc.targets import HALF_OF
+from pcc.targets import HALF_OF, TARGETS
+from pcc.tensor import ops as t
 
 Values = np.ndarray[Any, Any]
 # First operands for which ONNX Runtime 1.31 has CUDA kernels (its docs/OperatorKernels.md), of what
@@ -123,6 +126,17 @@ def test_bf16_graphs_are_well_typed(kind: str, tmp_path: Path) -> None:
     past = [i["dtype"] for i in manifest["queries"]["step"]["inputs"]
             if i["name"].startswith(("past.key", "past.value", "past.summary"))]  # fmt: skip
     assert set(past) == {"bf16"}
+
+
+def test_what_is_moved_between_half_products_is_not_cast() -> None:
+    x = t.Input("x", "f32", "b", (2, 6))
+    w = t.Const(Array.of(np.random.default_rng(0).normal(size=(6, 6)), "f16"))
+    turned = t.Transpose(t.Contract(x, w, "nd,dk->nk"), (1, 0))
+    y = t.Contract(t.Reshape(turned, (2, 6)), w, "nd,dk->nk")
+    model = lower(Module("m", (), (("y", y),)), TARGETS["onnx-cuda"], batch=1)
+    ops = [n.op_type for n in model.graph]
+    assert ops.count("Cast") == 2  # before the first product and after the last
+    assert ops.count("Transpose") > 0
 
 
 @pytest.fixture(autouse=True)
