@@ -11,7 +11,7 @@ from pcc.check import against
 from pcc.circuit.circuit import Circuit
 from pcc.conformance.bundles import Answers, Setting, answers_to, module_of
 from pcc.conformance.edge import Values
-from pcc.conformance.report import Finding, compared
+from pcc.conformance.report import Finding, compared, refused
 from pcc.errors import PccError
 from pcc.frontends import templates
 from pcc.frontends.regions import RegionGraph
@@ -53,7 +53,7 @@ def check_queries(setting: Setting, folder: Path, say: Callable[[str], None]) ->
         try:
             engine = answers_to(setting, circuit, out)
         except PccError as e:
-            yield Finding(SUITE, name, "", "refused", note=f"[{e.code}] {e.what}")
+            yield refused(SUITE, name, e)
             continue
         for query in engine.queries:
             yield from _query(setting, engine, circuit, name, query)

@@ -13,7 +13,7 @@ from pcc.conformance.bundles import Answers, Setting, answers_of
 from pcc.conformance.cases import Case, Made, feeds, operand
 from pcc.conformance.core_ops import CASES
 from pcc.conformance.edge import Values
-from pcc.conformance.report import Finding, compared
+from pcc.conformance.report import Finding, compared, refused
 from pcc.conformance.sequence_ops import cases as sequence_cases
 from pcc.errors import PccError
 from pcc.interp.run import run
@@ -76,8 +76,9 @@ def _part(setting: Setting, folder: Path, cases: list[Numbered], say: Say) -> It
         modules = {f"{g[0].prefix}{g[-1].prefix[:-1]}": joined(g) for g in groups}
         engine = answers_of(setting, modules, out)
     except PccError as e:
+        found = refused(SUITE, cases[0].title, e)
         if len(cases) == 1:
-            yield Finding(SUITE, cases[0].title, "", "refused", note=f"[{e.code}] {e.what}")
+            yield found
             return
         middle = len(cases) // 2
         for half in (cases[:middle], cases[middle:]):

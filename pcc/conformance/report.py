@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from pcc.conformance.edge import Values
+from pcc.errors import PccError
 
 VERDICTS = ("ok", "tie", "differs", "refused", "skipped")
 BAD = ("differs", "refused")
+DEVICE_FAILED = "X304"  # the code of a failing call of the driver
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,17 @@ class Finding:
     def bad(self) -> bool:
         """Whether this fails the suite."""
         return self.verdict in BAD
+
+
+def refused(suite: str, case: str, e: PccError) -> Finding:
+    """Return the finding that a backend cannot do this. Where the environment is at fault: raises.
+
+    A failing call of the driver, and sources that nvcc refuses or takes too long for, are faults of
+    what was made.
+    """
+    if e.code.startswith("X") and e.code not in (DEVICE_FAILED, "X402", "X403"):
+        raise e
+    return Finding(suite, case, "", "refused", note=f"[{e.code}] {e.what}")
 
 
 def compared(

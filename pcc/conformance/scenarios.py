@@ -13,7 +13,7 @@ from pcc.conformance import verifiers
 from pcc.conformance.bundles import Setting, open_bundle
 from pcc.conformance.models import WIDE
 from pcc.conformance.protocol import RUNS, SUITE, Run, Trace, judge, play
-from pcc.conformance.report import Finding
+from pcc.conformance.report import Finding, refused
 from pcc.conformance.watched import Shift
 from pcc.driver import compile
 from pcc.errors import PccError
@@ -107,7 +107,7 @@ def check_protocol(
         try:
             yield from _scenario(s, case, setting, folder, stored)
         except PccError as e:
-            yield Finding(SUITE, case, "", "refused", note=f"[{e.code}] {e.what}")
+            yield refused(SUITE, case, e)
 
 
 def _scenario(

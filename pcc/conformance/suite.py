@@ -12,12 +12,11 @@ from pcc.conformance.bundles import Setting
 from pcc.conformance.circuits import check_queries
 from pcc.conformance.ops import check_ops
 from pcc.conformance.prebuild import prebuild
-from pcc.conformance.report import Finding
+from pcc.conformance.report import DEVICE_FAILED, Finding
 from pcc.conformance.scenarios import SCENARIOS, check_protocol, expected, key_of
 from pcc.errors import PccError
 
 PARTS = ("ops", "queries", "protocol")
-DEVICE_FAILED = "X304"  # the code of a failing call of the driver
 Say = Callable[[str], None]
 
 
@@ -41,6 +40,10 @@ def check(
         raise PccError("C140", f"no part {sorted(bad)[0]!r}", hint=f"one of {', '.join(PARTS)}")
     with tempfile.TemporaryDirectory(prefix="pcc-conformance-") as own:
         place = folder or Path(own)
+        if setting.provider in ("cuda", "tensorrt"):
+            from pcc.runtime.device.driver import device
+
+            device()  # what is missing is said before minutes are spent on compiling
         settings = [replace(setting, batch=batch) for batch in batches]
         prebuild(settings, parts, place, jobs, say)
         for s in settings:

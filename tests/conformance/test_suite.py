@@ -251,3 +251,17 @@ def test_nothing_is_run_on_a_device_that_has_failed(
     found = list(suite.check(CPU, quiet, folder=tmp_path))
     assert [f.verdict for f in found] == ["differs", "refused"]
     assert "not run" in found[1].note
+
+
+@pytest.mark.parametrize(("code", "whose"), [("X301", "environment"), ("X403", "ours"),
+                                             ("E141", "ours"), ("X304", "ours")])  # fmt: skip
+def test_what_the_environment_lacks_is_no_finding(code: str, whose: str) -> None:
+    from pcc.conformance.report import refused
+    from pcc.errors import PccError
+
+    error = PccError(code, "why")
+    if whose == "ours":
+        assert refused("s", "c", error).verdict == "refused"
+        return
+    with pytest.raises(PccError, match="X301"):
+        refused("s", "c", error)
