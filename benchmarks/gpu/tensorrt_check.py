@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -247,8 +249,9 @@ def every(names: list[str], target: str, out: Path) -> bool:
     """Run parts one after another; return whether all of them passed."""
     found: dict[str, Any] = {}
     for name in names:
-        folder, file = out / "work" / name, out / f"part-{name}.json"
-        folder.mkdir(parents=True, exist_ok=True)
+        file = out / f"part-{name}.json"
+        file.unlink(missing_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"tensorrt-{name}-"))  # gigabytes: not among results
         print(f"== {name}", flush=True)
         command = [sys.executable, __file__, "--inside", name, "--target", target,
                    "--out", str(folder), "--json", str(file)]  # fmt: skip
@@ -258,6 +261,8 @@ def every(names: list[str], target: str, out: Path) -> bool:
             ended = "ok" if code == 0 else f"exit {code}"
         except subprocess.TimeoutExpired:
             ended = f"stopped after {PARTS[name][0]} s"
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
         report = json.loads(file.read_text()) if file.is_file() else {"rows": []}
         found[name] = {**report, "ended": ended}
         (out / "tensorrt.json").write_text(json.dumps(found, indent=1))
