@@ -13,7 +13,6 @@ from pcc.backends.tensorrt.legal import (
     check_messages,
     check_model,
     check_network,
-    operands,
     summary,
 )
 from pcc.backends.tensorrt.library import import_module, messages, need_driver
@@ -114,15 +113,6 @@ class Builder:
             what = f"TensorRT {self.runtime.name} builds no {name}"
             raise PccError("E430", what, hint=f"it knows {known}")
         return found
-
-
-def unused_outputs(network: Any) -> list[str]:
-    """Return the names of tensors of a network that nothing reads and that leave it nowhere."""
-    layers = [network.get_layer(i) for i in range(network.num_layers)]
-    read = {x.name for layer in layers for x in operands(layer)}
-    read |= {network.get_output(i).name for i in range(network.num_outputs)}
-    made = (y.get_output(i).name for y in layers for i in range(y.num_outputs))
-    return [name for name in made if name not in read]
 
 
 def _why(said: list[tuple[str, str]]) -> str:
