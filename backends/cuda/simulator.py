@@ -24,6 +24,7 @@ from pcc.ir.array import dtype_of
 
 Values = np.ndarray[Any, Any]
 Work = Callable[[Mapping[str, Values]], None]
+Around = Callable[[Drawn, Mapping[str, Values]], Callable[[], None]]
 
 
 def host_dtype(kind: str) -> np.dtype[Any]:
@@ -74,10 +75,11 @@ class Simulator:
         kernel, host = launch.kernel, self._host
         return lambda arrays: host(kernel.name, [arrays[a.name] for a in kernel.args], self.seed)
 
-    def run(self, given: Mapping[str, Values]) -> dict[str, Values]:
+    def run(self, given: Mapping[str, Values], around: Around | None = None) -> dict[str, Values]:
         """Return outputs and states (as `present.X`) for inputs and states (`past.X`) by name.
 
-        States with one buffer are changed in place.
+        States with one buffer are changed in place. `around` is called with each launch and its
+        arrays by argument; what it returns is called once the launch is done.
         """
         bound: dict[int, Values] = {}
         for i, b in enumerate(self.plan.buffers):
@@ -88,7 +90,10 @@ class Simulator:
                 a.name: self._array(a, at, bound)
                 for a, at in zip(launch.kernel.args, launch.args, strict=True)
             }
+            after = around(launch, arrays) if around is not None else None
             work(arrays)
+            if after is not None:
+                after()
             for a in launch.kernel.args:
                 if a.role == SCRATCH and a.zero and arrays[a.name].any():
                     raise AssertionError(f"{launch.kernel.name} left {a.name} other than zero")
