@@ -23,7 +23,7 @@ from pcc.frontends.mtpc_wiring import LEAVES, SumFold, Wiring, decode, expect_sh
 from pcc.frontends.region_wiring import parse_regions, region_shapes, region_wiring
 from pcc.frontends.regions import RegionGraph
 from pcc.frontends.state import lookup, read_state, step_of, strip_prefixes
-from pcc.frontends.unread import Unread
+from pcc.frontends.unread import Unread, floats, parts
 from pcc.knobs import MAX_WINDOW
 
 __all__ = ["LEAVES", "MtpcHead", "SumFold", "Wiring", "from_arrays", "load", "read_state"]
@@ -169,10 +169,10 @@ def _emissions(
     named: Mapping[str, Array], n: int, given: tuple[int | None, ...], source: str
 ) -> tuple[Array, Experts | None, Trunk | None]:
     """Return tables (F, r, V, D), or (F, 1, V, D) with the experts around them, and the trunk."""
-    floats = {k: _floats(named[k], f"{source}:{k}") for k in experts.KEYS if k in named}
+    floats = {k: floats(named[k], f"{source}:{k}") for k in experts.KEYS if k in named}
     folds, r, vocab, width = given
     if experts.BASE not in named:
-        tables = _floats(named[EMISSIONS], f"{source}:{EMISSIONS}")
+        tables = floats(named[EMISSIONS], f"{source}:{EMISSIONS}")
         _check_emissions(tables, n, given, f"{source}:{EMISSIONS}")
         return tables, None, experts.read_trunk(floats, tables.shape[3], source)
     tables = floats[experts.BASE]
@@ -324,22 +324,6 @@ def _held(key: str, value: Any) -> Any:
     return value if stays else np.asarray(value)
 
 
-def _floats(value: Any, at: str) -> Any:
-    """Return contiguous float32 values. Errors: F112 (not real numbers, NaN or infinite)."""
-    if isinstance(value, Unread):
-        return value  # its numbers are checked when they are read
-    if value.dtype.kind != "f":
-        raise PccError("F112", f"holds {value.dtype} values, not floats", at=at)
-    with np.errstate(over="ignore"):
-        result = np.ascontiguousarray(value, dtype=np.float32)
-    for i, part in enumerate(result if result.ndim > 2 else [result]):
-        if not np.isfinite(part).all():
-            name = "NaN" if np.isnan(part).any() else "infinite"
-            what = f"holds {name} values (fold {i})"
-            raise PccError("F112", what, at=at, hint="use a checkpoint from an earlier step")
-    return result
-
-
 def _check_emissions(value: Array, n: int, want: tuple[int | None, ...], at: str) -> None:
     """Check (n*s, r, V, D) against the sizes that are given. Errors: F113."""
     shape: tuple[int, ...] = value.shape
@@ -358,7 +342,7 @@ def _sum(named: Mapping[str, Array], k: int, dim: int, source: str) -> Array:
     if value.ndim not in (3, 4) or value.shape[3:] not in ((), (dim,)):
         what = f"shape {value.shape}, expected (F, Ko, Ki, {dim}), or (F, Ko, Ki) if not contextual"
         raise PccError("F113", what, at=f"{source}:{key}")
-    found: Array = _floats(value, f"{source}:{key}")
+    found: Array = floats(value, f"{source}:{key}")
     return found
 
 
@@ -402,7 +386,7 @@ def _biases(
     """Broadcast each bias to the (F, Ko, Ki) of its layers and add up. Errors: F112, F117."""
     result: dict[int, Array] = {}
     for key, layers in bias.items():
-        at, value = f"{source}:{key}", _floats(named[key], f"{source}:{key}")
+        at, value = f"{source}:{key}", floats(named[key], f"{source}:{key}")
         for k in layers:
             if type(k) is not int or not 0 <= k < len(shapes):
                 what = f"sum layer {k!r} does not exist (0 to {len(shapes) - 1})"
@@ -421,9 +405,6 @@ def _fingerprint(head: tuple[Any, ...], arrays: Sequence[Array], biases: Mapping
     digest = hashlib.sha256(repr((head, tuple(biases))).encode())
     for array in arrays:
         digest.update(repr(array.shape).encode())
-        if isinstance(array, Unread):
-            for part in array.array().parts():
-                digest.update(part.data)
-        else:
-            digest.update(np.ascontiguousarray(array, dtype="<f4").data)
+        for part in parts(array):
+            digest.update(part)
     return digest.hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,3 +65,27 @@ class Unread:
 def trained(values: Values | Unread) -> Array:
     """Return a tensor as a trained array."""
     return values.array() if isinstance(values, Unread) else Array.of(values)
+
+
+def floats(value: Any, at: str) -> Any:
+    """Return contiguous float32 values. Errors: F112 (not real numbers, NaN or infinite)."""
+    if isinstance(value, Unread):
+        return value  # its numbers are checked when they are read
+    if value.dtype.kind != "f":
+        raise PccError("F112", f"holds {value.dtype} values, not floats", at=at)
+    with np.errstate(over="ignore"):
+        result = np.ascontiguousarray(value, dtype=np.float32)
+    for i, part in enumerate(result if result.ndim > 2 else [result]):
+        if not np.isfinite(part).all():
+            name = "NaN" if np.isnan(part).any() else "infinite"
+            what = f"holds {name} values (fold {i})"
+            raise PccError("F112", what, at=at, hint="use a checkpoint from an earlier step")
+    return result
+
+
+def parts(values: Values | Unread) -> Iterator[memoryview]:
+    """Yield the bytes of float32 numbers in row-major order, one part in memory at a time."""
+    if isinstance(values, Unread):
+        yield from (part.data for part in values.array().parts())
+    else:
+        yield np.ascontiguousarray(values, dtype="<f4").data
