@@ -41,7 +41,7 @@ def run(
 ) -> None:
     """Generate text: bytes stream to stdout as they are made, never half a character."""
     data = _prompt(prompt, prompt_file)
-    engine = pcc.load(bundle, provider=provider, threads=threads)
+    engine = pcc.load(bundle, provider=provider, threads=threads, progress=progress)
     if chat:
         from pcc.runtime.chat import apply_template
 

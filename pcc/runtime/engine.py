@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,13 @@ OPTIONAL = ("x", "observed")  # filled with zeros and False
 class Engine:
     """The queries of one bundle, under ONNX Runtime. Sessions open when first used."""
 
-    def __init__(self, path: Path, provider: str, threads: int | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        provider: str,
+        threads: int | None,
+        progress: Callable[[str], None] | None = None,
+    ) -> None:
         if not isinstance(provider, str) or provider not in KNOWN:
             hint = f"one of {', '.join(KNOWN)}"
             raise PccError("R108", f"unknown provider {str(provider)[:60]!r}", hint=hint)
@@ -37,6 +43,7 @@ class Engine:
                 hint=f"1 to {MAX_THREADS}, or leave it out",
             )
         self.path, self.provider, self.threads = path, provider, threads
+        self.progress = progress
         self.manifest = read_manifest(path)
         self.queries: dict[str, dict[str, Any]] = self.manifest["queries"]
         self.cards = np.array([c or 0 for c in self.manifest["circuit"]["cards"]], np.int64)
@@ -237,9 +244,17 @@ def _describe(spec: Mapping[str, Any]) -> str:
     return f"'{spec['name']}' is {spec['dtype']}[{shape}] (B rows; Bc is B or 1)"
 
 
-def load(path: str | Path, provider: str = "cpu", threads: int | None = None) -> Engine:
-    """Open a bundle for running; checks schema, hashes, versions and the provider."""
+def load(
+    path: str | Path,
+    provider: str = "cpu",
+    threads: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Engine:
+    """Open a bundle for running; checks schema, hashes, versions and the provider.
+
+    `progress` hears what takes long: weights on their way to a GPU.
+    """
     if not isinstance(path, str | Path):
         what = f"the path of a bundle is {type(path).__name__}"
         raise PccError("B210", what, hint="a str or a Path")
-    return Engine(Path(path), provider, threads)
+    return Engine(Path(path), provider, threads, progress)

@@ -36,10 +36,10 @@ class DeviceRunner:
         if kind == "cuda":
             from pcc.runtime.device.own import Plans
 
-            return Plans(self.device, self.path, self.manifest, self.stream)
+            return Plans(self.device, self.path, self.manifest, self.stream, self.options.progress)
         from pcc.runtime.device.ort_cuda import OrtGraphs
 
-        return OrtGraphs(self.device, self.path, self.manifest, self.stream)
+        return OrtGraphs(self.device, self.path, self.manifest, self.stream, self.options.progress)
 
     @property
     def opened(self) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ from pcc.bundle import inside
 from pcc.errors import PccError
 from pcc.runtime.device.arena import ALIGN, fixed
 from pcc.runtime.device.driver import Device, Memory
-from pcc.runtime.device.upload import upload
+from pcc.runtime.device.upload import Say, upload
 from pcc.runtime.ort import check_provider, first_line, import_ort
 from pcc.runtime.weights import FILE, pieces
 
@@ -33,9 +33,11 @@ class OrtGraphs:
     """The graphs of one bundle on one stream; large weights are bound from one copy."""
 
     def __init__(
-        self, device: Device, folder: Path, manifest: Mapping[str, Any], stream: int
-    ) -> None:
+        self, device: Device, folder: Path, manifest: Mapping[str, Any], stream: int,
+        say: Say | None = None,
+    ) -> None:  # fmt: skip
         self.device, self.folder, self.manifest, self.stream = device, folder, manifest, stream
+        self.say = say
         self._sessions: dict[str, Any] = {}
         self._weights: tuple[Memory, dict[tuple[int, int], int]] | None = None
 
@@ -112,7 +114,7 @@ class OrtGraphs:
         memory = Memory(self.device, total)
         where = {place: memory.address + at for place, at in offsets.items()}
         parts = [(offset, size, where[offset, size]) for offset, size in offsets]
-        upload(self.device, inside(self.folder, FILE), parts, self.stream)
+        upload(self.device, inside(self.folder, FILE), parts, self.stream, self.say)
         return memory, where
 
 

@@ -12,7 +12,7 @@ from pcc.errors import PccError
 from pcc.files import read_bounded
 from pcc.runtime.device.driver import Device, Kernel, Memory
 from pcc.runtime.device.plan import ARCH, Plan, read_plan
-from pcc.runtime.device.upload import upload
+from pcc.runtime.device.upload import Say, upload
 
 MAX_CUBIN_BYTES = 256 << 20
 
@@ -30,9 +30,11 @@ class Plans:
     """The plans of one bundle; all read one copy of the weights."""
 
     def __init__(
-        self, device: Device, folder: Path, manifest: Mapping[str, Any], stream: int
-    ) -> None:
+        self, device: Device, folder: Path, manifest: Mapping[str, Any], stream: int,
+        say: Say | None = None,
+    ) -> None:  # fmt: skip
         self.device, self.folder, self.manifest, self.stream = device, folder, manifest, stream
+        self.say = say
         self._loaded: dict[str, Loaded] = {}
         self._weights: dict[str, Memory] = {}
 
@@ -76,7 +78,7 @@ class Plans:
             if size > free:
                 raise self.device.too_little(size)
             memory = Memory(self.device, size)
-            upload(self.device, path, [(0, size, memory.address)], self.stream)
+            upload(self.device, path, [(0, size, memory.address)], self.stream, self.say)
             self._weights[name] = memory
         return self._weights[name].address
 

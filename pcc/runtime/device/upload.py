@@ -9,6 +9,7 @@ from pcc.errors import PccError
 from pcc.runtime.device.driver import Device, Pinned, shown
 
 PIECE = 32 << 20  # bytes read at once: long enough for a disk and for the bus
+TELLS = 20  # messages of one upload
 
 Say = Callable[[str], None]
 
@@ -42,9 +43,9 @@ def upload(
                 _read(f, memoryview(stage.array.data)[:want], path)
                 device.upload(address + at, stage.address, want, stream)
                 device.record(free, stream)
+                if say is not None and (done + want) * TELLS // total > done * TELLS // total:
+                    say(f"weights: {shown(done + want)} of {shown(total)}")
                 done += want
-                if say is not None:
-                    say(f"weights: {shown(done)} of {shown(total)}")
     device.wait(stream)
     for _, event in stages:
         device.cu.cuEventDestroy(event)
