@@ -24,7 +24,9 @@ SHOWN = 40  # findings that are not "ok", in the table; the JSON has all
 
 def conformance(
     target: Annotated[str, typer.Option(help="What to compile to.")] = "onnx",
-    provider: Annotated[str, typer.Option(help="cpu, cuda or tensorrt: what runs it.")] = "cpu",
+    provider: Annotated[
+        str, typer.Option(help="cpu, cuda, tensorrt, or simulator (target cuda on the host).")
+    ] = "cpu",
     precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
     part: Annotated[
         list[str] | None, typer.Option(help="ops, queries or protocol (repeatable).")
@@ -49,6 +51,8 @@ def conformance(
     from pcc.conformance.report import as_json
     from pcc.conformance.suite import PARTS, check, expectations
 
+    if provider == "simulator" and target != "cuda":
+        raise PccError("C142", f"target {target[:40]!r} has no simulator", hint="--target cuda")
     batches = tuple(batch or (1, 3))
     if save_expected is not None:
         write(save_expected, json.dumps(expectations(say, batches)).encode())

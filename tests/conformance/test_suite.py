@@ -265,3 +265,13 @@ def test_what_the_environment_lacks_is_no_finding(code: str, whose: str) -> None
         return
     with pytest.raises(PccError, match="X301"):
         refused("s", "c", error)
+
+
+def test_plans_of_the_cuda_engine_on_the_host(tmp_path: Path) -> None:
+    """A few cases in the fast tier; `pcc conformance --target cuda --provider simulator` has all."""
+    setting = Setting("cuda", "simulator", batch=3, halves=("bf16",))
+    names = ("t.inverse_cdf", "t.truncate", "t.contract", "t.eva_attention", "t.cache_write")
+    by_op = {c.case.op.name: c for c in numbered(("bf16",))}  # the last of each: in bf16, if it can
+    found = list(check_ops(setting, tmp_path, quiet, [by_op[n] for n in names]))
+    assert not bad(found)
+    assert len({f.case for f in found}) == len(names)
