@@ -169,17 +169,17 @@ def _emissions(
     named: Mapping[str, Array], n: int, given: tuple[int | None, ...], source: str
 ) -> tuple[Array, Experts | None, Trunk | None]:
     """Return tables (F, r, V, D), or (F, 1, V, D) with the experts around them, and the trunk."""
-    floats = {k: floats(named[k], f"{source}:{k}") for k in experts.KEYS if k in named}
+    read = {k: floats(named[k], f"{source}:{k}") for k in experts.KEYS if k in named}
     folds, r, vocab, width = given
     if experts.BASE not in named:
         tables = floats(named[EMISSIONS], f"{source}:{EMISSIONS}")
         _check_emissions(tables, n, given, f"{source}:{EMISSIONS}")
-        return tables, None, experts.read_trunk(floats, tables.shape[3], source)
-    tables = floats[experts.BASE]
+        return tables, None, experts.read_trunk(read, tables.shape[3], source)
+    tables = read[experts.BASE]
     tables = tables[:, None] if tables.ndim == 3 else tables[:0]
     _check_emissions(tables, n, (folds, 1, vocab, width), f"{source}:{experts.BASE}")
-    found = experts.read_experts(floats, tables.shape, r, source)
-    return tables, found, experts.read_trunk(floats, tables.shape[3], source)
+    found = experts.read_experts(read, tables.shape, r, source)
+    return tables, found, experts.read_trunk(read, tables.shape[3], source)
 
 
 def _wire(
