@@ -140,18 +140,4 @@ __device__ __forceinline__ float warp_max(float x) {
   return x;
 }
 
-// True in all lanes for the last of `total` warps that call this on `counter`, which is 0 before
-// and after. What the others wrote to global memory before their call is visible to the last.
-__device__ __forceinline__ bool last_warp(u32* counter, u32 total) {
-  __threadfence();
-  __syncwarp();
-  u32 before = 0;
-  if ((threadIdx.x & 31) == 0) before = atomicAdd(counter, 1u);
-  before = __shfl_sync(~0u, before, 0);
-  if (before != total - 1) return false;
-  if ((threadIdx.x & 31) == 0) *counter = 0;
-  __threadfence();
-  return true;
-}
-
 }  // namespace pcc

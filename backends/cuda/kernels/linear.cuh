@@ -1,7 +1,7 @@
 // y = round(x) W for few rows of x: streams W, packed as pack.py says, through tensor cores.
 //
-// Block (column, slab, part): rows 64 part.. of x, its slab of K in shared memory; each warp streams
-// the slab of its strips of 32 columns of W. A strip is complete once all its slabs have written
+// Block (column, slab, part): rows 64 part.. of x, its slab of K in shared memory; each warp
+// streams the slab of its strips of 32 columns of W. A strip is complete once all its slabs have written
 // their sums to `partial`; the last one adds them in order of the slabs and stores the result.
 #pragma once
 #include "epilogue.cuh"
@@ -62,7 +62,8 @@ template <typename C> struct Linear {
       float sum = 0;
       if (row0 + m < C::M)
 #pragma unroll 4
-        for (int s = lane; s < BLOCKS; s += 32) sum += __ldcg(a.squares + size_t(row0 + m) * BLOCKS + s);
+        for (int s = lane; s < BLOCKS; s += 32)
+          sum += __ldcg(a.squares + size_t(row0 + m) * BLOCKS + s);
       sum = warp_sum(sum);
       if (lane == 0) scale[m] = rsqrtf(sum / C::K + C::EPS);
     }
@@ -89,7 +90,8 @@ template <typename C> struct Linear {
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
         bool inside = k + j < C::K;
-        if (inside) reinterpret_cast<Value*>(raw.x)[j] = __ldcg(static_cast<const Value*>(a.x) + at + j);
+        if (inside)
+          reinterpret_cast<Value*>(raw.x)[j] = __ldcg(static_cast<const Value*>(a.x) + at + j);
       }
     }
     return raw;

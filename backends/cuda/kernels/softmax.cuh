@@ -15,7 +15,8 @@ template <bool GLOBAL, typename V> __device__ __forceinline__ V fetched(const V*
 // the heads (most, weight) of COUNT parts of a row: what each counts for, 16 apart, and the head of
 // their sum.
 template <int COUNT, bool GLOBAL>
-__device__ __forceinline__ void factors(const float* head, int stride, float* factor, float* total) {
+__device__ __forceinline__ void factors(const float* head, int stride, float* factor,
+                                        float* total) {
   float2 heads[COUNT];
   float most = -INFINITY, weight = 0;
 #pragma unroll
