@@ -206,7 +206,7 @@ def graph_times(
         try:
             out[name] = {"events": b.times(repeats), "wall": b.wall(repeats)}
             if name == query:
-                out[name]["parts"] = parts_of(b, max(5, repeats // 4), bandwidth)
+                out[name]["parts"] = parts_of(b, max(5, repeats // 4), bandwidth, context)
         finally:
             b.free()  # before a session has states of its own
     out[query]["session"] = session_ms(engine, query, context, batch, repeats)
@@ -234,7 +234,9 @@ def session_ms(engine: Engine, query: str, context: int, batch: int, repeats: in
     return quantiles(times[WARM:])
 
 
-def parts_of(bench: Bench, repeats: int, bandwidth: float = 0.0) -> list[dict[str, Any]]:
+def parts_of(
+    bench: Bench, repeats: int, bandwidth: float = 0.0, context: int = 0
+) -> list[dict[str, Any]]:
     """Return the time of each part of a graph, where its executor has launches of its own.
 
     A part's launches are recorded alone, one after the other, as often as the graph has them: the
@@ -245,7 +247,7 @@ def parts_of(bench: Bench, repeats: int, bandwidth: float = 0.0) -> list[dict[st
     if not hasattr(executor, "enqueue_some"):
         return []
     out = []
-    for part in parts(executor.document["launches"]):
+    for part in parts(executor.document["launches"], context):
         launch = bench.timer.recorded(partial(_some, executor, part.launches, bench.timer.stream))
         ms = quantiles(bench.timer.times(launch, repeats))["p50"]
         least = part.bytes / bandwidth / 1e9 if bandwidth else 0.0

@@ -12,7 +12,7 @@ import pytest
 from pcc.cli import bench_gpu, plots
 from pcc.errors import PccError
 from pcc.runtime.bound import bound_ms, complete, quantiles, rates, row, with_yardstick
-from pcc.runtime.parts import parts
+from pcc.runtime.parts import moved, parts
 
 ROOT = Path(__file__).resolve().parents[2]
 MOVED = {"weights": 12_950_000_000, "head": 1_460_000_000, "kv": 540_000_000}
@@ -66,6 +66,13 @@ def test_parts_are_layers_of_one_kind() -> None:
         "t.contract", "model.layers.*.down", (0, 2, 3), 33,
     )  # fmt: skip
     assert (b.name, b.launches, b.bytes) == ("generated", (1,), 0)
+
+
+def test_attention_reads_the_rows_that_are_there() -> None:
+    bytes = {"weights": 5, "activations": 7, "kv_row": 100, "kv_rows": 64}
+    ring = bytes | {"kv_chunk": 16}
+    assert [moved({"bytes": bytes}, rows) for rows in (0, 10, 200)] == [12, 1012, 6412]
+    assert moved({"bytes": ring}, 64 + 33) == 12 + 100 * (64 + 2)
 
 
 def shown() -> list[dict[str, Any]]:
