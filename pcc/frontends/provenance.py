@@ -7,15 +7,22 @@ sizes drafts badly, but what is emitted stays the verifier's: so this is a warni
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Literal
 
-from pcc.bundle import sha256
+from pcc.files import open_regular
 from pcc.frontends.state import lookup, read_config
 
 KEY = "lm.backbone_sha256"
 SINGLE = "model.safetensors"
 Match = Literal["matches", "differs", "unknown"]
+
+
+def sha256(path: Path) -> str:
+    """Return the hash of a weight file's bytes. Errors: F104 (no regular file)."""
+    with open_regular(path, "F104") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def backbone_of(head: Path, verifier: Path) -> Match:

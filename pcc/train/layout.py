@@ -14,9 +14,8 @@ from typing import Any
 import torch
 import yaml  # type: ignore[import-untyped, unused-ignore]
 
-from pcc.bundle import sha256
 from pcc.frontends.mtpc_checkpoint import SCOPE
-from pcc.frontends.provenance import SINGLE
+from pcc.frontends.provenance import SINGLE, sha256
 from pcc.frontends.region_wiring import parse_regions, show_regions
 from pcc.frontends.rows import BITS, SCALE, pack, quantise
 from pcc.frontends.state import find_model, lookup, read_config
