@@ -62,7 +62,7 @@ def engine(
         timed += ["--context", str(c)]
     timed += ["--json-out", "{json}"]
     return Stage(title, (
-        Command("compile", made, 240, python),
+        Command("compile", made, 400, python),
         Command("bench", tuple(timed), 180, python, "rows"),
         Command("remove", ("-c", f"import shutil; shutil.rmtree(r'{bundle}')"), 60, python),
     ))  # fmt: skip
@@ -88,6 +88,7 @@ TORCH = tuple(
     for head in heads
     for context in (CONTEXTS[shape] if head == "btree" else (1024,))
 )
+TENSORRT = ("--target", "tensorrt", "--provider", "tensorrt")
 SMALL = ("--part", "ops", "--part", "queries", "--part", "protocol")
 STAGES = (
     Stage("environment", (
@@ -114,9 +115,14 @@ STAGES = (
         conformance("ort-fp16", "ort", 180, "--target", "onnx-cuda", "--provider", "cuda",
                     "--precision", "fp16", "--part", "queries", "--part", "protocol"),
     )),
+    # TensorRT builds an engine for each graph: a part of the suite at a time.
     Stage("conformance-tensorrt", (
-        conformance("trt-fp32", "trt", 580, "--target", "tensorrt", "--provider", "tensorrt",
-                    "--expected", "{root}/{expected}", *SMALL),
+        conformance("trt-ops", "trt", 420, *TENSORRT, "--part", "ops", "--batch", "1"),
+        conformance("trt-texts", "trt", 420, *TENSORRT, "--part", "protocol", "--batch", "1",
+                    "--expected", "{root}/{expected}", "--only", "llama-hmm-n4",
+                    "--only", "evabyte-own", "--only", "byte-llama"),
+        conformance("trt-queries", "trt", 420, *TENSORRT, "--part", "queries", "--batch", "1",
+                    "--only", "contextual"),
     )),
     Stage("torch", TORCH),
     engine("evabyte-6.5b", "btree", "cuda", "bf16", "system"),

@@ -35,6 +35,9 @@ def conformance(
     half: Annotated[
         list[str] | None, typer.Option(help="Test ops on stored f16 or bf16 too (repeatable).")
     ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Circuits and verifiers named like this (repeatable).")
+    ] = None,
     save_expected: Annotated[
         Path | None, typer.Option(help="Only write the CPU's texts to this file.")
     ] = None,
@@ -58,7 +61,7 @@ def conformance(
         write(save_expected, json.dumps(expectations(say, batches)).encode())
         return
     stored = None if expected is None else _stored(expected)
-    setting = Setting(target, provider, precision, halves=tuple(half or ()))
+    setting = Setting(target, provider, precision, halves=tuple(half or ()), only=tuple(only or ()))
     if work is not None:
         work.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()

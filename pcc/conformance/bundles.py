@@ -38,6 +38,12 @@ class Setting:
     precision: str = "fp32"
     batch: int = 1
     halves: tuple[str, ...] = ()  # half precisions whose ops are tested beside f32
+    only: tuple[str, ...] = ()  # parts of names: of circuits and scenarios that are taken
+
+    def takes(self, name: str) -> bool:
+        """Return whether a circuit or a scenario is asked for."""
+        return not self.only or any(part in name for part in self.only)
+
     engine: tuple[tuple[str, Any], ...] = ()  # of `pcc.compile`, as pairs
 
     @property

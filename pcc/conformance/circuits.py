@@ -48,6 +48,8 @@ def circuits() -> dict[str, Circuit]:
 def check_queries(setting: Setting, folder: Path, say: Callable[[str], None]) -> Iterator[Finding]:
     """Yield findings for each circuit and query, on one batch size."""
     for name, circuit in circuits().items():
+        if not setting.takes(name):
+            continue
         say(f"queries of {name}")
         out = place_of(folder, name, setting)
         try:

@@ -30,7 +30,7 @@ def prebuild(
         if s.provider == SIMULATOR:
             continue
         if "queries" in parts:
-            tasks += [("circuit", name, s) for name in circuits()]
+            tasks += [("circuit", name, s) for name in circuits() if s.takes(name)]
         if "protocol" in parts:
             tasks += [("scenario", x.name, s) for x in SCENARIOS if wanted(x, s)]
     if jobs < 2 or not tasks:

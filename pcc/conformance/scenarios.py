@@ -80,7 +80,8 @@ def expected(scenario: Scenario, batch: int, precision: str, folder: Path) -> di
 
 def wanted(scenario: Scenario, setting: Setting) -> bool:
     """Return whether a scenario is part of the suite at this precision and batch size."""
-    return setting.precision in scenario.precisions and setting.batch in scenario.batches
+    fits = setting.precision in scenario.precisions and setting.batch in scenario.batches
+    return fits and setting.takes(scenario.name)
 
 
 def key_of(scenario: Scenario, batch: int, precision: str) -> str:

@@ -268,7 +268,7 @@ def test_what_the_environment_lacks_is_no_finding(code: str, whose: str) -> None
 
 
 def test_plans_of_the_cuda_engine_on_the_host(tmp_path: Path) -> None:
-    """A few cases in the fast tier; `pcc conformance --target cuda --provider simulator` has all."""
+    """A few cases: `pcc conformance --target cuda --provider simulator` has all."""
     setting = Setting("cuda", "simulator", batch=3, halves=("bf16",))
     names = ("t.inverse_cdf", "t.truncate", "t.contract", "t.eva_attention", "t.cache_write")
     by_op = {c.case.op.name: c for c in numbered(("bf16",))}  # the last of each: in bf16, if it can
