@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pcc.backends.cuda.codegen.body import LOOP, Ix, split
 from pcc.backends.cuda.codegen.program import Program
 from pcc.backends.cuda.codegen.rows import number
-from pcc.backends.cuda.codegen.tables import emits
+from pcc.backends.cuda.codegen.tables import UnreadableError, emits
 from pcc.backends.cuda.codegen.work import LANES, Work
 from pcc.ir.core import Op, tensor
 from pcc.ir.semiring import split_equation
@@ -108,36 +108,36 @@ class Terms:
         return w.body.let(ctype, f"warp_all<{op}>({acc})")
 
 
-@emits("job", t.Contract)
-def _(w: Work, n: t.Contract) -> None:
+def _terms(w: Work, n: Op, ix: tuple[Ix, ...]) -> Terms:
+    if not w.lanes and by_warps(n, w.program):
+        raise UnreadableError(n)
+    return Terms(w, n, ix)
+
+
+@emits("serial", t.Contract)
+def _(w: Work, n: t.Contract, ix: tuple[Ix, ...]) -> str:
     half = tensor(n.b).dtype
-    with w.over(w.program.shape(n)) as ix:
-        a = f"round_{half}({{a}})" if half in HALVES else "{a}"
-        kind = number(n)
-        y = Terms(w, n, ix).combine("Sum", kind, "0", f"{a} * {{b}}")
-        w.put(n, ix, y)
+    a = f"round_{half}({{a}})" if half in HALVES else "{a}"
+    return _terms(w, n, ix).combine("Sum", number(n), "0", f"{a} * {{b}}")
 
 
-@emits("job", t.MaxContract)
-def _(w: Work, n: t.MaxContract) -> None:
-    with w.over(w.program.shape(n)) as ix:
-        y = Terms(w, n, ix).combine("Largest", "float", "-INFINITY", "{a} + {b}")
-        w.put(n, ix, y)
+@emits("serial", t.MaxContract)
+def _(w: Work, n: t.MaxContract, ix: tuple[Ix, ...]) -> str:
+    return _terms(w, n, ix).combine("Largest", "float", "-INFINITY", "{a} + {b}")
 
 
-@emits("job", t.LogContract)
-def _(w: Work, n: t.LogContract) -> None:
+@emits("serial", t.LogContract)
+def _(w: Work, n: t.LogContract, ix: tuple[Ix, ...]) -> str:
     # The largest x may meet a zero weight: then what is left can underflow, and each term is
     # shifted by the largest term itself.
-    with w.over(w.program.shape(n)) as ix:
-        terms, b = Terms(w, n, ix), w.body
-        high = terms.combine("Largest", "float", "-INFINITY", "{a}")
-        top = b.let("float", f"shift_of({high})")
-        total = terms.combine("Sum", "float", "0.0f", f"expf({{a}} - {top}) * {{b}}")
-        y = b.declare("float", f"logf({total}) + {top}")
-        with b.block("branch", f"if ({total} < {UNDERFLOW} && {high} != -INFINITY) {{"):
-            best = terms.combine("Largest", "float", "-INFINITY", "{a} + logf({b})")
-            shift = b.let("float", f"shift_of({best})")
-            rest = terms.combine("Sum", "float", "0.0f", f"expf({{a}} + logf({{b}}) - {shift})")
-            b.emit(f"{y} = logf({rest}) + {shift};")
-        w.put(n, ix, y)
+    terms, b = _terms(w, n, ix), w.body
+    high = terms.combine("Largest", "float", "-INFINITY", "{a}")
+    top = b.let("float", f"shift_of({high})")
+    total = terms.combine("Sum", "float", "0.0f", f"expf({{a}} - {top}) * {{b}}")
+    y = b.declare("float", f"logf({total}) + {top}")
+    with b.block("branch", f"if ({total} < {UNDERFLOW} && {high} != -INFINITY) {{"):
+        best = terms.combine("Largest", "float", "-INFINITY", "{a} + logf({b})")
+        shift = b.let("float", f"shift_of({best})")
+        rest = terms.combine("Sum", "float", "0.0f", f"expf({{a}} + logf({{b}}) - {shift})")
+        b.emit(f"{y} = logf({rest}) + {shift};")
+    return y

@@ -11,14 +11,21 @@ from pcc.backends.cuda.codegen import sequence
 from pcc.backends.cuda.codegen.body import alive
 from pcc.backends.cuda.codegen.contractions import by_warps
 from pcc.backends.cuda.codegen.program import Program, Storage
-from pcc.backends.cuda.codegen.tables import INLINE, JOBS, ROWS, SCALARS, UnreadableError
+from pcc.backends.cuda.codegen.tables import (
+    INLINE,
+    JOBS,
+    ROWS,
+    SCALARS,
+    SERIAL,
+    UnreadableError,
+)
 from pcc.backends.cuda.codegen.work import LANES, Work
 from pcc.errors import PccError
 from pcc.ir.core import Op, tensor
 from pcc.tensor import eva, nn
 from pcc.tensor import ops as t
 
-SERIAL = 12  # elements that one thread reduces at least as fast as a warp
+SHORT = 12  # elements that one thread reduces at least as fast as a warp
 
 
 @dataclass
@@ -45,6 +52,8 @@ def job_of(n: Op, program: Program, target: Storage | None = None) -> Job:
         return _copy(n, program, target)
     if kind in JOBS:
         return _done(n, program, lanes=_by_warps(n, program), target=target)
+    if kind in SERIAL:
+        return _sum(n, program, target)
     if kind in ROWS:
         return _row(n, program, target)
     if kind in SCALARS:
@@ -63,8 +72,6 @@ def job_of(n: Op, program: Program, target: Storage | None = None) -> Job:
 
 
 def _by_warps(n: Op, program: Program) -> bool:
-    if isinstance(n, t.Contract | t.LogContract | t.MaxContract):
-        return by_warps(n, program)
     if isinstance(n, t.Cumsum):
         shape = tensor(n).shape
         return n.axis == len(shape) - 1 and shape[-1] > sequence.SHORT
@@ -86,6 +93,14 @@ def _done(n: Op, program: Program, *, lanes: bool, target: Storage | None) -> Jo
     w = Work(program, lanes=lanes)
     w.target = target
     JOBS[type(n)](w, n)
+    return _finish(w, n)
+
+
+def _sum(n: Op, program: Program, target: Storage | None) -> Job:
+    w = Work(program, lanes=by_warps(n, program))
+    w.target = target
+    with w.over(program.shape(n)) as ix:
+        w.put(n, ix, SERIAL[type(n)](w, n, ix))
     return _finish(w, n)
 
 
@@ -135,7 +150,7 @@ def _row(n: Op, program: Program, target: Storage | None) -> Job:
 
 def _scalar(n: Op, program: Program, target: Storage | None) -> Job:
     length = program.size(n.args[0]) // max(program.size(n), 1)
-    if length <= SERIAL and isinstance(n, t.ReduceSum | t.ReduceProd | t.ReduceMax):
+    if length <= SHORT and isinstance(n, t.ReduceSum | t.ReduceProd | t.ReduceMax):
         return _serial(n, program, target)
     w = Work(program, lanes=True)
     w.target = target

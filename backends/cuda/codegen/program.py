@@ -67,6 +67,7 @@ class Program:
     weights: dict[Array, Memory] = field(default_factory=dict)  # arguments
     stored: dict[Op, Storage] = field(default_factory=dict)
     in_place: frozenset[Op] = frozenset()  # writes of rows into the cache itself
+    uses: dict[Op, int] = field(default_factory=dict)  # how many nodes read a value
     pointers: int = 0
 
     def shape(self, n: Op) -> tuple[int, ...]:

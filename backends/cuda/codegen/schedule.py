@@ -8,6 +8,7 @@ one run of cheap phases uses lies in shared memory.
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -58,6 +59,7 @@ class Scheduler:
         ends = [*outputs, *(n for n, _ in copies)]
         self.place_of = {n: i for i, n in enumerate(_between(ends, self.inputs))}
         self.wanted = {n: s.memory for n, s in reversed(copies) if n not in self.program.stored}
+        self.program.uses = Counter([*(a for n in self.place_of for a in n.args), *ends])
         for n in self.place_of:
             self._join(n)
         roots: list[Key] = [(n, 0) for n in outputs if n not in self.inputs]

@@ -5,6 +5,7 @@
 | `INLINE` | an expression at an index: computed by whoever reads it |
 | `ROWS` | registers of a warp: a whole row of the last axis at once |
 | `SCALARS` | one number that a warp computes together |
+| `SERIAL` | a sum: a job of its own, or of its only reader where that reads each result once |
 | `JOBS` | a loop of its own: always stored |
 """
 
@@ -19,11 +20,13 @@ R = TypeVar("R", bound=Callable[..., Any])
 INLINE: dict[type[Op], Callable[..., str]] = {}
 ROWS: dict[type[Op], Callable[..., str]] = {}
 SCALARS: dict[type[Op], Callable[..., str]] = {}
+SERIAL: dict[type[Op], Callable[..., str]] = {}
 JOBS: dict[type[Op], Callable[..., None]] = {}
 TABLES: dict[str, dict[type[Op], Callable[..., Any]]] = {
     "inline": INLINE,
     "rows": ROWS,
     "scalar": SCALARS,
+    "serial": SERIAL,
     "job": JOBS,
 }
 

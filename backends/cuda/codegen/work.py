@@ -19,7 +19,7 @@ from pcc.backends.cuda.codegen.program import (
     dense,
     literal,
 )
-from pcc.backends.cuda.codegen.tables import INLINE, JOBS, ROWS, SCALARS, UnreadableError
+from pcc.backends.cuda.codegen.tables import INLINE, ROWS, SCALARS, SERIAL, UnreadableError
 from pcc.errors import PccError
 from pcc.ir.core import Op, tensor
 from pcc.ir.types import HALVES
@@ -45,6 +45,7 @@ class Work:
         self.nested = self.deep = 0
         self.weight = 0  # how often each element that is read now is read in all
         self.units = 0
+        self.serial = False
         self.cost = 0
         self.target: Storage | None = None
 
@@ -67,6 +68,10 @@ class Work:
             self.deep += 1
             text = INLINE[type(n)](self, n, ix)
             self.deep -= 1
+        elif type(n) in SERIAL and self._serves(n):
+            self.serial = True
+            text = SERIAL[type(n)](self, n, ix)
+            self.serial = False
         else:
             text = self._row_value(n, ix)
         return self.body.remember(key, self.body.let(RESULTS[tensor(n).dtype], text))
@@ -80,6 +85,12 @@ class Work:
     def _affordable(self, n: Op) -> None:
         if self.weight > HEAVY // 16 and self.weight * price(n, self.program) > HEAVY:
             raise UnreadableError(n)
+
+    def _serves(self, n: Op) -> bool:
+        """Whether this job, the only reader, may compute a sum where it reads it."""
+        looped = any(s.kind == LOOP for s in self.body.stack)
+        alone = self.program.uses.get(n, 0) == 1 and self.units <= self.program.size(n)
+        return alone and not (self.lanes or self.serial or looped)
 
     def load(self, s: Storage, ix: tuple[Ix, ...]) -> str:
         """Return the expression of an element in memory."""
@@ -125,7 +136,7 @@ class Work:
 
     def _row_value(self, n: Op, ix: tuple[Ix, ...]) -> str:
         """Return an element of a row that this warp holds, or a number that it computes."""
-        if not self.lanes or self.nested > 2 or type(n) in JOBS or isinstance(n, t.Input):
+        if not self.lanes or self.nested > 2 or type(n) not in (*ROWS, *SCALARS):
             raise UnreadableError(n)
         if type(n) in ROWS:
             register, length = self.lane_of.get(str(ix[-1]), ("", 0))
