@@ -171,12 +171,7 @@ def compile(
            validate=validate, force=force)  # fmt: skip
     _supported(parameters, queries)
     chosen = target_of(target, precision, opset)
-    if engine and chosen.format != "tensorrt":
-        raise PccError("E141", f"target {chosen.name!r} has no engine options")
-    if batch > (knobs.MAX_BATCH if chosen.static else 1):
-        what = f"batch={batch} is not supported by target {chosen.name!r}"
-        hint = f"at most {knobs.MAX_BATCH}" if chosen.static else "its graphs take any batch"
-        raise PccError("E141", what, hint=hint)
+    _fitting(chosen, batch, engine)
     how = {"chunk": chunk, "proposal": proposal, "draft_mode": draft_mode, "precision": precision,
            "static": chosen.static,
            "truncation": chosen.branches if truncation is None else truncation}  # fmt: skip
@@ -220,6 +215,16 @@ def _typed(**arguments: object) -> None:
             hint = "a positive int" if int in kinds else f"one of {known}"
             code = "M150" if name in ("max_seq", "chunk") else "E148"
             raise PccError(code, f"{name}={str(v)[:60]!r} ({type(v).__name__})", hint=hint)
+
+
+def _fitting(target: Target, batch: int, engine: Mapping[str, Any] | None) -> None:
+    """Refuse options that a target has no use for."""
+    if engine and target.format != "tensorrt":
+        raise PccError("E141", f"target {target.name!r} has no engine options")
+    if batch > (knobs.MAX_BATCH if target.static else 1):
+        what = f"batch={batch} is not supported by target {target.name!r}"
+        hint = f"at most {knobs.MAX_BATCH}" if target.static else "its graphs take any batch"
+        raise PccError("E141", what, hint=hint)
 
 
 def _supported(parameters: str, queries: Sequence[str] | None) -> None:
