@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 from verifiers import KINDS, WINDOW, bundle
 
@@ -81,8 +83,6 @@ def inputs_of(spec: dict[str, Any], batch: int, vocab: int, seed: int) -> dict[s
 
 def answer(path: Path, query: str, spec: dict[str, Any], feed: dict[str, Values]) -> list[Values]:
     """Run a static graph on the CPU, its weights read from where the manifest says they lie."""
-    import onnxruntime as ort
-
     weights = path / "graphs" / "weights.bin"
     for w in spec.get("weights", ()):
         feed[w["name"]] = np.memmap(
@@ -112,6 +112,42 @@ def typed_ops(path: Path) -> set[str]:
         if n.op_type == "Where":
             assert onnx.TensorProto.DataType.Name(kinds[n.input[1]]) in NUMBERS
     return {n.op_type for n in graph.node}
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "tensorrt-10"])
+@pytest.mark.parametrize("kind", ["llama", "evabyte"])
+def test_graphs_for_engine_builders_give_the_reference(
+    kind: str, target: str, tmp_path: Path
+) -> None:
+    """What a builder reads, before it makes an engine of it."""
+    path = bundle(kind, tmp_path, precision="fp16", max_seq=80, chunk=4, queries=["draft"],
+                  validate=False)  # fmt: skip
+    manifest = read_manifest(path)
+    stages, vocab = Stages(path, manifest["files"]), manifest["generation"]["vocab"]
+    for query in ("step", "prefill_greedy"):
+        module, spec = stages.module(f"tensor-{query}"), manifest["queries"][query]
+        rows = {i.key: i.shape for i in module.nodes() if isinstance(i, t.Input)}
+        whole = {**spec, "inputs": [{**i, "shape": ["B", *rows[i["name"]]]}
+                                    for i in spec["inputs"] if i["name"] in rows]}  # fmt: skip
+        feed = inputs_of(whole, 2, vocab, seed=len(query) + 300)
+        model = lower(module, TARGETS[target], batch=2)
+        data = ir.to_proto(model).SerializeToString()
+        session = ort.InferenceSession(data, providers=["CPUExecutionProvider"])
+        got = session.run(None, feed)
+        agree(query, module, run(module.roots, feed, LogReal()), got, "fp16")
+
+
+def agree(query: str, module: Module, want: Any, got: Any, precision: str) -> None:
+    for (name, _), a, b in zip(module.outputs, want, got, strict=True):
+        a = np.broadcast_to(a, b.shape)
+        if b.dtype.kind in "ib":
+            np.testing.assert_array_equal(a, b, err_msg=f"{query} {name}")
+            continue
+        scale = np.maximum(1.0, np.abs(np.where(np.isfinite(a), a, 0)).max())
+        with np.errstate(invalid="ignore"):
+            error = np.where(a == b, 0.0, np.abs(a - b.astype(np.float64))) / scale
+        limit = LIMITS[precision] * (10 if name == "margin" else 1)
+        assert float(error.max()) <= limit, f"{query} {name}"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -165,15 +201,5 @@ def test_static_graphs_give_the_reference(
         module = stages.module(f"tensor-{query}")
         want = run(module.roots, feed, LogReal())
         got = answer(path, query, spec, dict(feed))
-        for (name, _), a, b in zip(module.outputs, want, got, strict=True):
-            a = np.broadcast_to(a, b.shape)
-            if b.dtype.kind in "ib":
-                np.testing.assert_array_equal(a, b, err_msg=f"{query} {name}")
-                continue
-            scale = np.maximum(1.0, np.abs(np.where(np.isfinite(a), a, 0)).max())
-            with np.errstate(invalid="ignore"):
-                error = np.where(a == b, 0.0, np.abs(a - b.astype(np.float64))) / scale
-            assert float(error.max()) <= LIMITS[precision] * (10 if name == "margin" else 1), (
-                f"{query} {name}"
-            )
+        agree(query, module, want, got, precision)
     assert {HALF_OF[precision]} <= {w["dtype"] for w in bound} <= {HALF_OF[precision], "f32"}
