@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from pcc.ir.array import joined
 from pcc.ir.core import Op, Uses, tensor
 from pcc.ir.module import Module
+from pcc.ir.semiring import split_equation
+from pcc.ir.types import HALVES
 from pcc.tensor import nn
 from pcc.tensor import ops as t
+
+LARGEST = 128 << 20  # bytes of a matrix that joins others: larger ones lose nothing by themselves
 
 
 def rewritten(module: Module) -> Module:
     """Return the module that is compiled."""
-    return module.rewrite(_norm_of_a_row)
+    module = module.rewrite(_norm_of_a_row)
+    beside = dict(_beside(module))
+    return module.rewrite(lambda n, _: beside.get(n)) if beside else module
 
 
 def _norm_of_a_row(op: Op, _: Uses) -> Op | None:
@@ -23,3 +32,48 @@ def _norm_of_a_row(op: Op, _: Uses) -> Op | None:
             return nn.RmsNorm(row, norm.w, norm.eps)
         case _:
             return None
+
+
+def _beside(module: Module) -> Iterator[tuple[Op, Op]]:
+    """Yield projections of one vector, and each as a part of their one common projection.
+
+    W_1 e, W_2 e, .. are parts of [W_1; W_2; ..] e: a layer of a head has one for each variable, and
+    a product of few megabytes takes longer to begin and end than to read its weights.
+    """
+    found: dict[tuple[Op, str, bool], list[t.Contract]] = {}
+    for n in module.nodes():
+        if isinstance(n, t.Contract) and isinstance(n.b, t.Const) and _projects(n):
+            key = (n.a, n.b.value.dtype, n.b.value.recipe is None)
+            found.setdefault(key, []).append(n)
+    for (x, _, _), members in found.items():
+        if len(members) > 1:
+            yield from _parts(x, sorted(members, key=_identity))
+
+
+def _projects(n: t.Contract) -> bool:
+    """Whether `n` is W e for a vector e of each row and a half W whose last axis is lost."""
+    assert isinstance(n.b, t.Const)
+    array = n.b.value
+    (left, right), out = split_equation(n.eq)
+    vector = len(left) == 1 and right == out + left
+    return vector and array.dtype in HALVES and array.nbytes <= LARGEST and bool(tensor(n.a).batch)
+
+
+def _identity(n: t.Contract) -> str:
+    """Return what orders members alike in every graph, so that graphs share the joined array."""
+    assert isinstance(n.b, t.Const)
+    recipe = n.b.value.recipe
+    return n.b.value.ref if recipe is None else recipe.identity
+
+
+def _parts(x: Op, members: list[t.Contract]) -> Iterator[tuple[Op, Op]]:
+    (width,) = tensor(x).shape
+    arrays = []
+    for n in members:
+        assert isinstance(n.b, t.Const)
+        arrays.append(n.b.value.reshaped((n.b.value.size // width, width)))
+    whole, at = t.Contract(x, t.Const(joined(arrays)), "d,nd->n"), 0
+    for n, array in zip(members, arrays, strict=True):
+        rows = tuple(range(at, at + array.shape[0]))
+        yield n, t.Reshape(t.Take(whole, 0, rows), tensor(n).shape)
+        at += array.shape[0]

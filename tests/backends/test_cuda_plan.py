@@ -210,6 +210,24 @@ def test_projections_of_one_row() -> None:
     assert ops[0] == "t.contract"
 
 
+def test_projections_of_one_vector_are_one_launch() -> None:
+    """Several layers of a head read the same features: their matrices lie one below another."""
+    e = t.Input("e", "f32", "b", (40,))
+    heads = [t.Contract(e, weight(*shape, 40), "d,abd->ab") for shape in ((3, 5), (2, 33), (1, 7))]
+    outs = {f"y{i}": t.Softmax(h) for i, h in enumerate(heads)}
+    ops = ran(outs, {"e": rows(1, 40)[:, 0]})
+    assert ops.count("t.contract") == 1
+
+
+def test_the_norm_of_a_chosen_row() -> None:
+    """Row s of norm(x) is norm(row s): the other rows are not normed."""
+    x, s = t.Input("x", "f32", "b", (5, 96)), t.Input("length", "i64", "b", (1,))
+    gain = t.Const(Array.of(np.linspace(0.5, 2, 96).astype(np.float32)))
+    table = t.Reshape(nn.RmsNorm(t.Exp(x), gain, 1e-5), (1, 5, 96))
+    ops = ran({"y": t.SelectRow(table, s)}, {"x": rows(5, 96), "length": np.array([[4], [1]])})
+    assert ops == ["t.rms_norm"]
+
+
 def test_outputs_that_are_no_values_of_their_own() -> None:
     x = t.Input("x", "f32", "b", (3, 4))
     y = t.Add(x, x)
