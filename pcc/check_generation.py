@@ -16,9 +16,11 @@ import numpy as np
 from pcc import knobs
 from pcc.errors import PccError
 from pcc.interp.run import run
+from pcc.ir.array import dtype_of
 from pcc.ir.core import Values, tensor
 from pcc.ir.module import Module
 from pcc.ir.semiring import Semiring
+from pcc.ir.types import HALVES
 from pcc.runtime.buffers import DTYPES
 from pcc.runtime.engine import Engine
 from pcc.runtime.measure import compare_greedy
@@ -80,17 +82,26 @@ def _graph(
     """Run a graph and its module on the same inputs: states after a prompt, plausible others."""
     inputs = _inputs(engine, query, prompt, rng)
     spec = engine.queries[query]
-    wide = {k: v.astype(np.float64) if v.dtype.kind == "f" else v for k, v in inputs.items()}
+    kinds = {io["name"]: io["dtype"] for io in (*spec["inputs"], *spec["outputs"])}
+    wide = {k: _numbers(v, kinds[k]) for k, v in inputs.items()}
     values = run(module.roots, wide, Semiring())
     names = [name for name, _ in module.outputs]
     found: Findings = []
     for rows in (1, 2) if spec.get("one_row") else (1,):  # the graph for one row, and for any
         answers = engine.runner.answer(query, inputs, rows)
-        got = dict(zip([o["name"] for o in spec["outputs"]], answers, strict=True))
+        made = zip([o["name"] for o in spec["outputs"]], answers, strict=True)
+        got = {k: _numbers(v, kinds[k]) for k, v in made}
         want = {k: np.broadcast_to(v, got[k].shape) for k, v in zip(names, values, strict=True)}
         note = " (graph for any number of rows)" if rows > 1 else ""
         found += [(q, w + note, e, x) for q, w, e, x in _compared(query, module, want, got)]
     return found
+
+
+def _numbers(value: Values, kind: str) -> Values:
+    """Return float64 of any float type; on a device, bf16 is kept as its bits."""
+    if kind == "bf16":
+        value = value.view(dtype_of(kind))
+    return value.astype(np.float64) if kind in ("f32", *HALVES) else value
 
 
 def _compared(
@@ -149,7 +160,7 @@ def _inputs(
     call, spec = rounds.call(rounds.step_name), rounds.spec
     out: dict[str, Any] = {}
     for i in engine.queries[query]["inputs"]:
-        name, kind = i["name"], DTYPES[i["dtype"]]
+        name, kind = i["name"], DTYPES.get(i["dtype"])
         shape = [1, *(d for d in i["shape"][1:])]
         if name.startswith("past."):
             out[name] = rounds.states.read(name[5:])
