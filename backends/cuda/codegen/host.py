@@ -29,7 +29,7 @@ class Host:
     def __init__(
         self, kernels: Sequence[Kernel], *, threads: int = 64, blocks: int = 2, quick: bool = False
     ) -> None:
-        """Compile with g++. Few threads and blocks do the work of many. Errors: X404.
+        """Compile with g++. Few threads and blocks do the work of many. Errors: X405.
 
         `quick`: nothing is optimised, which is faster where a kernel runs a few times.
         """
@@ -37,7 +37,7 @@ class Host:
         self.kernels = {k.name: k for k in kernels}
         compiler = shutil.which("g++")
         if compiler is None:
-            raise PccError("X404", "no g++ is here", hint="install a C++ compiler")
+            raise PccError("X405", "no g++ is here", hint="install a C++ compiler")
         with tempfile.TemporaryDirectory(prefix="pcc-host-") as folder:
             source, made = Path(folder) / "k.cu", Path(folder) / "k.so"
             source.write_text("\n".join(k.source for k in self.kernels.values()), encoding="utf-8")
@@ -45,7 +45,7 @@ class Host:
             call = [compiler, *FLAGS, level, f"-I{KERNELS}", str(source), "-o", str(made)]
             done = subprocess.run(call, capture_output=True, text=True, check=False)
             if done.returncode:
-                raise PccError("X404", f"g++ refuses a kernel: {done.stderr[:4000]}")
+                raise PccError("X405", f"g++ refuses a kernel: {done.stderr[:4000]}")
             self.library = ctypes.CDLL(str(made))
 
     def __call__(self, name: str, buffers: Sequence[np.ndarray[Any, Any]], seed: int = 0) -> None:
@@ -56,13 +56,13 @@ class Host:
         kernel = self.kernels[name]
         for a, b in zip(kernel.args, buffers, strict=True):
             if b.nbytes < a.bytes or not b.flags.c_contiguous:
-                raise PccError("X404", f"'{a.name}' of {name} has {b.nbytes} bytes, not {a.bytes}")
+                raise PccError("X405", f"'{a.name}' of {name} has {b.nbytes} bytes, not {a.bytes}")
         pointers = (ctypes.c_void_p * len(buffers))(*(b.ctypes.data for b in buffers))
         call = self.library[f"{name}_host"]
         call.restype = ctypes.c_bool
         blocks = min(kernel.grid[0], self.blocks)
         if not call(pointers, blocks, self.threads, seed):
-            raise PccError("X404", f"{name}: a thread waits for others that do not come")
+            raise PccError("X405", f"{name}: a thread waits for others that do not come")
 
 
 __all__ = ["ITEM", "Host"]

@@ -76,11 +76,11 @@ class Program:
         return (self.batch, *t.shape) if t.batch else t.shape
 
     def size(self, n: Op) -> int:
-        """Return the number of elements of a value. Errors: E181."""
+        """Return the number of elements of a value. Errors: E187."""
         size = math.prod(self.shape(n))
         if size > MOST:
             what = f"'{n.name}' : {n.type} has {size} elements at batch {self.batch}"
-            raise PccError("E181", what, at=n.loc, hint="arrays of a kernel have fewer than 2^31")
+            raise PccError("E187", what, at=n.loc, hint="arrays of a kernel have fewer than 2^31")
         return size
 
     def memory(self, dtype: str, size: int, place: str) -> Memory:

@@ -79,7 +79,7 @@ def test_what_is_no_input_is_named() -> None:
 
 def test_arrays_beyond_32_bits_are_refused() -> None:
     x = t.Input("x", "f32", "b", (1 << 20,))
-    with pytest.raises(PccError, match="E181"):
+    with pytest.raises(PccError, match="E187"):
         generate("k", [t.Exp(x)], [x], [t.Exp(x)], 4096)
 
 
