@@ -214,30 +214,35 @@ SLOW = pytest.mark.slow  # a minute each; the fast ones hold every verifier and 
 def test_generation_of_toy_verifiers_builds(
     builder: Builder, tmp_path: Path, kind: str, precision: str
 ) -> None:
+    # RTX takes minutes for the scans of a tree of eight: docs/tensorrt.md, Limits.
+    built = {"decode"} if kind == "byte-llama" else {"step", "prefill", "decode"}
     source, folder = KINDS[kind](tmp_path)
     made = pcc.compile(
         source, verifier=folder, out=tmp_path / "m.pcc", queries=["draft"], max_seq=64, chunk=8,
         target="tensorrt-rtx", precision=precision, validate=False,
+        engine={"only": ",".join(built)},
     )  # fmt: skip
-    assert {"step", "step_greedy", "prefill", "decode"} <= set(made.manifest["queries"])
-    check_bundle(made)
+    check_bundle(made, built)
     (variant,) = made.manifest["variants"]
     assert variant["precision"] == precision
     network, _parser = builder._parse(made.path / "graphs/step.onnx")
     kinds = [network.get_layer(i).type.name for i in range(network.num_layers)]
-    fused = kind in ("llama", "byte-llama") and precision != "fp32"
+    fused = kind != "evabyte" and precision != "fp32"
     assert kinds.count("ATTENTION_INPUT") == (2 if fused else 0)  # one for each layer
     assert kinds.count("KV_CACHE_UPDATE") == 4
 
 
-def check_bundle(made: Any) -> None:
+def check_bundle(made: Any, built: set[str] | None = None) -> None:
     """Engines are there, and the manifest says what they need."""
     (variant,) = made.manifest["variants"]
     assert (variant["provider"], variant["runtime"]) == ("tensorrt", "rtx")
     assert variant["gpu"] == "sm_89"
     assert variant["said"] == []
-    for spec in made.manifest["queries"].values():
+    for q, spec in made.manifest["queries"].items():
         assert spec["batch"] == 1
+        if built is not None and q not in built:
+            assert spec["graph"] == f"graphs/{q}.onnx"
+            continue
         assert spec["graph"].startswith("engines/tensorrt-rtx-sm_89/")
         assert (made.path / spec["graph"]).stat().st_size > 1000
 
