@@ -120,7 +120,7 @@ STAGES = (
         conformance("trt-ops", "trt", 420, *TENSORRT, "--part", "ops", "--batch", "1"),
         conformance("trt-texts", "trt", 420, *TENSORRT, "--part", "protocol", "--batch", "1",
                     "--expected", "{root}/{expected}", "--only", "llama-hmm-n4",
-                    "--only", "evabyte-own", "--only", "byte-llama"),
+                    "--only", "evabyte-own", "--only", "byte-llama", "--only", "shipped-btree"),
         conformance("trt-queries", "trt", 420, *TENSORRT, "--part", "queries", "--batch", "1",
                     "--only", "contextual"),
     )),

@@ -38,6 +38,10 @@ def conformance(
     only: Annotated[
         list[str] | None, typer.Option(help="Circuits and verifiers named like this (repeatable).")
     ] = None,
+    verifier: Annotated[
+        Path | None, typer.Option(help="Check the protocol on this model instead of tiny ones.")
+    ] = None,
+    head: Annotated[Path | None, typer.Option(help="With --verifier: the head, if any.")] = None,
     save_expected: Annotated[
         Path | None, typer.Option(help="Only write the CPU's texts to this file.")
     ] = None,
@@ -52,6 +56,7 @@ def conformance(
     from pcc.circuit.text import write
     from pcc.conformance.bundles import Setting
     from pcc.conformance.report import as_json
+    from pcc.conformance.scenarios import SCENARIOS, given
     from pcc.conformance.suite import PARTS, check, expectations
 
     if provider == "simulator" and target != "cuda":
@@ -76,7 +81,7 @@ def conformance(
     written = began
     for f in check(
         setting, say, parts=tuple(part or PARTS), batches=batches, stored=stored, folder=work,
-        jobs=jobs,
+        jobs=jobs, scenarios=SCENARIOS if verifier is None else (given(head, verifier),),
     ):  # fmt: skip
         found.append(f)
         if json_out is not None and time.perf_counter() > written + EVERY:

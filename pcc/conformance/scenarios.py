@@ -33,6 +33,24 @@ class Scenario:
     precisions: tuple[str, ...] = ("fp32",)
     batches: tuple[int, ...] = (1,)
     needs: str = ""  # a module without which the verifier cannot be read
+    folder: Path | None = None  # of a checkout, without which there is nothing to read
+
+
+SHIPPED = Path(__file__).resolve().parents[2] / "examples/models"
+
+
+def shipped(head: str) -> Scenario:
+    """Return the scenario of a trained head of the checkout and its verifier."""
+
+    def make(_: Path) -> verifiers.Pair:
+        return SHIPPED / head, SHIPPED / "backbone"
+
+    return Scenario(f"shipped-{head}", make, needs="yaml", folder=SHIPPED / head)
+
+
+def given(head: Path | None, verifier: Path) -> Scenario:
+    """Return the scenario of any head and verifier, in both precisions, alone and in a batch."""
+    return Scenario("given", lambda _: (head, verifier), precisions=BOTH, batches=(1, 2, 3, 4))
 
 
 LATENT = {"proposal": "latent-first", "draft_mode": "latent-first"}
@@ -56,6 +74,7 @@ SCENARIOS = (
         "wide-evabyte-btree-n16", lambda p: verifiers.evabyte(p, "btree", 16, 4, WIDE),
         precisions=BOTH,
     ),
+    *map(shipped, ("ff-n8", "cp-n8", "hmm-n8", "btree-n8", "btree-n8-lora")),
 )  # fmt: skip
 
 
@@ -103,6 +122,9 @@ def check_protocol(
         case = key_of(s, setting.batch, setting.precision)
         if s.needs and importlib.util.find_spec(s.needs) is None:
             yield Finding(SUITE, case, "", "skipped", note=f"{s.needs} is not installed")
+            continue
+        if s.folder is not None and not s.folder.is_dir():
+            yield Finding(SUITE, case, "", "skipped", note="the checkout has the trained models")
             continue
         say(f"protocol of {case}")
         try:

@@ -13,7 +13,7 @@ from pcc.conformance.circuits import check_queries
 from pcc.conformance.ops import check_ops
 from pcc.conformance.prebuild import prebuild
 from pcc.conformance.report import DEVICE_FAILED, Finding
-from pcc.conformance.scenarios import SCENARIOS, check_protocol, expected, key_of
+from pcc.conformance.scenarios import SCENARIOS, Scenario, check_protocol, expected, key_of
 from pcc.errors import PccError
 
 PARTS = ("ops", "queries", "protocol")
@@ -29,6 +29,7 @@ def check(
     stored: Mapping[str, Any] | None = None,
     folder: Path | None = None,
     jobs: int = 1,
+    scenarios: tuple[Scenario, ...] = SCENARIOS,
 ) -> Iterator[Finding]:
     """Yield what was found, part by part; bundles are built below `folder` (default: temporary).
 
@@ -47,7 +48,7 @@ def check(
         settings = [replace(setting, batch=batch) for batch in batches]
         prebuild(settings, parts, place, jobs, say)
         for s in settings:
-            for found in _parts(s, parts, place, say, stored):
+            for found in _parts(s, parts, place, say, stored, scenarios):
                 yield found
                 if found.note.startswith(f"[{DEVICE_FAILED}]"):
                     # A kernel that fails takes the device's context with it.
@@ -57,14 +58,15 @@ def check(
 
 
 def _parts(
-    s: Setting, parts: tuple[str, ...], place: Path, say: Say, stored: Mapping[str, Any] | None
-) -> Iterator[Finding]:
+    s: Setting, parts: tuple[str, ...], place: Path, say: Say, stored: Mapping[str, Any] | None,
+    scenarios: tuple[Scenario, ...],
+) -> Iterator[Finding]:  # fmt: skip
     if "ops" in parts:
         yield from check_ops(s, place, say)
     if "queries" in parts:
         yield from check_queries(s, place, say)
     if "protocol" in parts:
-        yield from check_protocol(s, place, say, stored)
+        yield from check_protocol(s, place, say, stored, scenarios)
 
 
 def expectations(say: Say, batches: tuple[int, ...] = (1, 3)) -> dict[str, Any]:
