@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pcc.conformance import verifiers
-from pcc.conformance.bundles import Setting, open_bundle
+from pcc.conformance.bundles import SIMULATOR, Setting, open_bundle
 from pcc.conformance.models import WIDE
 from pcc.conformance.protocol import RUNS, SUITE, Run, Trace, judge, play
 from pcc.conformance.report import Finding, refused
@@ -120,6 +120,9 @@ def check_protocol(
         if not wanted(s, setting):
             continue
         case = key_of(s, setting.batch, setting.precision)
+        if setting.provider == SIMULATOR:
+            yield Finding(SUITE, case, "", "skipped", note="the simulator runs graphs, no sessions")
+            continue
         if s.needs and importlib.util.find_spec(s.needs) is None:
             yield Finding(SUITE, case, "", "skipped", note=f"{s.needs} is not installed")
             continue
