@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pcc.ir.array import joined
+import numpy as np
+
+from pcc.ir.array import Array, joined
 from pcc.ir.core import Op, Uses, tensor
 from pcc.ir.module import Module
 from pcc.ir.semiring import split_equation
@@ -12,6 +14,7 @@ from pcc.ir.types import HALVES
 from pcc.tensor import nn
 from pcc.tensor import ops as t
 
+WIDE, PIECE = 1024, 64  # a row from which on a norm is summed in pieces, and their size
 LARGEST = 128 << 20  # bytes of a matrix that joins others: larger ones lose nothing by themselves
 
 
@@ -29,9 +32,31 @@ def _norm_of_a_row(op: Op, _: Uses) -> Op | None:
             if shape[-1] != tensor(norm).shape[-1]:
                 return None
             row = t.SelectRow(t.Reshape(norm.x, shape), sel)
-            return nn.RmsNorm(row, norm.w, norm.eps)
+            return _in_pieces(row, norm) or nn.RmsNorm(row, norm.w, norm.eps)
         case _:
             return None
+
+
+def _in_pieces(row: Op, norm: nn.RmsNorm) -> Op | None:
+    """Return the norm of a wide row as sums of sums: one warp alone would hold the whole row.
+
+    x / sqrt(m) = x exp(-log(m) / 2), m = mean(x^2) + eps.
+    """
+    width = tensor(row).shape[-1]
+    if width < WIDE or width % PIECE:
+        return None
+    lead = tensor(row).shape[:-1]
+    squares = t.Reshape(t.Mul(row, row), (*lead, width // PIECE, PIECE))
+    total = t.ReduceSum(t.ReduceSum(squares, len(lead) + 1), len(lead))
+    one = (1,) * len(lead)
+    mean = t.Add(t.Mul(total, _number(1.0 / width, one)), _number(norm.eps, one))
+    root = t.Exp(t.Mul(t.Log(mean), _number(-0.5, one)))
+    scaled = t.Mul(row, t.Reshape(root, (*lead, 1)))
+    return t.Mul(scaled, t.Reshape(norm.w, (*one, width)))
+
+
+def _number(value: float, shape: tuple[int, ...]) -> Op:
+    return t.Const(Array.of(np.full(shape, value, np.float32)))
 
 
 def _beside(module: Module) -> Iterator[tuple[Op, Op]]:

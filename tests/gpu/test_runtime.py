@@ -105,7 +105,7 @@ def test_texts_are_those_of_the_host(open_engine, model, target, options):
         assert session.generate_ids(prompt, 120) == want, f"ahead={ahead}"
         call = session.rounds.call(session.rounds.step_name)
         assert not call.plain, call.plain  # it was recorded
-        assert set(call.graphs) == ({"fresh", "ahead0", "ahead1"} if ahead else {"fresh"})
+        assert set(call.graphs) - {"fresh"} == ({"ahead0", "ahead1"} if ahead else set())
     engine.run_ahead = True
 
 

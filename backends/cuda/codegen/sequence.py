@@ -14,7 +14,7 @@ from pcc.ir.types import HALVES
 from pcc.tensor import eva, nn
 from pcc.tensor import ops as t
 
-SHORT = 64  # of a running sum that one thread computes
+SHORT = 8  # of a running sum that one thread computes: its reads wait for each other
 
 
 @emits("job", t.Cumsum)
