@@ -44,11 +44,12 @@ def conformance(name: str, python: str, seconds: int, *options: str) -> Command:
 
 def engine(
     shape: str, head: str, target: str, precision: str, python: str,
-    *, batch: int = 1, max_seq: int = MAX_SEQ, contexts: tuple[int, ...] = (),
+    *, batch: int = 1, max_seq: int = MAX_SEQ, contexts: tuple[int, ...] = (), n: int = 0,
 ) -> Stage:  # fmt: skip
     """Return a stage that compiles a shape, times it, and removes the bundle."""
-    n, r = HEADS[shape]
-    title = f"{target}-{shape}-{head}-{precision}-b{batch}"
+    usual, r = HEADS[shape]
+    title = f"{target}-{shape}-{head}{n or ''}-{precision}-b{batch}"
+    n = n or usual
     bundle = f"{{work}}/{title}.pcc"
     size = f"{head},n={n}" + ("" if head == "ff" else f",r={r}")
     made = (
@@ -88,8 +89,10 @@ TORCH = tuple(
     for head in heads
     for context in (CONTEXTS[shape] if head == "btree" else (1024,))
 )
+CUDA = ("--target", "cuda", "--provider", "cuda", "--jobs", "8",
+        "--expected", "{root}/{expected}")  # fmt: skip
+ORT = ("--target", "onnx-cuda", "--provider", "cuda", "--jobs", "4")
 TENSORRT = ("--target", "tensorrt", "--provider", "tensorrt")
-SMALL = ("--part", "ops", "--part", "queries", "--part", "protocol")
 STAGES = (
     Stage("environment", (
         Command("environment", ("{root}/benchmarks/gpu/environment.py", "{json}"), 60,
@@ -103,17 +106,22 @@ STAGES = (
                 "system", "report"),
     )),
     Stage("conformance-cuda", (
-        conformance("cuda-fp32", "system", 420, "--target", "cuda", "--provider", "cuda",
-                    "--half", "f16", "--half", "bf16", "--expected", "{root}/{expected}", *SMALL),
-        conformance("cuda-fp16", "system", 240, "--target", "cuda", "--provider", "cuda",
-                    "--precision", "fp16", "--expected", "{root}/{expected}",
-                    "--part", "queries", "--part", "protocol"),
+        conformance("cuda-texts", "system", 240, *CUDA, "--part", "protocol"),
+        conformance("cuda-queries", "system", 240, *CUDA, "--part", "queries", "--batch", "1",
+                    "--only", "contextual"),
+        conformance("cuda-ops", "system", 240, *CUDA, "--part", "ops", "--batch", "1",
+                    "--half", "f16", "--half", "bf16"),
+        conformance("cuda-texts-fp16", "system", 240, *CUDA, "--part", "protocol",
+                    "--batch", "1", "--precision", "fp16"),
     )),
     Stage("conformance-ort", (
-        conformance("ort-fp32", "ort", 300, "--target", "onnx-cuda", "--provider", "cuda",
-                    "--half", "f16", "--half", "bf16", *SMALL),
-        conformance("ort-fp16", "ort", 180, "--target", "onnx-cuda", "--provider", "cuda",
-                    "--precision", "fp16", "--part", "queries", "--part", "protocol"),
+        conformance("ort-texts", "ort", 240, *ORT, "--part", "protocol"),
+        conformance("ort-queries", "ort", 240, *ORT, "--part", "queries", "--batch", "1",
+                    "--only", "contextual"),
+        conformance("ort-ops", "ort", 240, *ORT, "--part", "ops", "--batch", "1",
+                    "--half", "f16", "--half", "bf16"),
+        conformance("ort-texts-fp16", "ort", 240, *ORT, "--part", "protocol", "--batch", "1",
+                    "--precision", "fp16"),
     )),
     # TensorRT builds an engine for each graph: a part of the suite at a time.
     Stage("conformance-tensorrt", (
@@ -133,6 +141,10 @@ STAGES = (
     engine("evabyte-6.5b", "hmm", "cuda", "bf16", "system", contexts=(1024,)),
     engine("evabyte-6.5b", "cp", "cuda", "bf16", "system", contexts=(1024,)),
     engine("evabyte-6.5b", "btree", "tensorrt", "fp16", "trt", max_seq=2048, contexts=(1024,)),
+    *(  # the same window for each circuit, beside the smaller verifier
+        engine("byte-llama-3.2-3b", head, "cuda", "bf16", "system", contexts=(1024,), n=16)
+        for head in ("cp", "btree", "hmm")
+    ),
     *(
         engine("byte-llama-3.2-3b", "btree", "cuda", "bf16", "system", batch=b, max_seq=16896,
                contexts=(1024, 4096, 16384))
