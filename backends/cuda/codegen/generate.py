@@ -53,7 +53,7 @@ def generate(
     (`constants`); `scratch`; and where blocks wait for each other `barrier u32[2]`, zero. Values
     with a batch axis have it first, of size `batch`, others have none.
     `in_place`: writes of rows whose cache is an input and whose result is that same buffer.
-    Errors: E182-E187.
+    Errors: E182-E188.
     """
     program = Program(name, batch, in_place=frozenset(in_place))
     _unmixed(inputs, outputs, nodes, program)

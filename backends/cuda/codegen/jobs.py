@@ -24,6 +24,7 @@ from pcc.errors import PccError
 from pcc.ir.core import Op, tensor
 from pcc.tensor import eva, nn
 from pcc.tensor import ops as t
+from pcc.tensor.ngram import LongestSuffix
 
 SHORT = 12  # elements that one thread reduces at least as fast as a warp
 
@@ -75,7 +76,7 @@ def _by_warps(n: Op, program: Program) -> bool:
     if isinstance(n, t.Cumsum):
         shape = tensor(n).shape
         return n.axis == len(shape) - 1 and shape[-1] > sequence.SHORT
-    return isinstance(n, nn.CachedAttention | eva.EvaAttention)
+    return isinstance(n, nn.CachedAttention | eva.EvaAttention | LongestSuffix)
 
 
 def _finish(w: Work, n: Op) -> Job:
