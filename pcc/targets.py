@@ -10,6 +10,16 @@ from pcc.errors import PccError
 HALF_OF: Mapping[str, str] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 PRECISIONS = tuple(HALF_OF)
 
+# Faults. The largest of numbers that are all -inf is the lowest finite one, and its index may be
+# out of range: a reduction begins at the lowest number.
+INFINITE_MAX = "infinite-max"
+# TopK takes the numbers with which it fills a row to a power of two for larger than -inf, so that
+# indices lie beyond the row; in rows wider than 256 equal elements come in any order.
+ORDER = "order"
+# LogSoftmax is x - (max + log sum): where |x| is large it rounds by 2^-24 |x|.
+LOG_SOFTMAX = "log-softmax"
+FAULTS = (INFINITE_MAX, ORDER, LOG_SOFTMAX)
+
 
 @dataclass(frozen=True)
 class Target:
@@ -27,6 +37,7 @@ class Target:
     (TensorScatter) or "scatter_nd" (ScatterND). `rings`: TensorScatter may wrap around.
     `runtime`: the least release of it, where that is not what the opset says.
     `typed`: a graph's types are the engine's; without, the writer pins the precision of each layer.
+    `faults`: what its kernels get wrong, by the names above; lowering goes round it.
     """
 
     name: str
@@ -43,6 +54,7 @@ class Target:
     rings: bool = False
     runtime: str = ""  # the least ONNX Runtime, where it is not the opset that says it
     typed: bool = True
+    faults: tuple[str, ...] = ()
 
     def at_opset(self, opset: int | None) -> Target:
         """Return this target at another opset. Errors: E410."""
@@ -64,6 +76,7 @@ _ALL = (
         "onnx-cuda", "onnx", "cuda", 24,
         static=True, branches=False, weights="inputs", attention="nonpad", rings=True,
         runtime="1.28",  # before, causal attention over a cache was wrong, or missing
+        faults=FAULTS,  # seen with 1.31.1
     ),
     # 8.6, the last release that PyPI has: no bf16, no type but what the builder chooses.
     Target(

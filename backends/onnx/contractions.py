@@ -159,7 +159,7 @@ def _(g: Graph, n: t.MaxContract) -> ir.Value:
     lost = [i for i, c in enumerate(tw) if c not in out]
     p = g.layout.position if tensor(n).batch else len(tw)
     axes = [i + 1 if i >= p else i for i in lost]
-    return g.reduce("ReduceMax", total, axes)
+    return g.largest(total, axes)
 
 
 def _weight(g: Graph, n: t.MaxContract) -> ir.Value:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from pcc.ir.array import Array, dtype_of, kind_of
 from pcc.ir.core import Op, tensor
 from pcc.ir.types import HALVES
-from pcc.targets import Target
+from pcc.targets import INFINITE_MAX, Target
 from pcc.tensor import ops as t
 
 DTYPE = {
@@ -169,6 +169,14 @@ class Graph:
         if self.opset >= 18 or op == "ReduceSum":
             return self(op, x, self.ints(*axes), keepdims=keepdims)  # type: ignore[no-any-return]
         return self(op, x, axes=list(axes), keepdims=keepdims)  # type: ignore[no-any-return]
+
+    def largest(self, x: ir.Value, axes: Sequence[int]) -> ir.Value:
+        """Return the largest f32 number along axes, -inf where all are: not every runtime does."""
+        top = self.reduce("ReduceMax", x, axes)
+        if INFINITE_MAX not in self.target.faults:
+            return top
+        none = self("Less", top, self.const(np.float32(t.LOWEST)))
+        return self("Where", none, self.const(np.float32(-np.inf)), top)  # type: ignore[no-any-return]
 
     def reshape(self, x: ir.Value, shape: Sequence[int]) -> ir.Value:
         """Reshape to physical dimensions (-1 once)."""

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pcc.backends.onnx.graph import Graph
+from pcc.backends.onnx.order import ranked
 from pcc.backends.onnx.rules import lowers
 from pcc.ir.core import Op, tensor
 from pcc.tensor import nn
@@ -190,16 +191,6 @@ def _mask(
 # ---------------------------------------------------------------- order
 
 
-def _shape_of(g: Graph, x: Op, value: ir.Value) -> ir.Value:
-    if tensor(x).batch:
-        return g.full_shape(value, tensor(x).shape)
-    return g.ints(*tensor(x).shape)
-
-
 @lowers(nn.SortRank)
 def _(g: Graph, n: nn.SortRank) -> ir.Value:
-    # The inverse of the sorting permutation; TopK puts the lower index first among equals.
-    x, size = g.values[n.x], tensor(n.x).shape[-1]
-    _, order = g("TopK", x, g.ints(size), outputs=2, axis=-1)
-    count = g("Expand", g.const(np.arange(size)), _shape_of(g, n.x, order))
-    return g("ScatterElements", order, order, count, axis=-1)  # type: ignore[no-any-return]
+    return ranked(g, g.values[n.x], n.x)

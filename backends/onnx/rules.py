@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from pcc.backends.onnx.graph import Graph
 from pcc.ir.core import Op, tensor
+from pcc.targets import INFINITE_MAX, LOG_SOFTMAX
 from pcc.tensor import ops as t
 
 Rule = Callable[[Graph, Any], ir.Value]
@@ -57,11 +58,15 @@ def may_be_log_zero(x: Op) -> bool:
     return not isinstance(x, t.Input | t.Contract | t.Softmax | t.Mul | t.Div | t.LogSoftmax)
 
 
+def may_reach_log_zero(x: Op) -> bool:
+    """Whether `x` may hold -inf, inputs included."""
+    return may_be_log_zero(x) or isinstance(x, t.Input)
+
+
 @lowers(t.Sub)
 def _(g: Graph, n: t.Sub) -> ir.Value:
     b = g.operand(n.b, n)
-    zero = may_be_log_zero(n.b) or isinstance(n.b, t.Input)
-    if tensor(n).dtype == "f32" and zero:
+    if tensor(n).dtype == "f32" and may_reach_log_zero(n.b):
         b = g.guard(b)
     return g("Sub", g.operand(n.a, n), b)  # type: ignore[no-any-return]
 
@@ -91,8 +96,12 @@ def _(g: Graph, n: t.Softmax) -> ir.Value:
 
 @lowers(t.LogSoftmax)
 def _(g: Graph, n: t.LogSoftmax) -> ir.Value:
-    axis = g.layout.axis(n.x, len(tensor(n).shape) - 1)
-    return g("LogSoftmax", g.values[n.x], axis=axis)  # type: ignore[no-any-return]
+    x, axis = g.values[n.x], g.layout.axis(n.x, len(tensor(n).shape) - 1)
+    if LOG_SOFTMAX not in g.target.faults:
+        return g("LogSoftmax", x, axis=axis)  # type: ignore[no-any-return]
+    lowered = g("Sub", x, g.reduce("ReduceMax", x, [axis], keepdims=1))
+    total = g.reduce("ReduceSum", g("Exp", lowered), [axis], keepdims=1)
+    return g("Sub", lowered, g("Log", total))  # type: ignore[no-any-return]
 
 
 @lowers(t.Cast)
@@ -185,13 +194,20 @@ def _(g: Graph, n: t.ReduceProd) -> ir.Value:
     return _halved(g, n, "ReduceProd", "Mul")
 
 
-@lowers(t.ReduceSum, t.ReduceMax)
-def _(g: Graph, n: t.Reduction) -> ir.Value:
-    op = {t.ReduceSum: "ReduceSum", t.ReduceMax: "ReduceMax"}[type(n)]
-    folds = op == "ReduceSum" and tensor(n.x).batch and n.axis == 0
+@lowers(t.ReduceSum)
+def _(g: Graph, n: t.ReduceSum) -> ir.Value:
+    folds = tensor(n.x).batch and n.axis == 0
     if folds and (g.layout.position == 1 or tensor(n.x).shape[0] >= CHAIN):
-        return _halved(g, n, op, "Add")
-    return _settle(g, n, g.reduce(op, g.values[n.x], [g.layout.axis(n.x, n.axis)]))
+        return _halved(g, n, "ReduceSum", "Add")
+    return _settle(g, n, g.reduce("ReduceSum", g.values[n.x], [g.layout.axis(n.x, n.axis)]))
+
+
+@lowers(t.ReduceMax)
+def _(g: Graph, n: t.ReduceMax) -> ir.Value:
+    x, axes = g.values[n.x], [g.layout.axis(n.x, n.axis)]
+    if tensor(n.x).dtype == "f32" and may_reach_log_zero(n.x):
+        return _settle(g, n, g.largest(x, axes))
+    return _settle(g, n, g.reduce("ReduceMax", x, axes))
 
 
 def _halved(g: Graph, n: t.Reduction, op: str, pair: str) -> ir.Value:
@@ -240,8 +256,10 @@ def _(g: Graph, n: t.CumProd) -> ir.Value:
 
 @lowers(t.ArgMax)
 def _(g: Graph, n: t.ArgMax) -> ir.Value:
-    axis = g.layout.axis(n.x, len(tensor(n.x).shape) - 1)
-    return g("ArgMax", g.values[n.x], axis=axis, keepdims=0)  # type: ignore[no-any-return]
+    x, axis = g.values[n.x], g.layout.axis(n.x, len(tensor(n.x).shape) - 1)
+    if INFINITE_MAX in g.target.faults and may_reach_log_zero(n.x):
+        x = g.guard(x)  # no number lies between -inf and the guard
+    return g("ArgMax", x, axis=axis, keepdims=0)  # type: ignore[no-any-return]
 
 
 # ---------------------------------------------------------------- index ops

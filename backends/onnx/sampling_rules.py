@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pcc.backends.onnx.graph import Graph
+from pcc.backends.onnx.order import ordered
 from pcc.backends.onnx.rules import lowers, may_be_log_zero
 from pcc.ir.core import Op, tensor
 from pcc.tensor import sampling as s
@@ -128,7 +129,7 @@ def _truncated(g: Graph, n: s.Truncate, p: ir.Value, settings: tuple[ir.Value, .
     width, zero = tensor(n).shape[-1], g.const(np.float32(0))
 
     def emit() -> ir.Value:
-        best, order = g("TopK", p, g.ints(width), outputs=2, axis=-1)
+        best, order = ordered(g, p, n)
         index = g.const(np.arange(width, dtype=np.int64))
         among = g("Or", whole, g("Less", index, count))
         best = g("Where", among, best, zero)
