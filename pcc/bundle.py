@@ -288,6 +288,11 @@ class _Reader:
                     self.need(v["shape"] == ["B", n], f"input {v['name']!r} has another shape")
                 elif key == "outputs":
                     self.get(v, "onnx", str)
+        # In the graph: an output may have an input's name in the manifest, never an array with it.
+        arrays = [i["name"] for i in spec["inputs"]] + [o["onnx"] for o in spec["outputs"]]
+        self.need(len(set(arrays)) == len(arrays), "inputs and outputs share an array")
+        same = all(o["onnx"] == o["name"] for o in spec["outputs"] if o["name"][:8] == "present.")
+        self.need(same, "states have other names in the graph")
         for w in self.get(spec, "weights", list) if "weights" in spec else ():
             self.weight(w)
         if "random" in spec:

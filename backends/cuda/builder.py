@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,7 @@ from pcc.backends.cuda.piece import SQUARES, WIDE, Offers, Piece, Weight
 from pcc.backends.cuda.plan import Buffer, Launch, Plan
 from pcc.backends.cuda.schedule import Group, Schedule, made_form
 from pcc.backends.cuda.weights import WeightFile, plain
+from pcc.emission import graph_name
 from pcc.errors import PccError
 from pcc.ir.array import Array
 from pcc.ir.core import Op, tensor
@@ -50,6 +52,7 @@ class Builder:
         self._kernels: dict[str, Kernel] = {}
         self._prefix, self._step, self._label = prefix, 0, ""
         self._last = self._last_reads()
+        self._inputs = {x.key for x in self.graph.inputs}
         states = {op.cache: op for op in self.graph.in_place if isinstance(op, RowWrite)}
         for x in self.graph.inputs:
             name = self.graph.in_place.get(states[x], "") if x in states else x.key
@@ -106,6 +109,7 @@ class Builder:
             shape, dtype = (self.graph.rows(op, 1), strips_of(shape[-1])), "f32"
         name = self.graph.outputs.get(op, "") if form == WIDE else ""
         if name:
+            name = graph_name(name, self._inputs)
             kind = "state" if name.startswith("present.") else "output"
         else:
             kind, name = "scratch", f"{self._prefix}v{len(self.buffers)}"
@@ -207,7 +211,10 @@ class Builder:
     # ------------------------------------------------------------ the plan
 
     def plan(self, arch: str, cubin: str) -> Plan:
-        """Return the plan: scratch placed by when it is read."""
+        """Return the plan: scratch placed by when it is read. Errors: E189 (equal names)."""
+        counts = Counter(b.name for b in self.buffers)
+        if counts and (twice := counts.most_common(1)[0])[1] > 1:
+            raise PccError("E189", f"{twice[1]} buffers of '{self.graph.name}' are {twice[0]!r}")
         lives: dict[int, tuple[int, int]] = {}
         for i, launch in enumerate(self.launches):
             for at in launch.args:

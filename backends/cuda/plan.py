@@ -5,12 +5,12 @@ size is a constant of the kernel, so a launch takes pointers only. Kinds of buff
 
 | kind | lies | name |
 |---|---|---|
-| `input`, `output` | where the caller binds it | as in the manifest |
+| `input`, `output` | where the caller binds it | `name` of the manifest, of an output `onnx` |
 | `state` | where the caller binds it | `key.0`: one buffer, past and present at once; `past.X` and `present.X` where a state has no axis of rows |
 | `weight` | at `offset` of `engines/cuda/weights.bin` | a digest of its contents and layout |
 | `scratch` | at `offset` of an arena of `scratch_bytes` | free |
 
-Arrays are dense, in row-major order, with the batch axis first. `zero` says that a scratch buffer
+No two buffers of a plan have one name. Arrays are dense, in row-major order, with the batch axis first. `zero` says that a scratch buffer
 must hold zeros before the first launch of all; kernels leave it so.
 """  # noqa: E501
 

@@ -20,6 +20,7 @@ from pcc.backends.cuda.codegen.host import Host
 from pcc.backends.cuda.kernel import SCRATCH, Argument, Kernel
 from pcc.backends.cuda.plan import Buffer
 from pcc.backends.cuda.standins import copy, stand_in
+from pcc.emission import graph_name
 from pcc.ir.array import dtype_of
 
 Values = np.ndarray[Any, Any]
@@ -42,6 +43,8 @@ class Simulator:
     def __init__(self, builder: Builder) -> None:
         self.plan = builder.plan("host", "")
         self._launches = builder.launches
+        inputs = {x.key for x in builder.graph.inputs}  # outputs have their names in the module
+        self._names = {graph_name(n, inputs): n for n in builder.graph.outputs.values()}
         with tempfile.TemporaryDirectory() as folder:
             builder.weights.write(Path(folder) / "weights.bin")
             self._weights = np.fromfile(Path(folder) / "weights.bin", np.uint8)
@@ -103,7 +106,8 @@ class Simulator:
         for i, b in enumerate(self.plan.buffers):
             if b.kind == "output" or (b.kind == "state" and not b.name.startswith("past.")):
                 plain = b.kind == "output" or b.name.startswith("present.")
-                out[b.name if plain else f"present.{b.name}"] = bound[i]
+                name = self._names.get(b.name, b.name)
+                out[name if plain else f"present.{name}"] = bound[i]
         return out
 
     def _bound(self, b: Buffer, given: Mapping[str, Values]) -> Values:

@@ -87,6 +87,26 @@ def test_every_graph_of_every_verifier(
         check(order.emissions[query], case)
 
 
+def test_what_a_query_takes_and_gives_under_one_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`x` of `sample` and `mode` goes in and comes out: two buffers, bound by the graph's names."""
+    case: Case = ("llama", {"kind": "cp"}, "fp32", 2, ())
+    order = case_of(case, tmp_path, monkeypatch, queries=["sample", "mode"])
+    for query in ("sample", "mode"):
+        e = order.emissions[query]
+        check(e, case)
+        plan = plan_of(e, 2).plan("sm_90", "")
+        bound = [(b.name, b.kind) for b in plan.buffers if b.kind in ("input", "output")]
+        assert ("x", "input") in bound
+        assert ("x_out", "output") in bound
+        assert len({b.name for b in plan.buffers}) == len(plan.buffers)
+    made = plan_of(e, 2)
+    made.buffers.append(made.buffers[0])
+    with pytest.raises(PccError, match="E189"):
+        made.plan("sm_90", "")
+
+
 def test_rings_that_have_wrapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Positions beyond the ring's rows: slots are taken modulo its size."""
     case: Case = ("evabyte", {"size": WIDE}, "fp16", 2, ())

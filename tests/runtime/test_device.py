@@ -185,6 +185,29 @@ def test_queries_without_a_session(folder: Path, host: Any) -> None:
     assert engine.cu.calls["cuGraphLaunch"] == 2
 
 
+def test_what_a_query_takes_and_gives_under_one_name(tmp_path: Path) -> None:
+    """`sample` and `mode` take `x` and return `x`: two arrays, the output is `x_out`."""
+    model = engines.llama_folder(tmp_path / "model")
+    how: dict[str, Any] = {"queries": ["sample", "mode"], "max_seq": 64, "chunk": 8}
+    pcc.compile(head("cp", 4, 3, vocab=258), verifier=model, out=tmp_path / "m.pcc",
+                target="onnx-cuda", **how)  # fmt: skip
+    host, engine = pcc.load(tmp_path / "m.pcc", threads=1), on_device(tmp_path / "m.pcc")
+    rng = np.random.default_rng(5)
+    for query in ("sample", "mode"):
+        slots = [i["shape"][1] for i in host.queries[query]["inputs"] if i["name"] == "u"]
+        for _ in range(4):  # plainly, then recorded
+            x, observed = rng.integers(0, 258, (1, 4)), np.array([[True, False, True, False]])
+            feed: dict[str, Any] = {"x": x, "observed": observed}
+            feed["context"] = rng.normal(size=(1, engine.generation()["width"]))
+            if slots:
+                feed["u"] = rng.random((1, slots[0]))
+            got, want = (e.run(query, **feed) for e in (engine, host))
+            assert got["x"].tolist() == want["x"].tolist()
+            assert (got["x"] == x)[observed].all()
+            call = engine.runner._alone[query]
+            assert call.inputs["x"].array.tolist() == x.tolist()  # not written over
+
+
 def test_verify_runs_on_the_device(folder: Path, host: Any) -> None:
     engine = on_device(folder / "1.pcc")
     spec = engine.generation()

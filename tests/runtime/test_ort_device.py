@@ -16,7 +16,7 @@ from shipped import refused
 import pcc
 from pcc.conformance.models import head
 from pcc.runtime.device.driver import Device
-from pcc.runtime.device.ort_cuda import OrtGraphs, watched
+from pcc.runtime.device.ort_cuda import OrtExecutor, OrtGraphs, watched
 from pcc.runtime.ort import import_ort
 from pcc.runtime.runner import format_of
 from pcc.runtime.weights import mapped, pieces
@@ -122,3 +122,39 @@ def test_a_provider_must_fit_the_format(bundle: Path, monkeypatch: pytest.Monkey
     error = refused("R112", lambda: pcc.load(bundle))
     assert "provider='cuda'" in error.hint
     error = refused("R112", lambda: pcc.load(bundle, provider="tensorrt"))
+
+
+class Binding:
+    """Records what is bound."""
+
+    def __init__(self) -> None:
+        self.into: dict[str, Any] = {}
+        self.out: dict[str, Any] = {}
+
+    def bind_input(self, name: str, *rest: Any) -> None:
+        self.into[name] = rest
+
+    def bind_output(self, name: str, *rest: Any) -> None:
+        self.out[name] = rest
+
+
+def test_inputs_and_outputs_of_one_name_are_two_arrays(tmp_path: Path) -> None:
+    x = {"name": "x", "dtype": "i64", "shape": ["B", 4]}
+    past = {"name": "past.k", "dtype": "f16", "shape": ["B", "rows", 2]}
+    spec = {"batch": 2, "inputs": [x, past],
+            "outputs": [{**x, "onnx": "x_out"},
+                        {**past, "name": "present.k", "onnx": "present.k"}]}  # fmt: skip
+    manifest = {"queries": {"mode": spec}, "generation": {
+        "states": [{"name": "k", "shape": [8, 2], "rows_axis": 0}],
+        "buckets": [{"rows": 999, "states": {"k": [999, 2]}}]}}  # fmt: skip
+    graphs: Any = OrtGraphs(Device(0, Cuda()), tmp_path, manifest, 1)
+    made = Binding()
+    session: Any = type("Session", (), {"io_binding": lambda _: made})()
+    run = OrtExecutor(graphs, session, spec, "mode")
+    for i, name in enumerate(("x", "x_out", "past.k", "present.k")):
+        run.bind(name, 256 * (i + 1))
+    assert made.into == {"x": ("cuda", 0, 7, [2, 4], 256),
+                         "past.k": ("cuda", 0, 10, [2, 8, 2], 768)}  # fmt: skip
+    assert made.out == {"x_out": ("cuda", 0, 7, [2, 4], 512),
+                        "present.k": ("cuda", 0, 10, [2, 8, 2], 1024)}  # fmt: skip
+    refused("R102", lambda: run.bind("y", 256))

@@ -57,7 +57,7 @@ class Graph:
         if self.graphs.spoil is not None:
             self.graphs.spoil(found)
         for o in self.spec["outputs"]:
-            self._view(at[o["name"]], o)[:] = found[o["name"]]
+            self._view(at[o["onnx"]], o)[:] = found[o["name"]]
 
 
 class Graphs:

@@ -74,9 +74,10 @@ class DeviceCall:
         self.mirror = 0
         self.inputs = {i["name"]: Shown(self, i["name"], self.into.views) for i in listed}
         self.outputs = {o["name"]: Shown(self, o["name"], self.out.views) for o in made}
-        for arena in (self.into, self.out):
-            for name in arena.layout.offsets:
-                executor.bind(name, arena.address(name))
+        for i in listed:
+            executor.bind(i["name"], self.into.address(i["name"]))
+        for o in made:
+            executor.bind(o["onnx"], self.out.address(o["name"]))
         self.presents = {o["name"] for o in spec["outputs"]} - set(self.outputs)
         self.states: DeviceStates | None = None
         self.graphs: dict[str, int] = {}

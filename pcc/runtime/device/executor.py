@@ -15,6 +15,8 @@ class Executor(Protocol):
     def bind(self, name: str, address: int) -> None:
         """Say where an array lies on the device: an input, an output, `past.X` or `present.X`.
 
+        The name is the graph's: of an input and a state the manifest's `name`, of an output its
+        `onnx` (`x_out`), since a query may return what it is given under the same `name`.
         Arrays are dense and row-major, of the manifest's types and shapes; `past.X` and `present.X`
         of a state with an axis of rows have the same address. A name is bound before the first
         `enqueue`, and again whenever its buffer has moved.

@@ -126,8 +126,8 @@ class OrtExecutor:
     ) -> None:
         self.graphs, self.session, self.query = graphs, session, query
         self.binding = session.io_binding()
-        self.arrays = {io["name"]: io for io in (*spec["inputs"], *spec["outputs"])}
-        self.onnx = {o["name"]: o.get("onnx", o["name"]) for o in spec["outputs"]}
+        self.inputs = {i["name"]: i for i in spec["inputs"]}
+        self.outputs = {o["onnx"]: o for o in spec["outputs"]}
         self.batch = int(spec["batch"])
         self.options = import_ort().RunOptions()
         # A wait at the end would stall the host, and cannot be recorded.
@@ -146,23 +146,21 @@ class OrtExecutor:
 
     def bind(self, name: str, address: int) -> None:
         """Say where an array lies on the device."""
-        io = self.arrays.get(name)
-        if io is None:
-            raise PccError("R102", f"'{self.query}' has no array {name[:60]!r}")
-        shape, at = self._shape(io), self.graphs.device.ordinal
-        if name in self.onnx:
-            self.binding.bind_output(
-                self.onnx[name], "cuda", at, ELEMENT[io["dtype"]], shape, address
-            )
+        at = self.graphs.device.ordinal
+        if (io := self.inputs.get(name)) is not None:
+            self._input(name, io["dtype"], self._shape(io), address)
+        elif (io := self.outputs.get(name)) is not None:
+            kind = ELEMENT[io["dtype"]]
+            self.binding.bind_output(name, "cuda", at, kind, self._shape(io), address)
         else:
-            self._input(name, io["dtype"], shape, address)
+            raise PccError("R102", f"'{self.query}' has no array {name[:60]!r}")
         self.ran = False
 
     def _shape(self, io: Mapping[str, Any]) -> list[int]:
         if all(isinstance(d, int) for d in io["shape"][1:]):
             return fixed(io, self.batch)
-        states = self.graphs.manifest["generation"]["buckets"][-1]["states"]
-        return [self.batch, *states[io["name"].split(".", 1)[1]]]
+        shapes = {s["name"]: s["shape"] for s in self.graphs.manifest["generation"]["states"]}
+        return [self.batch, *shapes[io["name"].split(".", 1)[1]]]
 
     def enqueue(self, stream: int) -> None:
         """Enqueue the graph. It runs on the engine's stream; another one is forked and joined."""

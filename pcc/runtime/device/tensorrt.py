@@ -167,8 +167,7 @@ class TensorRtExecutor:
 
     def __init__(self, opener: Opener, engine: Any, spec: Mapping[str, Any], query: str) -> None:
         self.opener, self.engine, self.query = opener, engine, query
-        self.names = {i["name"]: i["name"] for i in spec["inputs"]}
-        self.names |= {o["name"]: o["onnx"] for o in spec["outputs"]}
+        self.names = [i["name"] for i in spec["inputs"]] + [o["onnx"] for o in spec["outputs"]]
         self.sizes = self._checked(spec)
         self.context = engine.create_execution_context()
         if self.context is None:
@@ -190,13 +189,13 @@ class TensorRtExecutor:
         """Return the bytes of each array by its name; the engine's must be the manifest's."""
         engine, batch = self.engine, int(spec.get("batch", 1))
         found = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
-        if found != set(self.names.values()):
-            lost = sorted(found ^ set(self.names.values()))
+        if found != set(self.names):
+            lost = sorted(found ^ set(self.names))
             raise PccError("X334", f"the engine of '{self.query}' has other arrays: {lost[0]!r}",
                            hint=AGAIN)  # fmt: skip
         sizes = {}
         for io in (*spec["inputs"], *spec["outputs"]):
-            name = self.names[io["name"]]
+            name = io.get("onnx", io["name"])
             shape = [batch if d in ("B", "Bc") else d for d in io["shape"]]
             kind = engine.get_tensor_dtype(name).name
             have = math.prod(engine.get_tensor_shape(name)) * ENGINE_ITEM.get(kind, 0)
@@ -204,21 +203,21 @@ class TensorRtExecutor:
             if have != want:
                 what = f"{io['name']!r} of '{self.query}' takes {have} bytes, not {want}"
                 raise PccError("X334", what, hint=AGAIN)
-            sizes[io["name"]] = have
+            sizes[name] = have
         return sizes
 
     def _rows(self, name: str, shape: list[Any]) -> int:
-        """Return the elements of an array; open axes are those of the largest buffers."""
+        """Return the elements of an array; open axes are those of the state."""
         if all(isinstance(d, int) for d in shape):
             return math.prod(shape)
-        largest = self.opener.manifest["generation"]["buckets"][-1]["states"]
-        return math.prod([shape[0], *largest[name.split(".", 1)[1]]])
+        states = {s["name"]: s["shape"] for s in self.opener.manifest["generation"]["states"]}
+        return math.prod([shape[0], *states[name.split(".", 1)[1]]])
 
     def _aliases(self) -> set[str]:
         """Return the outputs that the engine writes into an input."""
         ask = getattr(self.engine, "get_aliased_input_tensor", None)
-        outs = {k: v for k, v in self.names.items() if k.startswith("present.")}
-        return {k for k, v in outs.items() if ask is not None and ask(v)}
+        outs = [k for k in self.names if k.startswith("present.")]
+        return {k for k in outs if ask is not None and ask(k)}
 
     def bind(self, name: str, address: int) -> None:
         """Say where an array lies on the device."""
@@ -241,11 +240,11 @@ class TensorRtExecutor:
         """Give every array its address."""
         if missing := [k for k in self.names if k not in self.at]:
             raise PccError("R103", f"'{self.query}' has no address for {missing[0]!r}")
-        for name, tensor in self.names.items():
+        for name in self.names:
             address = self.at[name]
             if name.startswith("present."):
                 address = self._present(name)
-            if not self.context.set_tensor_address(tensor, address):
+            if not self.context.set_tensor_address(name, address):
                 raise PccError("X336", f"TensorRT refuses an address: {self.opener.why()}")
         self._settled = True
 
