@@ -107,7 +107,8 @@ def _einsum(g: Graph, x: ir.Value, a: Op, b: Op, eq: str) -> ir.Value:
         return letters[:p] + "z" + letters[p:] if batched else letters
 
     mixed = {tensor(a).batch, tensor(b).batch} == {"b", "c"}
-    if mixed and g.layout.position == 0:  # an ellipsis lets one context row serve every row
+    if mixed and g.layout.position == 0 and g.batch is None:
+        # An ellipsis lets one context row serve every row; static graphs have as many of both.
         spec = f"...{ta},...{tb}->...{out}"
     else:
         left, right = term(ta, bool(tensor(a).batch)), term(tb, bool(tensor(b).batch))

@@ -6,6 +6,7 @@ nothing reads any more, the width of a number. An engine so built runs, and is w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import onnx_ir as ir
 from pcc.backends.tensorrt.runtimes import TensorRt
 from pcc.errors import PccError
 
+PLACE = re.compile(r"\S+\.(cpp|h|hpp):\d+: ")  # where in its source a parser says something
 LENGTHS, PAST = 6, (4, 5)  # operands of ONNX's Attention
 BITS = {"FLOAT": 32, "FLOAT16": 16, "BFLOAT16": 16, "INT64": 64, "INT32": 32, "BOOL": 8}
 # ONNX's names of types, and TensorRT's.
@@ -139,9 +141,16 @@ def _same(name: str, dtype: str, shape: tuple[int, ...], v: ir.Value, r: TensorR
 def check_messages(said: Iterable[tuple[str, str]], r: TensorRt) -> None:
     """Raise E433 for a warning that is not known to leave results alone."""
     for severity, text in said:
-        if severity == "WARNING" and any(part in text for part in r.benign):
+        if severity == "WARNING" and harmless(text, r):
             continue
         raise PccError("E433", f"TensorRT {r.name} says: {_line(text)}")
+
+
+def harmless(text: str, r: TensorRt) -> bool:
+    """Whether a warning begins as one that is known to say nothing about the result."""
+    place = PLACE.match(text)
+    said = text[place.end() :] if place else text
+    return any(re.match(start, said) for start in r.benign)
 
 
 def _line(text: str) -> str:
@@ -153,6 +162,6 @@ def summary(said: Iterable[tuple[str, str]], r: TensorRt) -> list[str]:
     kept: Mapping[str, None] = dict.fromkeys(
         f"{severity.lower()}: {_line(text)}"
         for severity, text in said
-        if not any(part in text for part in r.benign)
+        if severity != "WARNING" or not harmless(text, r)
     )
     return list(kept)[:20]

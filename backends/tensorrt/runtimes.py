@@ -15,7 +15,7 @@
 | `spelled` | operators that are written out: `CumSum`, of which the parser makes a loop; `LogSoftmax`, of which it makes log(softmax), -inf where a probability leaves float32 |
 | `refused` | operators that the parser refuses or understands otherwise |
 | `attributes` | attributes that it drops, or reads otherwise, unless they have this value |
-| `benign` | parts of warnings that say nothing about the result |
+| `benign` | how warnings begin that say nothing about the result, after the place in the parser's source; regular expressions |
 | `timings` | keeps a cache of timed tactics |
 | `offline` | builds without a GPU, for a named compute capability |
 """  # noqa: E501
@@ -80,7 +80,19 @@ ATTRIBUTES: dict[tuple[str, str], object] = {
     ("ScatterElements", "reduction"): "none",
     ("ScatterND", "reduction"): "none",
 }
-BINDINGS = ("has Int64 binding", "differs from one already registered")
+# That an input has 64-bit integers, as it should; that there is one logger to a process.
+BINDINGS = (r"Make sure (input|output) .* has Int64 binding", "The logger passed into ")
+# Of 8.6, in parsers and builder of that release:
+OLD_REMARKS = (
+    # Said of the first one. What 32 bits do not hold is refused before, but for open ends of
+    # slices, which a clamped end leaves open.
+    "Your ONNX model has been generated with INT64 weights, while TensorRT does not natively "
+    r"support INT64\. Attempting to cast down to INT32\.",
+    "One or more weights outside the range of INT32 was clamped",
+    # The parser sets the type of the indices of each ArgMax, to what it is.
+    r"Tensor DataType is determined at build time for tensors not marked as input or output\.",
+    "CUDA lazy loading is not enabled",
+)
 MODERN: dict[str, Any] = {
     "opset": 24,
     "precisions": ("fp32", "fp16", "bf16"),
@@ -116,12 +128,7 @@ RUNTIMES: dict[str, TensorRt] = {
             spelled=("LogSoftmax", "CumSum"),
             refused=NOWHERE | NOT_BEFORE_10,
             attributes=ATTRIBUTES,
-            benign=(
-                *BINDINGS,
-                "Attempting to cast down to INT32",
-                "INT32 ArgMax",  # flags 0 and 1: exact in float32
-                "lazy loading is not enabled",
-            ),
+            benign=(*BINDINGS, *OLD_REMARKS),
         ),
         TensorRt(
             "10",

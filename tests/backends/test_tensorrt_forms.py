@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 import pcc
 from pcc.backends.onnx.lower import lower
 from pcc.backends.tensorrt.forms import prepare
-from pcc.backends.tensorrt.legal import check_model
+from pcc.backends.tensorrt.legal import check_messages, check_model, summary
 from pcc.backends.tensorrt.options import BuildOptions
 from pcc.backends.tensorrt.precision import pin
 from pcc.backends.tensorrt.runtimes import HARDWARE, RUNTIMES, runtime_for, runtime_of
@@ -24,7 +24,9 @@ from pcc.backends.tensorrt.write import static_model
 from pcc.conformance.verifiers import KINDS
 from pcc.emission import Order
 from pcc.errors import PccError
+from pcc.ir.module import Module
 from pcc.targets import TARGETS
+from pcc.tensor import ops as t
 
 OLD, RTX = RUNTIMES["8.6"], RUNTIMES["rtx"]
 Values = np.ndarray[Any, Any]
@@ -292,3 +294,84 @@ def test_options_are_read_from_text_and_become_flags() -> None:
     assert BuildOptions.of({"only": "step,prefill"}).builds("step")
     assert not BuildOptions.of({"only": "step,prefill"}).builds("verify")
     assert set(HARDWARE) == {"none", "same", "ampere_plus"}
+
+
+INT64 = (
+    "onnx2trt_utils.cpp:374: Your ONNX model has been generated with INT64 weights, while TensorRT "
+    "does not natively support INT64. Attempting to cast down to INT32."
+)
+CLAMPED = "One or more weights outside the range of {} was clamped"
+INNER = "Tensor DataType is determined at build time for tensors not marked as input or output."
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "passes"),
+    [
+        ("8.6", INT64, True),
+        ("8.6", f"onnx2trt_utils.cpp:400: {CLAMPED.format('INT32')}", True),
+        ("8.6", INNER, True),
+        ("rtx", INNER, False),  # types are the graph's there: nothing is set
+        ("rtx", INT64, False),
+        ("rtx", "ModelImporter.cpp:1071: Make sure input x has Int64 binding.", True),
+        ("rtx", "ModelImporter.cpp:1303: Make sure output x_out has Int64 binding.", True),
+        ("8.6", "The logger passed into createInferBuilder differs from one already registered for "
+         "an existing builder, runtime, or refitter.", True),
+        ("8.6", "onnx2trt_utils.cpp:68: TensorRT is using FLOAT32 precision to run an INT32 ArgMax "
+         "/ ArgMin. Rounding errors may occur for large integer values", False),
+        ("8.6", "onnx2trt_utils.cpp:511: Your ONNX model has been generated with double-typed "
+         "weights, while TensorRT does not natively support double.", False),
+        ("8.6", f"onnx2trt_utils.cpp:540: {CLAMPED.format('FLOAT')}", False),
+        ("8.6", "Unused Input: lengths", False),
+        ("rtx", "Unused Input: lengths", False),
+        ("8.6", f"Layer y is dropped. {INNER}", False),  # only how it begins counts
+    ],
+)  # fmt: skip
+def test_warnings_that_say_nothing_about_results_are_known(
+    name: str, text: str, passes: bool
+) -> None:
+    r = RUNTIMES[name]
+    if passes:
+        check_messages([("WARNING", text)], r)
+        assert summary([("WARNING", text)], r) == []
+    else:
+        with pytest.raises(PccError) as found:
+            check_messages([("WARNING", text)], r)
+        assert found.value.code == "E433"
+        assert len(summary([("WARNING", text)], r)) == 1
+    with pytest.raises(PccError, match="says"):  # an error is one, whatever it says
+        check_messages([("ERROR", text)], r)
+
+
+@pytest.mark.parametrize("kind", ["llama", "evabyte"])
+def test_graphs_for_8_6_avoid_what_its_parser_remarks_on(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No constant beyond 32 bits, no ArgMax or TopK of integers, no ellipsis in an Einsum."""
+    order = order_of(tmp_path, kind, "tensorrt", "fp16", monkeypatch)
+    for query, e in order.emissions.items():
+        model = static_model(order, query, e, OLD)
+        for v in model.graph.initializers.values():
+            if v.dtype == ir.DataType.INT64 and v.const_value is not None:
+                assert np.abs(v.const_value.numpy()).max(initial=0) < 1 << 31, v.name
+        for node in model.graph:
+            if node.op_type in ("ArgMax", "TopK"):
+                assert node.inputs[0] is not None
+                assert node.inputs[0].dtype == ir.DataType.FLOAT, node.name
+            if node.op_type == "Einsum":
+                assert "." not in node.attributes["equation"].as_string(), node.name
+
+
+@pytest.mark.parametrize("forms", ["bc", "cb"])
+def test_static_products_of_rows_and_contexts_have_no_ellipsis(forms: str) -> None:
+    """Its parser knows none; a static graph has as many contexts as rows."""
+    x = t.Input("x", "f32", forms[0], (2, 3))
+    w = t.Input("w", "f32", forms[1], (2, 4, 3, 5))
+    module = Module("m", (), (("y", t.Contract(x, w, "fi,foij->foj")),))
+    model = lower(module, TARGETS["tensorrt"], batch=2)
+    (node,) = [n for n in model.graph if n.op_type == "Einsum"]
+    assert "." not in node.attributes["equation"].as_string()
+    rng = np.random.default_rng(0)
+    feed = {"x": rng.random((2, 2, 3), np.float32), "w": rng.random((2, 2, 4, 3, 5), np.float32)}
+    (got,) = session(model).run(None, feed)
+    want = np.einsum("zfi,zfoij->zfoj", feed["x"], feed["w"])
+    np.testing.assert_allclose(got, want, rtol=1e-5)
