@@ -180,6 +180,27 @@ def test_another_greedy_token_is_a_tie_only_where_its_lead_is_small(
     assert found[0].verdict == verdict
 
 
+def test_in_half_precision_few_shifts_are_tried(host: Engine) -> None:
+    """A text that parts where no tie is near: each shift plays it again, which takes long."""
+    (run,) = (r for r in RUNS if r.name == "sampled")
+    want, _ = shifted(host, 0.3)
+    event = want.rows[0][3]
+    other = replace(event, ids=(event.ids[0] + 1, *event.ids[1:]))
+    got = Trace([[*want.rows[0][:3], other, *want.rows[0][4:]]], want.accepted)
+    tried: dict[str, list[Shift]] = {"fp16": [], "fp32": []}
+
+    def again(shift: Shift) -> Trace:
+        tried[precision].append(shift)
+        return want
+
+    for precision, verdict in (("fp16", "skipped"), ("fp32", "differs")):
+        (found,) = judge("c", run, want, got, precision, again, 40)
+        assert found.verdict == verdict
+        assert ("16 shifted uniforms were tried" in found.note) == (precision == "fp16")
+    assert len(tried["fp16"]) == len(set(tried["fp16"])) == 16
+    assert len(tried["fp32"]) == len(set(tried["fp32"])) == 2 * 40 * 2
+
+
 def test_another_acceptance_is_found(host: Engine) -> None:
     (run,) = (r for r in RUNS if r.name == "sampled")
     want = play(host, run, 1)
