@@ -10,6 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from pcc.backends.tensorrt.legal import (
+    check_build,
     check_messages,
     check_model,
     check_network,
@@ -18,7 +19,7 @@ from pcc.backends.tensorrt.legal import (
 from pcc.backends.tensorrt.library import import_module, messages, need_driver
 from pcc.backends.tensorrt.options import BuildOptions
 from pcc.backends.tensorrt.precision import pin
-from pcc.backends.tensorrt.runtimes import HARDWARE, TensorRt
+from pcc.backends.tensorrt.runtimes import TensorRt
 from pcc.errors import PccError
 
 
@@ -62,6 +63,7 @@ class Builder:
         if plan is None:
             raise PccError("E435", f"TensorRT {r.name} builds no engine: {_why(said)}",
                            at=path.stem)  # fmt: skip
+        check_build(said, r)
         if self._timings is not None:
             self.cache = bytes(memoryview(self._timings.serialize()))
         seconds = time.perf_counter() - start
@@ -95,8 +97,9 @@ class Builder:
         config.builder_optimization_level = options.level
         config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
         if options.hardware != "none":
-            level = getattr(module.HardwareCompatibilityLevel, HARDWARE[options.hardware])
-            config.hardware_compatibility_level = level
+            level = self.runtime.hardware[options.hardware]
+            kinds = module.HardwareCompatibilityLevel
+            config.hardware_compatibility_level = getattr(kinds, level)
         if self.runtime.offline:
             config.num_compute_capabilities = 1
             config.set_compute_capability(self._capability(), 0)

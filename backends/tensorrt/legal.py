@@ -12,15 +12,19 @@ from typing import Any
 
 import onnx_ir as ir
 
+from pcc.backends.tensorrt.library import LOST
 from pcc.backends.tensorrt.runtimes import TensorRt
 from pcc.errors import PccError
 
+FLOAT64 = "computes float64 in float32"
 PLACE = re.compile(r"\S+\.(cpp|h|hpp):\d+: ")  # where in its source a parser says something
 LENGTHS, PAST = 6, (4, 5)  # operands of ONNX's Attention
-BITS = {"FLOAT": 32, "FLOAT16": 16, "BFLOAT16": 16, "INT64": 64, "INT32": 32, "BOOL": 8}
 # ONNX's names of types, and TensorRT's.
 SAME = {"FLOAT": "FLOAT", "FLOAT16": "HALF", "BFLOAT16": "BF16", "INT64": "INT64",
         "INT32": "INT32", "BOOL": "BOOL"}  # fmt: skip
+TYPED = ("to", "dtype", "output_datatype")  # attributes that name a type
+# Of what builders say, the warnings that are about numbers. Others are about memory and tactics.
+NUMBERS = ("overflow in", "may cause overflow", "smallest positive")
 
 
 def check_model(model: ir.Model, r: TensorRt) -> None:
@@ -29,12 +33,29 @@ def check_model(model: ir.Model, r: TensorRt) -> None:
         for what in _losses(node, r):
             at = node.metadata_props.get("pcc.layer") or str(node.name)
             raise PccError("E431", f"TensorRT {r.name} {what}", at=at)
+    _wide_floats(model, r)
     if not r.wide:
         _narrow(model, r)
     for v in (*model.graph.inputs, *model.graph.outputs):
-        if v.dtype is not None and v.dtype.name not in BITS:
+        if v.dtype is not None and v.dtype.name not in SAME:
             what = f"TensorRT {r.name} changes the type {v.dtype.name} of {v.name!r}"
             raise PccError("E431", what)
+
+
+def _wide_floats(model: ir.Model, r: TensorRt) -> None:
+    """Refuse stored float64 and results of it, in graphs within too: parsers make float32 of it."""
+    for graph in (model.graph, *(g for node in nodes_of(model.graph) for g in _within(node))):
+        for v in graph.initializers.values():
+            if v.dtype == ir.DataType.DOUBLE:
+                raise PccError("E431", f"TensorRT {r.name} {FLOAT64}", at=str(v.name))
+
+
+def _within(node: ir.Node) -> Iterator[ir.Graph]:
+    for a in node.attributes.values():
+        if a.type == ir.AttributeType.GRAPH:
+            yield a.as_graph()
+        elif a.type == ir.AttributeType.GRAPHS:
+            yield from a.as_graphs()
 
 
 def _narrow(model: ir.Model, r: TensorRt) -> None:
@@ -55,9 +76,8 @@ def nodes_of(graph: ir.Graph | ir.GraphView) -> Iterator[ir.Node]:
     """Yield the nodes of a graph and of the graphs within."""
     for node in graph:
         yield node
-        for a in node.attributes.values():
-            if a.type == ir.AttributeType.GRAPH:
-                yield from nodes_of(a.as_graph())
+        for graph in _within(node):
+            yield from nodes_of(graph)
 
 
 def _losses(node: ir.Node, r: TensorRt) -> Iterator[str]:
@@ -71,9 +91,19 @@ def _losses(node: ir.Node, r: TensorRt) -> Iterator[str]:
     for (name, key), value in r.attributes.items():
         given = node.attributes.get(key)
         if name == op and given is not None and given.value != value:
-            yield f"drops {key}={given.value!r} of {op}"
-    if op == "Cast" and node.attributes["to"].value == ir.DataType.DOUBLE:
-        yield "computes float64 in float32"
+            yield f"drops {key}={given.value!r} of {op}, or reads it otherwise"
+    if any(v.dtype == ir.DataType.DOUBLE for v in node.outputs) or _names_float64(node):
+        yield FLOAT64
+
+
+def _names_float64(node: ir.Node) -> bool:
+    """Whether an attribute is of float64, or asks for it."""
+    for name, a in node.attributes.items():
+        if a.type == ir.AttributeType.TENSOR and a.as_tensor().dtype == ir.DataType.DOUBLE:
+            return True
+        if name in TYPED and a.value == ir.DataType.DOUBLE:
+            return True
+    return False
 
 
 def _attention(node: ir.Node) -> Iterator[str]:
@@ -144,6 +174,17 @@ def check_messages(said: Iterable[tuple[str, str]], r: TensorRt) -> None:
         if severity == "WARNING" and harmless(text, r):
             continue
         raise PccError("E433", f"TensorRT {r.name} says: {_line(text)}")
+
+
+def check_build(said: Iterable[tuple[str, str]], r: TensorRt) -> None:
+    """Raise E433 for what a builder says of numbers, and where some of its messages are lost.
+
+    A builder that measures nothing has no other reason to warn: there every warning is an error.
+    """
+    for severity, text in said:
+        warns = severity == "WARNING" and (r.offline or any(part in text for part in NUMBERS))
+        if text == LOST or (warns and not harmless(text, r)):
+            raise PccError("E433", f"TensorRT {r.name} says: {_line(text)}")
 
 
 def harmless(text: str, r: TensorRt) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pcc.backends.tensorrt.runtimes import TensorRt, runtime_for
 from pcc.errors import PccError
 
-MESSAGES = 1000  # kept of one build: a parser may repeat itself for every node
+MESSAGES = 1000  # different ones kept of one graph
+LOST = f"there are more than {MESSAGES} messages, of which the rest is lost"
 
 
 def import_module(r: TensorRt) -> Any:
@@ -57,14 +58,27 @@ def gpu_architecture() -> str:
 
 @dataclass
 class Messages:
-    """Warnings and errors since the last `take`; there is one logger to a process and module."""
+    """Warnings and errors since the last `take`; there is one logger to a process and module.
 
-    said: list[tuple[str, str]]
+    A parser may repeat itself for every node: equal messages are kept once.
+    """
+
+    said: dict[tuple[str, str], None] = field(default_factory=dict)
+    lost: bool = False
     logger: Any = None
 
+    def add(self, severity: str, text: str) -> None:
+        """Keep a message, or remember that one was lost."""
+        said = severity, text[:400]
+        if len(self.said) < MESSAGES or said in self.said:
+            self.said[said] = None
+        else:
+            self.lost = True
+
     def take(self) -> list[tuple[str, str]]:
-        """Return (severity, text) of what was said, and forget it."""
-        out, self.said[:] = list(self.said), []
+        """Return (severity, text) of what was said, and forget it; `LOST` is the last error."""
+        out = [*self.said] + [("ERROR", LOST)] * self.lost
+        self.said, self.lost = {}, False
         return out
 
 
@@ -75,8 +89,7 @@ def messages(module: Any) -> Messages:
     """Return the messages of a module. A second logger would be ignored, so there is one."""
     name = module.__name__
     if name not in _LOGGERS:
-        kept = Messages([])
-
+        kept = Messages()
         least = int(module.ILogger.Severity.WARNING)
 
         class Collector(module.ILogger):  # type: ignore[misc]
@@ -84,8 +97,8 @@ def messages(module: Any) -> Messages:
                 module.ILogger.__init__(self)
 
             def log(self, severity: Any, text: str) -> None:
-                if int(severity) <= least and len(kept.said) < MESSAGES:
-                    kept.said.append((str(severity).rsplit(".", 1)[-1], text[:400]))
+                if int(severity) <= least:
+                    kept.add(str(severity).rsplit(".", 1)[-1], text)
 
         kept.logger = Collector()
         _LOGGERS[name] = kept

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pcc.backends.tensorrt.runtimes import HARDWARE, TensorRt
+from pcc.backends.tensorrt.runtimes import TensorRt
 from pcc.errors import PccError
 
 REFITS = ("none", "refit", "refit_identical")
+LEAST = 1 << 20  # bytes of a workspace
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,12 @@ class BuildOptions:
 
     `refit`: weights can be exchanged (`refit_identical`: for equal ones only, at no cost of speed).
     `strip`: a plan without weights, filled at loading; needs `refit`. `version_compatible`: runs
-    under later releases. `hardware`: "none" (the GPU of the build), "same" compute capability, or
-    "ampere_plus". `capability`: for builders that work without a GPU, "8.9". `level`: 0 to 5, how
-    long tactics are searched. `workspace`: bytes that tactics may use. `timing_cache`: measurements
-    of tactics, shared by builds; `timings`: the file of an earlier one. `keep_onnx`: the graphs
-    stay in the bundle. `only`: names of queries, with commas, that get an engine; the others stay
-    graphs, which nothing here runs.
+    under later releases. `hardware`: "none" (the GPU of the build), or what the runtime has of
+    "same" compute capability and "ampere_plus". `capability`: for builders that work without a GPU,
+    "8.9". `level`: 0 to 5, how long tactics are searched. `workspace`: bytes that tactics may use.
+    `timing_cache`: measurements of tactics, shared by builds; `timings`: the file of an earlier
+    one. `keep_onnx`: the graphs stay in the bundle. `only`: names of queries, with commas, that get
+    an engine; the others stay graphs, which nothing here runs.
     """
 
     refit: str = "none"
@@ -53,10 +54,21 @@ class BuildOptions:
 
     def builds(self, query: str) -> bool:
         """Whether a query gets an engine."""
-        return not self.only or query in self.only.split(",")
+        return not self.only or query in self._named()
+
+    def _named(self) -> list[str]:
+        return [name.strip() for name in self.only.split(",")]
+
+    def check_names(self, queries: Collection[str]) -> None:
+        """Refuse names of `only` that are no graphs of the bundle. Errors: E430."""
+        unknown = [name for name in self._named() if name not in queries] if self.only else []
+        if unknown:
+            what = f"only={unknown[0][:40]!r} is no graph of this bundle"
+            raise PccError("E430", what, hint=f"its graphs are {', '.join(queries)}")
 
     def check(self, r: TensorRt) -> None:
         """Refuse what a runtime lacks, and choices that exclude each other. Errors: E430."""
+        self._in_range(r)
         lacking = [k for k in self._wanted() if k not in r.options]
         if lacking:
             have = ", ".join(r.options)
@@ -67,9 +79,20 @@ class BuildOptions:
         if (self.strip or self.only) and not self.keep_onnx:
             raise PccError("E430", "weights of stripped plans, and queries without an engine, "
                            "stay graphs", hint="keep_onnx=True")  # fmt: skip
-        ok = self.refit in REFITS and self.hardware in HARDWARE and 0 <= self.level <= 5
-        if not ok or self.workspace < 1 << 20:
-            raise PccError("E430", f"options of a TensorRT build are out of range: {self}")
+
+    def _in_range(self, r: TensorRt) -> None:
+        """Refuse the first option whose value a runtime does not take."""
+        for name, good, takes in (
+            ("refit", self.refit in REFITS, f"one of {', '.join(REFITS)}"),
+            ("hardware", self.hardware in ("none", *r.hardware),
+             f"one of {', '.join(('none', *r.hardware))}"),
+            ("level", 0 <= self.level <= 5, "0 to 5"),
+            ("workspace", LEAST <= self.workspace < 1 << 63, f"at least {LEAST} bytes"),
+        ):  # fmt: skip
+            if not good:
+                value = str(getattr(self, name))[:40]
+                what = f"TensorRT {r.name} takes no {name}={value!r}"
+                raise PccError("E430", what, hint=f"it takes {takes}")
 
     def flags(self, r: TensorRt) -> list[str]:
         """Return the builder flags of these options, by their names in this release."""

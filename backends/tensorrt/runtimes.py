@@ -9,6 +9,7 @@
 | `typed` | strongly typed: types are those of the graph. Else they are hints, and are pinned |
 | `network`, `always` | flags of every network, and of every build |
 | `options` | build options by our name, with the flags that they set in this release |
+| `hardware` | levels of compatibility by our name, with the member of HardwareCompatibilityLevel |
 | `wide` | 64-bit integers cross the engine's border; else they cross as pairs of 32 bits |
 | `aliased` | a cache is updated in place; else the runtime copies what the engine returns |
 | `fused` | ONNX's attention operator, by the precisions that it may have |
@@ -54,6 +55,7 @@ class TensorRt:
     network: tuple[str, ...]
     always: tuple[str, ...]
     options: Mapping[str, tuple[str, ...]]
+    hardware: Mapping[str, str]
     wide: bool
     aliased: bool
     fused: tuple[str, ...]
@@ -73,9 +75,13 @@ class TensorRt:
 
 OLD_OPTIONS = {"version_compatible": ("VERSION_COMPATIBLE",), "refit": ("REFIT",)}
 NEW_OPTIONS = {**OLD_OPTIONS, "refit_identical": ("REFIT_IDENTICAL",), "strip": ("STRIP_PLAN",)}
+NEW_HARDWARE = {"ampere_plus": "AMPERE_PLUS", "same": "SAME_COMPUTE_CAPABILITY"}
 ATTRIBUTES: dict[tuple[str, str], object] = {
     ("Attention", "is_causal"): 0,  # read as "from the upper left", whatever the rows mean
     ("Attention", "softcap"): 0.0,
+    # In which type squares are summed: some parsers obey, some do not, and half overflows.
+    ("LayerNormalization", "stash_type"): 1,
+    ("RMSNormalization", "stash_type"): 1,
     ("TensorScatter", "mode"): "linear",
     ("ScatterElements", "reduction"): "none",
     ("ScatterND", "reduction"): "none",
@@ -122,6 +128,7 @@ RUNTIMES: dict[str, TensorRt] = {
             network=("EXPLICIT_BATCH",),
             always=("OBEY_PRECISION_CONSTRAINTS",),
             options=OLD_OPTIONS,
+            hardware={"ampere_plus": "AMPERE_PLUS"},
             wide=False,
             aliased=False,
             fused=(),
@@ -140,6 +147,7 @@ RUNTIMES: dict[str, TensorRt] = {
             network=("STRONGLY_TYPED",),
             always=(),
             options=NEW_OPTIONS,
+            hardware=NEW_HARDWARE,
             **MODERN,
         ),
         TensorRt(
@@ -152,6 +160,7 @@ RUNTIMES: dict[str, TensorRt] = {
             network=(),  # every network is strongly typed
             always=(),
             options=NEW_OPTIONS,
+            hardware=NEW_HARDWARE,
             **MODERN,
         ),
         TensorRt(
@@ -165,15 +174,13 @@ RUNTIMES: dict[str, TensorRt] = {
             always=(),
             # Without a GPU, plans with exchangeable weights do not build; there is no lean runtime.
             options={"version_compatible": ("VERSION_COMPATIBLE", "EXCLUDE_LEAN_RUNTIME")},
+            hardware={},  # it warns, and writes the same plan: `capability` says where one runs
             timings=False,
             offline=True,
             **MODERN,
         ),
     )
 }
-
-# Hardware levels: our name, and the member of HardwareCompatibilityLevel.
-HARDWARE = {"none": "NONE", "ampere_plus": "AMPERE_PLUS", "same": "SAME_COMPUTE_CAPABILITY"}
 
 
 def runtime_of(target: str) -> TensorRt:

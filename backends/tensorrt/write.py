@@ -28,6 +28,7 @@ def write_graphs(order: Order, folder: Path, say: Say) -> Written:
     r = runtime_of(order.target.name)
     r.takes(order.precision)
     options = BuildOptions.of(order.engine)
+    options.check_names(order.emissions)
     # First of all, so that a missing library costs nothing.
     builder = Builder(r, _for_gpu(options, order.gpu, r), _timings(options))
     arch = _architecture(builder)
@@ -93,10 +94,13 @@ def _engines(
 
 def _for_gpu(options: BuildOptions, gpu: str, r: TensorRt) -> BuildOptions:
     """Take the compute capability of `gpu`, "sm_89", for a builder that works without one."""
-    if not gpu or not r.offline:
+    if not gpu:
         return options
+    if not r.offline:
+        what = f"TensorRT {r.name} builds for the GPU that is present, not for gpu={gpu[:40]!r}"
+        raise PccError("E430", what, hint="leave gpu out, or --target tensorrt-rtx")
     digits = gpu.removeprefix("sm_")
-    if not digits.isdigit() or len(digits) < 2:
+    if not digits.isdigit() or not 2 <= len(digits) <= 3:
         raise PccError("E430", f"gpu={gpu[:40]!r}", hint="like sm_89")
     return replace(options, capability=f"{digits[:-1]}.{digits[-1]}")
 

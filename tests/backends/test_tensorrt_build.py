@@ -162,7 +162,7 @@ def test_an_open_size_is_refused() -> None:
 def test_options_of_a_build(tmp_path: Path) -> None:
     model = prepare(product(), RTX)
     path = saved(model, tmp_path)
-    loose = BuildOptions(version_compatible=True, hardware="ampere_plus")
+    loose = BuildOptions(version_compatible=True)
     assert Builder(RTX, loose).build(model, path).plan.nbytes > 4 * 256 * 1024
     other = Builder(RTX, BuildOptions(capability="9.9"))
     with pytest.raises(PccError, match="SM99"):
