@@ -97,9 +97,17 @@ def trt(monkeypatch: Any) -> Any:
 
     state.__version__, state.ILogger = "8.6.1", ILogger
     state.engine = Engine(False, dict(SHAPES))
-    state.Runtime = lambda logger: SimpleNamespace(
-        deserialize_cuda_engine=lambda data: state.engine if bytes(data[:4]) == b"plan" else None
-    )
+    state.says = []  # errors of the next attempt to open
+
+    def runtime(logger: Any) -> Any:
+        def deserialize(data: Any) -> Any:
+            for text in state.says:
+                logger.log(1, text)
+            return state.engine if bytes(data[:4]) == b"plan" else None
+
+        return SimpleNamespace(deserialize_cuda_engine=deserialize)
+
+    state.Runtime = runtime
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     return module
 
@@ -230,6 +238,43 @@ def test_an_engine_of_other_shapes_is_refused(trt: Any, tmp_path: Path, name: st
     trt.engine = Engine(False, {k: v for k, v in SHAPES.items() if k != name})
     with pytest.raises(PccError, match="other arrays"):
         opened(trt, tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    "says",
+    ["[defaultAllocator.cpp::allocate::20] Error Code 1: Cuda Runtime (out of memory)",
+     "Requested amount of GPU memory (68719476736 bytes) could not be allocated. There may not be "
+     "enough free memory for allocation to succeed.",
+     "[globWriter.cpp::addMemory] Error Code 2: OutOfMemory (no further information)"],
+)  # fmt: skip
+def test_a_lack_of_memory_while_opening_is_said_as_such(
+    trt: Any, tmp_path: Path, says: str
+) -> None:
+    device: Any = Device()
+    trt.says = ["a first error, of what follows", says]
+    opener = Opener(device, bundle(tmp_path, b"torn"), manifest())
+    with pytest.raises(PccError) as found:
+        opener.executor("step")
+    assert found.value.code == "X305"
+    trt.says = ["the plan is damaged"]  # what was said before is forgotten
+    with pytest.raises(PccError, match="refuses the engine: the plan is damaged") as found:
+        opener.executor("step")
+    assert found.value.code == "X334"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "shape"),
+    [("y", "INT32", (1, 3)), ("past.key.0", "INT32", (1, 2, 8, 4)), ("length", "FLOAT", (1, 2)),
+     ("y", "HALF", (1, 6))],
+)  # fmt: skip
+def test_an_engine_of_other_types_is_refused_though_its_bytes_are_as_many(
+    trt: Any, tmp_path: Path, monkeypatch: Any, name: str, kind: str, shape: tuple[int, ...]
+) -> None:
+    monkeypatch.setitem(KINDS, name, kind)
+    trt.engine = Engine(False, {**SHAPES, name: shape})
+    with pytest.raises(PccError, match=f"'{name}' of 'step' is {kind}, not ") as found:
+        opened(trt, tmp_path)
+    assert found.value.code == "X334"
 
 
 def test_a_missing_library_is_exit_3(tmp_path: Path, monkeypatch: Any) -> None:

@@ -17,9 +17,15 @@ from typing import Any
 from pcc.bundle import inside
 from pcc.errors import PccError
 from pcc.runtime.device.driver import Device, Memory
+from pcc.runtime.device.executor import arrays
+from pcc.runtime.weights import FILE as WEIGHTS
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}  # nothing else is imported
 ITEM = {"f32": 4, "i64": 8, "bool": 1, "f16": 2, "bf16": 2}
+# A type of the manifest in an engine. Where there are no 64-bit integers, one is a pair of words.
+IN_ENGINE = {"f32": ("FLOAT",), "f16": ("HALF",), "bf16": ("BF16",), "bool": ("BOOL",),
+             "i64": ("INT64", "INT32")}  # fmt: skip
+NO_MEMORY = ("out of memory", "outofmemory", "could not be allocated", "failed to allocate")
 ENGINE_ITEM = {"FLOAT": 4, "HALF": 2, "BF16": 2, "INT64": 8, "INT32": 4, "BOOL": 1}
 MESSAGES = 50
 AGAIN = "compile the bundle again on this machine"
@@ -118,6 +124,14 @@ class Opener:
         self.errors.clear()
         return out
 
+    def failed(self, code: str, what: str, at: Path, size: int) -> PccError:
+        """Return the error of a call that failed: X305 where TensorRT lacked memory for `size`."""
+        lacked = any(part in e.lower() for e in self.errors for part in NO_MEMORY)
+        why = self.why()
+        if lacked:
+            return self.device.too_little(size)
+        return PccError(code, f"{what}: {why}", at=str(at), hint=AGAIN)
+
     def executor(self, query: str) -> TensorRtExecutor:
         """Open the engine of a query. Errors: X330 to X335, X305."""
         spec = self.manifest["queries"][query]
@@ -142,8 +156,8 @@ class Opener:
                 finally:
                     view.release()
         if engine is None:
-            what = f"TensorRT refuses the engine: {self.why()}"
-            raise PccError("X334", what, at=str(path), hint=AGAIN)
+            size = path.stat().st_size
+            raise self.failed("X334", "TensorRT refuses the engine", path, size)
         if self.variant["options"].get("strip"):
             self._refit(engine, query)
         return engine
@@ -154,8 +168,10 @@ class Opener:
         refitter = self.module.Refitter(engine, self.logger)
         parser = self.module.OnnxParserRefitter(refitter, self.logger)
         if not parser.refit_from_file(str(graph)) or not refitter.refit_cuda_engine():
-            what = f"the engine of '{query}' cannot be refitted: {self.why()}"
-            raise PccError("X335", what, at=str(graph), hint=AGAIN)
+            what = f"the engine of '{query}' cannot be refitted"
+            weights = inside(self.folder, WEIGHTS)
+            size = weights.stat().st_size if weights.is_file() else 0
+            raise self.failed("X335", what, graph, size)
 
 
 class TensorRtExecutor:
@@ -167,7 +183,7 @@ class TensorRtExecutor:
 
     def __init__(self, opener: Opener, engine: Any, spec: Mapping[str, Any], query: str) -> None:
         self.opener, self.engine, self.query = opener, engine, query
-        self.names = [i["name"] for i in spec["inputs"]] + [o["onnx"] for o in spec["outputs"]]
+        self.names = [name for name, _ in arrays(spec)]
         self.sizes = self._checked(spec)
         self.context = engine.create_execution_context()
         if self.context is None:
@@ -194,10 +210,12 @@ class TensorRtExecutor:
             raise PccError("X334", f"the engine of '{self.query}' has other arrays: {lost[0]!r}",
                            hint=AGAIN)  # fmt: skip
         sizes = {}
-        for io in (*spec["inputs"], *spec["outputs"]):
-            name = io.get("onnx", io["name"])
+        for name, io in arrays(spec):
             shape = [batch if d in ("B", "Bc") else d for d in io["shape"]]
             kind = engine.get_tensor_dtype(name).name
+            if kind not in IN_ENGINE[io["dtype"]]:
+                what = f"{io['name']!r} of '{self.query}' is {kind}, not {io['dtype']}"
+                raise PccError("X334", what, hint=AGAIN)
             have = math.prod(engine.get_tensor_shape(name)) * ENGINE_ITEM.get(kind, 0)
             want = self._rows(io["name"], shape) * ITEM[io["dtype"]]
             if have != want:
