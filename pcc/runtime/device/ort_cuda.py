@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pcc.bundle import inside
 from pcc.errors import PccError
@@ -27,6 +29,9 @@ FAULTS = {
     "Memcpy nodes": "values travel between the device and the host within the graph",
 }
 WARNING, ERROR = 2, 3  # levels of its log
+LOG = re.compile(rb"(\x1b\[[0-9;]*m)*\d{4}-\d\d-\d\d [0-9:.]+ \[[VIWEF]:onnxruntime:")
+HEARD = 10_000  # lines of it that are looked at
+_HEARING = threading.RLock()  # two that redirect at once would restore each other's file
 
 
 class OrtGraphs:
@@ -213,13 +218,16 @@ def watched(work: Callable[[], Any], at: str) -> Any:
 
 @contextmanager
 def _said() -> Iterator[list[str]]:
-    """Collect what is written to the process's standard error: ONNX Runtime's log goes there."""
+    """Collect what is written to the process's standard error: ONNX Runtime's log goes there.
+
+    What is not of the log, of other threads too, is passed on at the end.
+    """
     lines: list[str] = []
     try:
         sys.stderr.flush()
     except (AttributeError, ValueError):  # a window program has none
         pass
-    with tempfile.TemporaryFile() as file:
+    with _HEARING, tempfile.TemporaryFile() as file:
         try:
             kept = os.dup(2)
         except OSError:  # standard error is closed: nothing can be heard
@@ -232,7 +240,29 @@ def _said() -> Iterator[list[str]]:
             os.dup2(kept, 2)
             os.close(kept)
             file.seek(0)
-            lines += file.read(1 << 20).decode("utf-8", "replace").splitlines()
+            lines += _sorted(file)
+
+
+def _sorted(file: IO[bytes]) -> list[str]:
+    """Return what was written, at most `HEARD` lines; what is no entry of the log goes on.
+
+    An entry may have more lines than one, so that the others are returned too.
+    """
+    lines: list[str] = []
+    for line in iter(lambda: file.readline(1 << 16), b""):
+        if not LOG.match(line):
+            _write(line)
+        if len(lines) < HEARD:
+            lines.append(line.decode("utf-8", "replace").rstrip())
+    return lines
+
+
+def _write(data: bytes) -> None:
+    try:
+        while data:
+            data = data[os.write(2, data) :]
+    except OSError:  # nobody reads it any more
+        pass
 
 
 def _libraries(ort: Any) -> None:
