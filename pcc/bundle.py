@@ -184,12 +184,16 @@ def inside(folder: Path, name: str) -> Path:
     if bad or pure.as_posix() != name:
         raise PccError("B213", f"'{name[:80]}' leads out of the bundle", at=str(folder))
     path = folder
-    for part in pure.parts:
-        path = path / part
-        if path.is_symlink():
-            raise PccError("B213", f"'{name[:80]}' is behind a link", at=str(folder))
-    if not path.is_file():
-        raise PccError("B212", f"'{name[:80]}' is missing", at=str(folder))
+    try:
+        for part in pure.parts:
+            path = path / part
+            if path.is_symlink():
+                raise PccError("B213", f"'{name[:80]}' is behind a link", at=str(folder))
+        there = path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        there = False
+    if not there:
+        raise PccError("B212", f"{name[:80]!r} is missing", at=str(folder))
     return path
 
 
@@ -234,6 +238,9 @@ class _Reader:
         for name, spec in self.get(m, "queries", dict).items():
             self.need(type(spec) is dict, f"query {name[:40]!r} is malformed")
             self.query(spec, n, files)
+        # Graphs of one session work on the same rows: a static one writes all of its own.
+        batches = {spec.get("batch") for spec in m["queries"].values()}
+        self.need(len(batches) < 2, "queries take unlike numbers of rows")
 
     def bounded(self, whole: Any) -> None:
         """Need integers of 64 bits and finite floats: others are mistakes, or costly to print."""

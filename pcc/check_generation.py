@@ -21,7 +21,7 @@ from pcc.ir.core import Values, tensor
 from pcc.ir.module import Module
 from pcc.ir.semiring import Semiring
 from pcc.ir.types import HALVES
-from pcc.runtime.buffers import DTYPES
+from pcc.runtime.dtypes import STORED
 from pcc.runtime.engine import Engine
 from pcc.runtime.measure import compare_greedy
 from pcc.runtime.vocabulary import Vocabulary
@@ -160,7 +160,7 @@ def _inputs(
     call, spec = rounds.call(rounds.step_name), rounds.spec
     out: dict[str, Any] = {}
     for i in engine.queries[query]["inputs"]:
-        name, kind = i["name"], DTYPES.get(i["dtype"])
+        name, kind = i["name"], STORED.get(i["dtype"])
         shape = [1, *(d for d in i["shape"][1:])]
         if name.startswith("past."):
             out[name] = rounds.states.read(name[5:])

@@ -24,8 +24,9 @@ from typing import Any
 
 VERSION = 1
 KINDS = ("input", "output", "state", "weight", "scratch")
-ALIGN = 256  # of every offset: what the driver gives to an allocation of its own
+# As `pcc.runtime.dtypes` has it, which no backend imports.
 ITEM = {"f32": 4, "i64": 8, "bool": 1, "f16": 2, "bf16": 2, "u8": 1, "u32": 4}
+ALIGN = 256  # of every offset: what the driver gives to an allocation of its own
 
 
 def aligned(size: int) -> int:

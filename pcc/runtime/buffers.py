@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 
 from pcc.errors import PccError
+from pcc.runtime.dtypes import ITEM, NUMPY
 from pcc.runtime.ort import first_line, import_ort
 
 Values = np.ndarray[Any, Any]
-DTYPES: dict[str, Any] = {
-    "f32": np.float32, "i64": np.int64, "bool": np.bool_, "f16": np.float16,
-}  # fmt: skip
 
 
 class Buffer:
@@ -22,7 +20,7 @@ class Buffer:
     def __init__(self, shape: Sequence[int], dtype: str) -> None:
         # Zeros, not empty: rows beyond the length are masked, but 0 * NaN would still be NaN.
         try:
-            self.array: Values = np.zeros(tuple(shape), DTYPES[dtype])
+            self.array: Values = np.zeros(tuple(shape), NUMPY[dtype])
         except (MemoryError, ValueError):
             what = f"no memory for an array of shape {tuple(shape)}"
             hint = "shorter sequences, or fewer rows at a time"
@@ -56,7 +54,7 @@ class States:
         for s in self.specs:
             size = int(np.prod(shapes[s["name"]], dtype=np.int64)) * self.batch
             copies = 1 if s["rows_axis"] is not None else 2
-            total += size * np.dtype(DTYPES[s["dtype"]]).itemsize * copies
+            total += size * ITEM[s["dtype"]] * copies
         return total
 
     def resize(self, shapes: Mapping[str, Sequence[int]]) -> None:
@@ -96,7 +94,7 @@ def bytes_bound(spec: Mapping[str, Any], batch: int) -> int:
     for io in (*spec["inputs"], *spec["outputs"]):
         if not io["name"].startswith(("past.", "present.")):
             sizes = [batch if d in ("B", "Bc") else d for d in io["shape"]]
-            total += int(np.prod(sizes, dtype=np.int64)) * np.dtype(DTYPES[io["dtype"]]).itemsize
+            total += int(np.prod(sizes, dtype=np.int64)) * ITEM[io["dtype"]]
     return total
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pcc.errors import PccError
 from pcc.knobs import MAX_STATE_BYTES, MAX_TOKENS
-from pcc.runtime.buffers import DTYPES
+from pcc.runtime.dtypes import STORED
 from pcc.runtime.philox import ROLES
 
 GRAPHS = ("step", "step_greedy", "prefill", "prefill_greedy", "verify", "decode")
@@ -35,6 +35,8 @@ def check_generation(manifest: Mapping[str, Any], at: str) -> dict[str, Any]:
     queries = manifest["queries"]
     need(all(g in queries for g in GRAPHS), f"it needs the graphs {', '.join(GRAPHS)}")
     _states(found, need)
+    if any("batch" in spec for spec in queries.values()):
+        _static(found, queries, need)
     random = found.get("random")
     need(isinstance(random, dict), "'random' is missing")
     for graph, slots in random.items() if isinstance(random, dict) else ():
@@ -59,7 +61,7 @@ def _states(found: Mapping[str, Any], need: Any) -> None:
     for s in states or ():
         shape = s.get("shape") if isinstance(s, dict) else None
         need(
-            shape is not None and _sizes(shape) and s.get("dtype") in (*DTYPES, "bf16"),
+            shape is not None and _sizes(shape) and s.get("dtype") in tuple(STORED),
             "a state is malformed",
         )
         axis = s.get("rows_axis")
@@ -86,6 +88,25 @@ def _states(found: Mapping[str, Any], need: Any) -> None:
             )  # fmt: skip
             need(same, f"bucket {rows} does not fit state {str(s['name'])[:40]!r}")
     need(rows >= found["max_seq"] + max(found["n"], found["chunk"]), "buckets are too small")
+
+
+def _static(found: Mapping[str, Any], queries: Mapping[str, Any], need: Any) -> None:
+    """Need one buffer size, that of `states`: kernels of fixed shapes write as far as that."""
+    states = {s["name"]: s for s in found["states"]}
+    for q in queries.values():
+        for io in (*q["inputs"], *q["outputs"]):
+            role, _, name = io["name"].partition(".")
+            if role in ("past", "present"):
+                s = states.get(name, {"dtype": None, "shape": ()})
+                shape = io["shape"][1:]
+                same = len(shape) == len(s["shape"]) and s["dtype"] == io["dtype"] and all(
+                    a == b or isinstance(a, str) for a, b in zip(shape, s["shape"], strict=True)
+                )  # fmt: skip
+                need(same, f"{io['name'][:60]!r} is no state")
+    shapes = {s["name"]: s["shape"] for s in found["states"]}
+    buckets = found["buckets"]
+    need(len(buckets) == 1, "static graphs have one buffer size")
+    need(buckets[0]["states"] == shapes, "static graphs have the buffers of 'states'")
 
 
 def _sizes(shape: object) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 from pcc.bundle import read_manifest
 from pcc.errors import PccError
 from pcc.knobs import MAX_THREADS
+from pcc.runtime.dtypes import NUMPY
 from pcc.runtime.ort import KNOWN
 from pcc.runtime.runner import HostRunner, runner_of
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from pcc.runtime.session import Session
 
 Values = np.ndarray[Any, Any]
-DTYPES: dict[str, Any] = {"f32": np.float32, "i64": np.int64, "bool": np.bool_}
 OPTIONAL = ("x", "observed")  # filled with zeros and False
 
 
@@ -132,7 +132,7 @@ class Engine:
             if name in inputs:
                 feed[name] = _convert(name, i, inputs[name], rows)
             elif name in OPTIONAL:
-                feed[name] = np.zeros((rows, *i["shape"][1:]), DTYPES[i["dtype"]])
+                feed[name] = np.zeros((rows, *i["shape"][1:]), NUMPY[i["dtype"]])
             else:
                 raise PccError("R103", f"input {name!r} is missing", hint=_describe(i))
         self._ranges(feed, inputs)
@@ -223,7 +223,7 @@ def _check_finite(query: str, name: str, value: Values) -> None:
 
 
 def _convert(name: str, spec: Mapping[str, Any], a: Values, rows: int) -> Values:
-    kind = DTYPES[spec["dtype"]]
+    kind = NUMPY[spec["dtype"]]
     allowed = {"f32": "fiu", "i64": "iu", "bool": "b"}[spec["dtype"]]
     if a.dtype.kind not in allowed:
         raise PccError("R106", f"input {name!r} has dtype {a.dtype}", hint=_describe(spec))

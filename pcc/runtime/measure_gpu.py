@@ -18,7 +18,8 @@ import numpy as np
 from pcc.errors import PccError
 from pcc.runtime.bound import quantiles
 from pcc.runtime.device.driver import Device, Memory
-from pcc.runtime.device.executor import Executor
+from pcc.runtime.device.executor import Executor, arrays
+from pcc.runtime.dtypes import ITEM, NUMPY
 from pcc.runtime.parts import parts
 from pcc.runtime.rounds import Rounds
 from pcc.runtime.sampling import Sampling
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 Values = np.ndarray[Any, Any]
 Times = dict[str, float]
-ITEM = {"f32": 4, "f16": 2, "bf16": 2, "i64": 8, "bool": 1}
-NUMPY = {"f32": np.float32, "i64": np.int64, "bool": np.bool_}
 COPY = 2 << 30  # bytes of the copied buffer: forty times the L2
 WARM = 3  # launches before times count
 
@@ -107,9 +106,9 @@ class Bench:
         whole = {s["name"]: s["rows_axis"] is not None for s in states}
         shapes = {s["name"]: list(s["shape"]) for s in states}
         held: dict[str, int] = {}
-        for io in (*spec["inputs"], *spec["outputs"]):
-            kind, _, state = io["name"].partition(".")
-            name = at = io.get("onnx", io["name"])  # a query may give back what it takes as x
+        for at, io in arrays(spec):
+            kind, _, state = at.partition(".")
+            name = at
             if kind in ("past", "present") and whole.get(state):
                 name = f"past.{state}"  # one buffer, written in place
             if name not in held:

@@ -104,6 +104,7 @@ class Rounds:
             spent = time.perf_counter() - began
             last = np.array([0 < len(p) - start <= self.chunk for p in prompts])
             self._check(c, c["emitted"][:, 0], last)
+            self._plausible_prefill(c, last)
             self.states.settle()
             self.statistics.prefill(sum(map(len, pieces)), spent)
             on = c["valid"] > 0
@@ -132,6 +133,7 @@ class Rounds:
         c.run()
         spent = time.perf_counter() - began
         self._check(c, c["emitted"][:, 0], self.active)
+        self._plausible_round(c)
         self.states.settle()
         count, emitted = c["n_emit"].copy(), c["emitted"].copy()
         self.length += count
@@ -159,6 +161,35 @@ class Rounds:
             raise PccError(
                 "S130", f"the model computes values that are not numbers: {where}",
                 hint="check the weights with `pcc verify`",
+            )  # fmt: skip
+
+    def _plausible_round(self, c: Calls) -> None:
+        """Refuse counts and tokens that no round gives: loops rely on them, and so do indices.
+
+        1 <= n_emit <= n for active rows, else 0; emitted[:n_emit] in 0..V-1, then -1.
+        """
+        count, emitted, vocab = c["n_emit"], c["emitted"], int(self.spec["vocab"])
+        on = self.active
+        self._need(((count >= on) & (count <= self.n * on)).all(), "the number of tokens")
+        told = np.arange(self.n) < count[:, None]
+        ids = (emitted >= 0) & (emitted < vocab)
+        self._need(np.where(told, ids, emitted == -1).all(), "a token")
+        window = c["next_window"][on]
+        self._need(((window >= 0) & (window < vocab)).all(), "a token of the next window")
+
+    def _plausible_prefill(self, c: Calls, last: Values) -> None:
+        """Refuse lengths and tokens that no chunk of a prompt gives."""
+        vocab, on = int(self.spec["vocab"]), c["valid"] > 0
+        same = c["next_length"][on] == (c["length"] + c["valid"])[on]
+        self._need(same.all(), "the next length")
+        for ids in (c["emitted"][last], c["next_window"][last]):
+            self._need(((ids >= 0) & (ids < vocab)).all(), "a token")
+
+    def _need(self, ok: Any, what: str) -> None:
+        if not ok:
+            raise PccError(
+                "S131", f"the graph gives {what} that no model gives",
+                hint="the bundle is damaged, or another program's: compile it again",
             )  # fmt: skip
 
     def snapshot(self) -> dict[str, Any]:

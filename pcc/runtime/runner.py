@@ -120,6 +120,9 @@ def runner_of(engine: Engine) -> Runner:
     if kind == "onnx":
         check_opset(engine.manifest["opset"])
     static = all("batch" in s for s in engine.queries.values())
+    if kind != "onnx" and not static:
+        raise PccError("B215", "the manifest's queries have no 'batch'", at=str(engine.path),
+                       hint="it is damaged: compile the bundle again")  # fmt: skip
     # Graphs whose sizes are open have nodes that compute sizes, on the host: no static addresses.
     if engine.provider == "cpu" or (kind == "onnx" and not static):
         return HostRunner(engine)

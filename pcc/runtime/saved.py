@@ -18,7 +18,7 @@ from pcc.knobs import MAX_QUOTED
 from pcc.runtime.arguments import integer, token_ids
 from pcc.runtime.arrays import read_npz
 from pcc.runtime.buffers import Values
-from pcc.runtime.device.arena import STORED
+from pcc.runtime.dtypes import STORED
 from pcc.runtime.rounds import Rounds
 from pcc.runtime.rows import Row
 from pcc.runtime.session import Session, streams_of

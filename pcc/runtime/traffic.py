@@ -19,8 +19,8 @@ from pcc.bundle import inside
 from pcc.errors import PccError
 from pcc.files import read_bounded
 from pcc.knobs import MAX_TEXT_BYTES
+from pcc.runtime.dtypes import ITEM
 
-ITEM = {"f32": 4, "f16": 2, "bf16": 2, "i64": 8, "bool": 1}
 LINE = re.compile(
     r"\s*%(?P<name>\w+) = (?P<op>[\w.]+)(?P<args>[^{:]*)(?:\{(?P<attrs>.*)\})?"
     r" : (?P<type>(?:f32|f16|bf16|i64|bool)\[[^\]]*\])(?: loc\(.*\))?\s*"

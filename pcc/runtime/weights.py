@@ -11,9 +11,9 @@ import numpy as np
 
 from pcc.bundle import inside
 from pcc.errors import PccError
+from pcc.runtime.dtypes import ITEM, NUMPY
 
 FILE = "graphs/weights.bin"
-ITEM = {"f32": 4, "f16": 2, "bf16": 2}
 Values = np.ndarray[Any, Any]
 
 
@@ -47,7 +47,6 @@ def mapped(
         offset, _ = places[w["name"]]
         key = (offset, w["dtype"], *w["shape"])
         if key not in known:
-            kind = np.float32 if w["dtype"] == "f32" else np.float16
-            known[key] = np.memmap(folder / FILE, kind, "r", offset, tuple(w["shape"]))
+            known[key] = np.memmap(folder / FILE, NUMPY[w["dtype"]], "r", offset, tuple(w["shape"]))
         out[w["name"]] = known[key]
     return out

@@ -8,9 +8,9 @@ import pytest
 from fake_cuda import Cuda
 
 from pcc.check_generation import _numbers
-from pcc.runtime.device.arena import STORED
 from pcc.runtime.device.driver import Device
 from pcc.runtime.device.states import DeviceStates
+from pcc.runtime.dtypes import STORED
 from pcc.runtime.saved import _finite
 
 SPECS = [

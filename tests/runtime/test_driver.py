@@ -78,6 +78,51 @@ def test_too_little_memory_says_how_much() -> None:
     assert "1.0 GB of 1.0 GB free" in what
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda d: d.stream(),
+        lambda d: d.capture(1, lambda: None),
+        lambda d: d.launch(3, 1),
+        lambda d: d.start(Kernel(None, (1, 1, 1), (1, 1, 1)), [], 1),
+        lambda d: d.load(b"", []),
+    ],
+)
+def test_memory_that_other_calls_lack(call: Any) -> None:
+    device = Device(0, Cuda())
+    for name in ("cuStreamCreate", "cuGraphInstantiate", "cuGraphLaunch", "cuLaunchKernelEx",
+                 "cuModuleLoadData"):  # fmt: skip
+        device.cu.fails[name] = 2
+    assert "too little memory on Fake GPU" in one_line("X305", lambda: call(device))
+
+
+def test_streams_events_and_modules_are_given_back() -> None:
+    device = Device(0, Cuda())
+    stream, event = device.stream(), device.event()
+    device.record(event, stream)
+    functions = device.load(b".version", [])
+    assert device.cu.open == {"stream": 1, "event": 1, "module": 1}
+    device.wait(stream)
+    del stream, event
+    functions.free()
+    functions.free()
+    assert not +device.cu.open
+    source = Uniforms(1, [("token", 0)], [0])
+    for _ in range(3):
+        Draws(device, source, 1)
+    assert device.cu.open["module"] == device.cu.calls["cuModuleLoadData"] - 1 == 1
+
+
+def test_what_a_kernel_takes_where_the_driver_says() -> None:
+    device = Device(0, Cuda())
+    assert device.parameters(lambda a, b: None, 9) == [8, 8]
+    assert device.parameters(lambda a, b: None, 1) == [8, 8]  # one more than asked for
+    device.cu.fails["cuFuncGetParamInfo"] = 801
+    assert device.parameters(lambda a, b: None, 9) is None
+    device.version = 12030
+    assert device.parameters(lambda a, b: None, 9) is None
+
+
 def test_code_for_another_gpu() -> None:
     device = Device(0, Cuda(capability=(8, 9)))
     for arch in ("sm_90", "sm_80a", "sm_75", "sm_90a"):
@@ -85,7 +130,7 @@ def test_code_for_another_gpu() -> None:
     for arch in ("sm_80", "sm_86", "sm_89", "sm_89a", "sm_80f"):
         check_arch(device, arch, "here")
     device.cu.fails["cuModuleLoadData"] = 209
-    assert "--gpu-arch sm_89" in refused("X306", lambda: device.load(b"", [])).hint
+    assert "--gpu sm_89" in refused("X306", lambda: device.load(b"", [])).hint
     device.cu.fails["cuModuleLoadData"] = 200
     assert refused("B241", lambda: device.load(b"", [])).exit_code == 2
 

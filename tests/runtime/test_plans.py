@@ -14,6 +14,8 @@ import pytest
 from fake_cuda import Cuda
 from shipped import refused
 
+from pcc.errors import PccError
+from pcc.runtime import dtypes
 from pcc.runtime.device.driver import Device, Memory
 from pcc.runtime.device.own import Plans
 from pcc.runtime.device.plan import read_plan
@@ -135,8 +137,9 @@ def edit(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
 
 
 BAD = {
-    "version": 2, "batch": 1, "arch": "sm_90; rm", "scratch_bytes": -1, "buffers": {},
-    "launches": 3, "weights": 7, "scratch_bytes ": None,
+    "version": True, "version ": "2", "batch": 1, "arch": "sm_90; rm", "scratch_bytes": -1,
+    "buffers": {},
+    "launches ": 3, "weights": 7, "scratch_bytes ": None,
     "buffers.0.bytes": 28, "buffers.0.shape": [2, 4], "buffers.0.kind": "else",
     "buffers.0.dtype": "f64", "buffers.0.name": "other", "buffers.1": 5, "buffers.1.kind": "input ",
     "buffers.1.name": "z", "buffers.2.offset": 504, "buffers.2.offset ": -256,
@@ -145,7 +148,11 @@ BAD = {
     "launches.0.args": [0, 2, 1, 7], "launches.0.args ": [-1], "launches.0.grid": [0, 1, 1],
     "launches.0.grid ": [1, 1 << 20, 1], "launches.0.block": [1024, 2, 1],
     "launches.0.block ": [32, 1], "launches.0.kernel": "a b", "launches.1.shared": 1 << 20,
-    "launches.1.cooperative": "no", "launches.0": None,
+    "launches.1.cooperative": "no", "launches.0": None, "buffers.0.dtype ": [],
+    "buffers.0.dtype  ": {}, "buffers.0.dtype   ": "u32", "buffers.0.kind ": "output",
+    "buffers.0.kind  ": [], "buffers.1.kind  ": "state", "buffers.6.name": "w",
+    "launches.0.grid  ": [1 << 13, 1 << 12, 1], "launches": [],
+    "launches.0.args  ": [0, 2, 6], "launches.1.args": [3, 4],
 }  # fmt: skip
 
 
@@ -169,6 +176,47 @@ def test_plans_that_lie_are_refused(path: str, tmp_path: Path) -> None:
 def test_plans_that_are_none(text: Any, tmp_path: Path) -> None:
     written(tmp_path, text if isinstance(text, str) else text.decode())
     refused("B240", lambda: read_plan(tmp_path, "step", SPEC, STATES))
+
+
+def test_plans_of_another_format(tmp_path: Path) -> None:
+    written(tmp_path, {**PLAN, "version": 2})
+    error = refused("X307", lambda: read_plan(tmp_path, "step", SPEC, STATES))
+    assert error.exit_code == 3
+    assert "format 2" in error.what
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a/" * 3000 + "a", "\ud800", "a\0"])
+@pytest.mark.parametrize("key", ["cubin", "weights"])
+def test_names_that_no_file_can_have(key: str, name: str, tmp_path: Path) -> None:
+    _, plans = opened(written(tmp_path, {**PLAN, key: name}))
+    with pytest.raises(PccError) as found:
+        plans.executor("step")
+    assert found.value.code in ("B212", "B213")
+    str(found.value).encode()
+
+
+def test_kernels_that_take_other_arguments(tmp_path: Path) -> None:
+    device, plans = opened(written(tmp_path, PLAN))
+    device.cu.kernels["scale"] = lambda x, w, y: None
+    assert "'scale' does not take 4" in refused("B241", lambda: plans.executor("step")).what
+    device.version = 12000  # a driver that cannot say
+    plans.executor("step")
+
+
+def test_kernels_are_unloaded_with_their_plans(tmp_path: Path) -> None:
+    device, plans = opened(written(tmp_path, PLAN))
+    run = plans.executor("step")
+    del plans
+    assert device.cu.open["module"] == 1
+    del run
+    assert device.cu.open["module"] == 0
+    assert device.cu.used == 0
+
+
+def test_types_have_one_size() -> None:
+    from pcc.backends.cuda import plan
+
+    assert plan.ITEM == dtypes.ITEM
 
 
 @pytest.mark.parametrize("key", ["cubin", "weights"])

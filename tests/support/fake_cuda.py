@@ -37,6 +37,7 @@ class Cuda:
         self.kernels: dict[str, Callable[..., None]] = {}  # of modules that are no PTX
         self.fails: dict[str, int] = {}  # function: code
         self.launched: list[Any] = []
+        self.open: Counter[str] = Counter()  # streams, events, modules that are not given back
         self.CUdevice_attribute = SimpleNamespace(
             CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR="major",
             CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR="minor",
@@ -176,16 +177,23 @@ class Cuda:
     # ------------------------------------------------------------ order
 
     def cuStreamCreate(self, flags: int) -> Any:  # noqa: N802
+        self.open["stream"] += 1
         return _Number(0), self._number()
 
     def cuStreamSynchronize(self, stream: int) -> Any:  # noqa: N802
         self.drain()
         return (_Number(0),)
 
+    def cuStreamDestroy(self, stream: int) -> Any:  # noqa: N802
+        self.open["stream"] -= 1
+        return (_Number(0),)
+
     def cuEventCreate(self, flags: int) -> Any:  # noqa: N802
+        self.open["event"] += 1
         return _Number(0), self._number()
 
     def cuEventDestroy(self, event: int) -> Any:  # noqa: N802
+        self.open["event"] -= 1
         return (_Number(0),)
 
     def cuEventRecord(self, event: int, stream: int) -> Any:  # noqa: N802
@@ -222,7 +230,18 @@ class Cuda:
 
     # ------------------------------------------------------------ kernels
 
+    def cuModuleUnload(self, module: bytes) -> Any:  # noqa: N802
+        assert not self.queue, "a kernel of it may be on its way"
+        self.open["module"] -= 1
+        return (_Number(0),)
+
+    def cuFuncGetParamInfo(self, function: Any, at: int) -> Any:  # noqa: N802
+        if at < function.__code__.co_argcount:
+            return _Number(0), 8 * at, 8
+        return _Number(1), 0, 0
+
     def cuModuleLoadData(self, image: bytes) -> Any:  # noqa: N802
+        self.open["module"] += 1
         return _Number(0), image
 
     def cuModuleGetFunction(self, module: bytes, name: bytes) -> Any:  # noqa: N802

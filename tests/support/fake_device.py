@@ -13,9 +13,9 @@ from fake_cuda import Cuda
 
 import pcc
 from pcc.bundle import inside
-from pcc.runtime.device.arena import STORED
 from pcc.runtime.device.driver import Device
 from pcc.runtime.device.gpu import DeviceRunner
+from pcc.runtime.dtypes import STORED
 from pcc.runtime.ort import open_session
 from pcc.runtime.weights import mapped
 

@@ -9,17 +9,15 @@ from typing import Any
 import numpy as np
 
 from pcc.runtime.device.driver import Device, Memory, Pinned
+from pcc.runtime.dtypes import ITEM, STORED
 
 Values = np.ndarray[Any, Any]
 ALIGN = 256  # of each array: as an allocation of its own
-# bf16 is no type of numpy: its bits are kept, nothing on the host calculates with them.
-STORED: dict[str, Any] = {"f32": np.float32, "i64": np.int64, "bool": np.bool_,
-                          "f16": np.float16, "bf16": np.uint16}  # fmt: skip
 
 
 def size_of(shape: Sequence[int], dtype: str) -> int:
     """Return the bytes of a dense array."""
-    return math.prod(shape) * int(np.dtype(STORED[dtype]).itemsize)
+    return math.prod(shape) * ITEM[dtype]
 
 
 def fixed(io: Mapping[str, Any], batch: int) -> list[int]:

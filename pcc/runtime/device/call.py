@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pcc.errors import PccError
+from pcc.knobs import EVA_SPAN
 from pcc.runtime.device.arena import Arena, Layout, Values
 from pcc.runtime.device.driver import Device
 from pcc.runtime.device.executor import Executor
@@ -156,8 +157,6 @@ class DeviceCall:
         if hasattr(self, "plain") and not sys.is_finalizing():
             self.device.wait(self.turn.stream)  # a round that nobody waited for writes into mirrors
             self._forget()
-            for e in self.done:
-                self.device.cu.cuEventDestroy(e)
 
 
 def _place(name: str, first: Any) -> int:
@@ -242,6 +241,8 @@ class StepCall(DeviceCall):
         """Whether the buffers hold the next round wherever this one ends."""
         if not self.may or self.plain or self.runs < WARM or self.states is None:
             return False
+        if 2 * self.width > EVA_SPAN and any(s["ring"] for s in self.states.specs):
+            return False  # were this round to fail, the next would have overwritten what it read
         most = int(self["length"].max()) + 2 * self.width
         return bool(most <= self.states.rows)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 OLDEST = 12000  # driver API: programmatic launches and cooperative nodes in graphs
 RELAXED = 2  # CUstreamCaptureMode: a runtime may allocate while its work is recorded
 SYNC_STREAM, SYNC_EVENT = 1, 2  # non-blocking stream; event without times
+NO_MEMORY, NO_VALUE = 2, 1  # CUresult
+PARAMETERS_KNOWN = 12040  # driver API: asks what a kernel takes
 MORE_SHARED = 48 << 10  # bytes of shared memory beyond which a kernel has to ask
 
 
@@ -88,11 +90,48 @@ class Kernel:
     overlap: bool = False
 
 
+class Held(int):
+    """A stream or an event as a number, given back with the last reference to it.
+
+    The driver frees it once what was enqueued is done.
+    """
+
+    device: Device
+    end: str
+
+    @classmethod
+    def of(cls, device: Device, end: str, handle: Any) -> Held:
+        """Return a handle that the driver's function `end` frees."""
+        made = cls(int(handle))
+        made.device, made.end = device, end
+        return made
+
+    def __del__(self) -> None:
+        if hasattr(self, "end") and not sys.is_finalizing():
+            getattr(self.device.cu, self.end)(int(self))
+
+
+class Functions(dict[str, Any]):
+    """Functions of a loaded module by name, until it is freed."""
+
+    def __init__(self, device: Device, module: Any) -> None:
+        super().__init__()
+        self.device, self._module = device, module
+
+    def free(self) -> None:
+        """Unload the module; nothing of it may be on its way."""
+        if self._module is not None:
+            module, self._module = self._module, None
+            self.clear()
+            self.device.cu.cuModuleUnload(module)
+
+
 class Device:
     """One GPU: its primary context, and the calls of the driver that engines need."""
 
     def __init__(self, ordinal: int = 0, cu: Any = None) -> None:
         self.cu = bindings() if cu is None else cu
+        self._kept: dict[str, Functions] = {}
         self.ordinal = ordinal
         try:
             self._start(ordinal)
@@ -139,8 +178,10 @@ class Device:
         return f"sm_{self.capability[0]}{self.capability[1]}"
 
     def __call__(self, function: str, *args: Any) -> Any:
-        """Call the driver; return its results without the code. Errors: X304."""
+        """Call the driver; return its results without the code. Errors: X304, X305."""
         found = getattr(self.cu, function)(*args)
+        if int(found[0]) == NO_MEMORY:
+            raise self.too_little(0, f"for the driver's {function}")
         if int(found[0]):
             what = f"the driver's {function} failed: {self._name(found[0])}"
             raise PccError("X304", what, hint="`nvidia-smi` shows the state of the GPU")
@@ -164,17 +205,17 @@ class Device:
     def allocate(self, size: int) -> int:
         """Return the address of `size` bytes, aligned to 256. Errors: X305."""
         found = self.cu.cuMemAlloc(max(size, 1))
-        if int(found[0]) == 2:
+        if int(found[0]) == NO_MEMORY:
             raise self.too_little(size)
         if int(found[0]):
             raise PccError("X304", f"the driver's cuMemAlloc failed: {self._name(found[0])}")
         return int(found[1])
 
-    def too_little(self, size: int) -> PccError:
-        """Return the error that says how much memory is needed, and how much is free."""
-        free, total = self.memory()
-        what = (f"too little memory on {self.name}: {shown(size)} needed, "
-                f"{shown(free)} of {shown(total)} free")  # fmt: skip
+    def too_little(self, size: int, why: str = "") -> PccError:
+        """Return the error that says how much memory is needed or what for, and what is free."""
+        _, free, total = self.cu.cuMemGetInfo()  # whatever it says: it must not fail in turn
+        what = (f"too little memory on {self.name}: {why or shown(size) + ' needed'}, "
+                f"{shown(int(free))} of {shown(int(total))} free")  # fmt: skip
         hint = "a smaller --max-seq, --batch or --precision, or end what else uses the GPU"
         return PccError("X305", what, hint=hint)
 
@@ -185,7 +226,7 @@ class Device:
     def allocate_host(self, size: int) -> int:
         """Return the address of page-locked bytes."""
         found = self.cu.cuMemHostAlloc(size, 0)
-        if int(found[0]) == 2:
+        if int(found[0]) == NO_MEMORY:
             raise PccError("X305", f"the host has no {shown(size)} of page-locked memory")
         if int(found[0]):
             raise PccError("X304", f"the driver's cuMemHostAlloc failed: {self._name(found[0])}")
@@ -228,17 +269,17 @@ class Device:
 
     # ------------------------------------------------------------ order
 
-    def stream(self) -> int:
+    def stream(self) -> Held:
         """Return a new stream that does not wait for the default one."""
-        return int(self("cuStreamCreate", SYNC_STREAM))
+        return Held.of(self, "cuStreamDestroy", self("cuStreamCreate", SYNC_STREAM))
 
     def wait(self, stream: int) -> None:
         """Return when everything enqueued so far is done."""
         self("cuStreamSynchronize", stream)
 
-    def event(self, *, times: bool = False) -> int:
+    def event(self, *, times: bool = False) -> Held:
         """Return a new event; with `times`, `elapsed` works on it."""
-        return int(self("cuEventCreate", 0 if times else SYNC_EVENT))
+        return Held.of(self, "cuEventDestroy", self("cuEventCreate", 0 if times else SYNC_EVENT))
 
     def record(self, event: int, stream: int) -> None:
         """Make the event happen after what is enqueued so far."""
@@ -282,8 +323,8 @@ class Device:
 
     # ------------------------------------------------------------ kernels
 
-    def load(self, image: bytes, names: Sequence[str], at: str = "") -> Mapping[str, Any]:
-        """Return functions of a cubin or PTX text by name.
+    def load(self, image: bytes, names: Sequence[str], at: str = "") -> Functions:
+        """Return functions of a cubin or PTX text by name; whoever asked frees them.
 
         Errors: X306 where the image is for another GPU; B241 where it is damaged or lacks one.
         """
@@ -291,19 +332,44 @@ class Device:
         code = int(found[0])
         if code in (209, 218, 222):  # no image for this GPU, invalid PTX, PTX too new
             what = f"the kernels do not run on {self.name} ({self.arch}): {self._name(found[0])}"
-            raise PccError("X306", what, at=at, hint=f"compile with --gpu-arch {self.arch}")
-        if code == 2:
+            raise PccError("X306", what, at=at, hint=f"compile with --gpu {self.arch}")
+        if code == NO_MEMORY:
             raise self.too_little(len(image))
         if code:
             what = f"the driver refuses the kernels: {self._name(found[0])}"
             raise PccError("B241", what, at=at, hint="compile the bundle again")
-        out = {}
+        out = Functions(self, found[1])
         for name in names:
             got = self.cu.cuModuleGetFunction(found[1], name.encode())
             if int(got[0]):
+                out.free()
                 raise PccError("B241", f"there is no kernel {name[:60]!r}", at=at)
             out[name] = got[1]
         return out
+
+    def once(self, key: str, image: Callable[[], bytes], name: str) -> Any:
+        """Return a kernel that every session needs: loaded once, and kept with the device."""
+        if key not in self._kept:
+            self._kept[key] = self.load(image(), [name])
+        return self._kept[key][name]
+
+    def parameters(self, function: Any, most: int) -> list[int] | None:
+        """Return the bytes of each parameter of a kernel, up to `most` and one more.
+
+        None where the driver cannot say.
+        """
+        if self.version < PARAMETERS_KNOWN or not hasattr(self.cu, "cuFuncGetParamInfo"):
+            return None
+        sizes: list[int] = []
+        for i in range(most + 1):
+            try:
+                found = self.cu.cuFuncGetParamInfo(function, i)
+            except RuntimeError:  # the bindings know the call, the driver does not
+                return None
+            if int(found[0]):
+                return sizes if int(found[0]) == NO_VALUE else None
+            sizes.append(int(found[2]))
+        return sizes
 
     def allow_shared(self, function: Any, size: int) -> None:
         """Let a kernel use `size` bytes of dynamic shared memory."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 
 class Executor(Protocol):
@@ -31,3 +32,8 @@ class Opener(Protocol):
 
     def executor(self, query: str) -> Executor:
         """Return a query's graph with addresses of its own, nothing of it bound yet."""
+
+
+def arrays(spec: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the arrays of a query by the names that `bind` takes, inputs first."""
+    return [(i["name"], i) for i in spec["inputs"]] + [(o["onnx"], o) for o in spec["outputs"]]

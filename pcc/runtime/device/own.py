@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 from pcc.bundle import inside
 from pcc.errors import PccError
 from pcc.files import read_bounded
-from pcc.runtime.device.driver import Device, Kernel, Memory
-from pcc.runtime.device.plan import ARCH, Plan, read_plan
+from pcc.runtime.device.driver import Device, Functions, Kernel, Memory
+from pcc.runtime.device.plan import ARCH, MAX_ARGS, Plan, read_plan
 from pcc.runtime.device.upload import Say, upload
 
 MAX_CUBIN_BYTES = 256 << 20
+POINTER = 8  # bytes of a parameter
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,14 @@ class Loaded:
     """A plan on the device: its kernels in order, and its scratch memory."""
 
     plan: Plan
+    functions: Functions
     kernels: tuple[Kernel, ...]
     scratch: Memory
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing():
+            self.scratch.free()  # waits for the device, so that no kernel is on its way
+            self.functions.free()
 
 
 class Plans:
@@ -53,6 +61,7 @@ class Plans:
         path = inside(self.folder, plan.cubin)
         image = read_bounded(path, MAX_CUBIN_BYTES, "B240")
         functions = self.device.load(image, sorted({x.kernel for x in plan.launches}), str(path))
+        self._check_parameters(plan, functions, str(path))
         most: dict[str, int] = {}
         for x in plan.launches:
             most[x.kernel] = max(x.shared, most.get(x.kernel, 0))
@@ -67,7 +76,18 @@ class Plans:
             if b.kind == "scratch" and b.zero:  # counters: kernels leave them at zero
                 self.device.zero(scratch.address + b.offset, b.bytes, self.stream)
         self.device.wait(self.stream)
-        return Loaded(plan, kernels, scratch)
+        return Loaded(plan, functions, kernels, scratch)
+
+    def _check_parameters(self, plan: Plan, functions: Functions, at: str) -> None:
+        """Need that each launch gives a kernel the pointers that it takes, where that is known."""
+        known: dict[str, list[int] | None] = {}
+        for x in plan.launches:
+            if x.kernel not in known:
+                known[x.kernel] = self.device.parameters(functions[x.kernel], MAX_ARGS)
+            takes = known[x.kernel]
+            if takes is not None and takes != [POINTER] * len(x.args):
+                what = f"kernel {x.kernel[:60]!r} does not take {len(x.args)} pointers"
+                raise PccError("B241", what, at=at, hint="compile the bundle again")
 
     def _base(self, name: str) -> int:
         """Return where a weight file lies on the device."""
@@ -95,7 +115,7 @@ def check_arch(device: Device, arch: str, at: str) -> None:
     fits = have[0] == major and (have[1] == minor if only == "a" else have[1] >= minor)
     if not fits:
         what = f"the engine was built for {arch}, {device.name} is {device.arch}"
-        raise PccError("X306", what, at=at, hint=f"compile with --gpu-arch {device.arch}")
+        raise PccError("X306", what, at=at, hint=f"compile with --gpu {device.arch}")
 
 
 class PlanExecutor:

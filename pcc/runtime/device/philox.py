@@ -89,9 +89,9 @@ class Draws:
 
     def __init__(self, device: Device, source: Uniforms, stream: int) -> None:
         self.device, rows, slots = device, len(source.streams), len(source.slots)
-        functions = device.load(ptx().encode() + b"\0", ["uniforms"])
+        function = device.once("philox", lambda: ptx().encode() + b"\0", "uniforms")
         blocks = -(-max(1, rows * slots) // THREADS)
-        self.kernel = Kernel(functions["uniforms"], (blocks, 1, 1), (THREADS, 1, 1))
+        self.kernel = Kernel(function, (blocks, 1, 1), (THREADS, 1, 1))
         self.tables: list[Memory] = []
         for values in (source.slots, source.roles, source.streams, split_seed(source.seed)):
             self.tables.append(self._table(values, stream))

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from pcc.runtime.device.arena import STORED, Values, size_of
+from pcc.runtime.device.arena import Values, size_of
 from pcc.runtime.device.driver import Device, Memory
+from pcc.runtime.dtypes import ITEM, STORED
 
 
 class DeviceState:
@@ -74,7 +75,7 @@ class DeviceStates:
         return DeviceState(self.device, shape, dtype, self.stream)
 
     def _keep(self, old: DeviceState, new: DeviceState, axis: int) -> None:
-        item = int(np.dtype(STORED[new.dtype]).itemsize)
+        item = ITEM[new.dtype]
         inner = int(np.prod(new.shape[axis + 1 :], dtype=np.int64)) * item
         pitches = (new.shape[axis] * inner, old.shape[axis] * inner)
         blocks = int(np.prod(new.shape[:axis], dtype=np.int64))

@@ -18,10 +18,10 @@ from pcc.bundle import inside
 from pcc.errors import PccError
 from pcc.runtime.device.driver import Device, Memory
 from pcc.runtime.device.executor import arrays
+from pcc.runtime.dtypes import ITEM
 from pcc.runtime.weights import FILE as WEIGHTS
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}  # nothing else is imported
-ITEM = {"f32": 4, "i64": 8, "bool": 1, "f16": 2, "bf16": 2}
 # A type of the manifest in an engine. Where there are no 64-bit integers, one is a pair of words.
 IN_ENGINE = {"f32": ("FLOAT",), "f16": ("HALF",), "bf16": ("BF16",), "bool": ("BOOL",),
              "i64": ("INT64", "INT32")}  # fmt: skip

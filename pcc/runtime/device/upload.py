@@ -47,8 +47,6 @@ def upload(
                     say(f"weights: {shown(done + want)} of {shown(total)}")
                 done += want
     device.wait(stream)
-    for _, event in stages:
-        device.cu.cuEventDestroy(event)
 
 
 def _read(f: object, into: memoryview, path: Path) -> None:
