@@ -4,7 +4,8 @@
     python benchmarks/gpu/tensorrt_check.py --expect     # on a CPU: the texts to compare with
 
 Each part is a process of its own with a time limit, since a crash in a library must not lose what
-the others found; FOLDER/tensorrt.json is written after each. Exit 1 if anything differs.
+the others found; FOLDER/tensorrt.json is written after each. Exit 1 if anything differs, and if a
+part raises, is stopped, or finds nothing.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ sys.path.insert(0, str(ROOT))
 TEXTS = ROOT / "benchmarks/results/conformance_expected.json"
 ROUNDS = "step,step_greedy,prefill,prefill_greedy"  # what texts are made with
 REPEATS, WARM = 200, 20
+RAISED = 3  # exit status of a part that raised; its report says what
 Row = dict[str, Any]
 
 
@@ -229,8 +231,8 @@ PARTS: dict[str, tuple[int, Part]] = {
 }
 
 
-def one(part: str, target: str, folder: Path, out: Path) -> None:
-    """Run a part in this process; its rows are kept even if it breaks off."""
+def one(part: str, target: str, folder: Path, out: Path) -> bool:
+    """Run a part in this process; its rows are kept even if it breaks off. Returns whether not."""
     rows: list[Row] = []
     began = time.perf_counter()
     try:
@@ -243,6 +245,21 @@ def one(part: str, target: str, folder: Path, out: Path) -> None:
         print(error, flush=True)
     seconds = round(time.perf_counter() - began, 1)
     out.write_text(json.dumps({"rows": rows, "seconds": seconds, "error": error}))
+    return not error
+
+
+def failure(report: dict[str, Any], ended: str) -> str:
+    """Return why a part has failed, or nothing: it must end, raise nothing, and find something."""
+    if ended != "ok":
+        return ended
+    if report.get("error"):
+        lines = [x for x in report["error"].splitlines() if x[:1].strip()]  # not of the stack
+        return f"raised {lines[-1][:200]}"
+    verdicts = [r["verdict"] for r in report["rows"]]
+    for bad in ("differs", "refused"):
+        if bad in verdicts:
+            return f"{verdicts.count(bad)} of {len(verdicts)} {bad}"
+    return "" if "ok" in verdicts else "nothing was found to be right"
 
 
 def every(names: list[str], target: str, out: Path) -> bool:
@@ -255,26 +272,20 @@ def every(names: list[str], target: str, out: Path) -> bool:
         print(f"== {name}", flush=True)
         command = [sys.executable, __file__, "--inside", name, "--target", target,
                    "--out", str(folder), "--json", str(file)]  # fmt: skip
-        ended = "ok"
         try:
             code = subprocess.run(command, timeout=PARTS[name][0], check=False).returncode
-            ended = "ok" if code == 0 else f"exit {code}"
+            ended = "ok" if code in (0, RAISED) else f"exit {code}"
         except subprocess.TimeoutExpired:
             ended = f"stopped after {PARTS[name][0]} s"
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         report = json.loads(file.read_text()) if file.is_file() else {"rows": []}
-        found[name] = {**report, "ended": ended}
+        found[name] = {**report, "ended": ended, "failed": failure(report, ended)}
         (out / "tensorrt.json").write_text(json.dumps(found, indent=1))
         verdicts = [r["verdict"] for r in report["rows"]]
         counts = {v: verdicts.count(v) for v in dict.fromkeys(verdicts)}
-        print(f"== {name}: {ended}, {counts or 'nothing'}", flush=True)
-    bad = ("differs", "refused")
-    return all(
-        p["ended"] == "ok" and not p.get("error") and p["rows"]
-        and not any(r["verdict"] in bad for r in p["rows"])
-        for p in found.values()
-    )  # fmt: skip
+        print(f"== {name}: {found[name]['failed'] or 'ok'}, {counts or 'no rows'}", flush=True)
+    return not any(p["failed"] for p in found.values())
 
 
 def main() -> None:
@@ -294,8 +305,7 @@ def main() -> None:
         return
     asked.out.mkdir(parents=True, exist_ok=True)
     if asked.inside:
-        one(asked.inside, asked.target, asked.out, asked.json)
-        return
+        sys.exit(0 if one(asked.inside, asked.target, asked.out, asked.json) else RAISED)
     sys.exit(0 if every(asked.part or list(PARTS), asked.target, asked.out) else 1)
 
 
