@@ -29,6 +29,10 @@ NUMBERS = ("overflow in", "may cause overflow", "smallest positive")
 
 def check_model(model: ir.Model, r: TensorRt) -> None:
     """Raise E431 where a graph holds what this runtime refuses or reads otherwise."""
+    for v in (*model.graph.inputs, *model.graph.outputs):
+        if v.dtype is not None and v.dtype.name not in SAME:
+            what = f"TensorRT {r.name} changes the type {v.dtype.name} of {v.name!r}"
+            raise PccError("E431", what)
     for node in nodes_of(model.graph):
         for what in _losses(node, r):
             at = node.metadata_props.get("pcc.layer") or str(node.name)
@@ -36,10 +40,6 @@ def check_model(model: ir.Model, r: TensorRt) -> None:
     _wide_floats(model, r)
     if not r.wide:
         _narrow(model, r)
-    for v in (*model.graph.inputs, *model.graph.outputs):
-        if v.dtype is not None and v.dtype.name not in SAME:
-            what = f"TensorRT {r.name} changes the type {v.dtype.name} of {v.name!r}"
-            raise PccError("E431", what)
 
 
 def _wide_floats(model: ir.Model, r: TensorRt) -> None:
