@@ -5,6 +5,8 @@ See `pcc.backends.cuda.library`, which offers these, for the words used.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from pcc.backends.cuda.instance import SMS, TYPES, Trait, instance, require
 from pcc.backends.cuda.kernel import READ, SCRATCH, UPDATE, WRITE, Argument, Kernel
 
@@ -13,22 +15,51 @@ MOST_CHUNK = 32  # a lane for each position of a chunk
 MOST_POSITIONS = 128  # of one pass: its new keys and values are held in shared memory
 
 
+@dataclass(frozen=True)
+class _Sizes:
+    """Sizes of one pass. `rows`: of the caches; `reach`: old rows that a query reads at most.
+
+    `chunks`: of `chunk` positions each, touched by the pass; `older`: rows of the summaries.
+    """
+
+    batch: int
+    count: int
+    heads: int
+    key_heads: int
+    width: int
+    rows: int
+    angles: int
+    positions: int
+    scale: float
+    window: int
+    dtype: str
+    reach: int
+    sms: int
+    chunk: int = 1
+    older: int = 0
+    chunks: int = 0
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of 16 queries that share keys."""
+        return -(-self.count * (self.heads // self.key_heads) // 16)
+
+    @property
+    def pairs(self) -> int:
+        """Tiles over all heads of keys."""
+        return self.batch * self.key_heads * self.tiles
+
+    @property
+    def splits(self) -> int:
+        """Over how many blocks the old keys of a head go: with the new ones', a cluster."""
+        most = 8 if self.pairs <= self.sms else 4 if self.pairs <= 2 * self.sms else 2
+        return max(2, min(most, 1 << (self.reach // 64).bit_length())) - 1
+
+
 def attend(
-    name: str,
-    *,
-    batch: int,
-    count: int,
-    heads: int,
-    key_heads: int,
-    width: int,
-    rows: int,
-    angles: int,
-    positions: int,
-    scale: float,
-    dtype: str,
-    window: int = 0,
-    sms: int = SMS,
-) -> Kernel:
+    name: str, *, batch: int, count: int, heads: int, key_heads: int, width: int, rows: int,
+    angles: int, positions: int, scale: float, dtype: str, window: int = 0, sms: int = SMS,
+) -> Kernel:  # fmt: skip
     """Rotate q and k, write k and v into the caches at start.., attend: y [batch * count, H hd].
 
     Row b * count + i of `qkv` holds H query heads, Hk key heads, Hk value heads of `width` = hd
@@ -39,47 +70,20 @@ def attend(
     `y dtype[batch*count,H*hd]`, scratch `partial f32[..]`, `done u32[..]` (zero).
     hd is a multiple of 16, at most 128; count at most 128; otherwise E180.
     """
-    require(key_heads > 0 and heads % key_heads == 0 and 0 <= 2 * angles <= width, name)
-    require(width % 16 == 0 and 0 < width <= 128 and 0 < count <= MOST_POSITIONS, name)
-    require(dtype in TYPES and dtype != "f32" and count <= rows, name)
-    group = heads // key_heads
-    tiles = -(-count * group // 16)
-    pairs = batch * key_heads * tiles
-    splits = _key_splits(pairs, rows if window == 0 else min(rows, window + count), sms)
-    args = [Argument("qkv", READ, "f32", (batch * count, (heads + 2 * key_heads) * width))]
-    args += _tables(positions, angles)
-    args.append(Argument("start", READ, "i64", (batch,)))
-    cache = (batch, key_heads, rows, width)
-    args += [Argument(x, UPDATE, dtype, cache) for x in ("key", "value")]
-    args.append(Argument("y", WRITE, dtype, (batch * count, heads * width)))
-    args += _attend_scratch(pairs, splits, width)
-    traits: dict[str, Trait] = {
-        "T": TYPES[dtype], "B": batch, "N": count, "H": heads, "HK": key_heads, "D": width,
-        "ROWS": rows, "R": angles, "P": positions, "WINDOW": window, "SCALE": scale,
-        "SPLITS": splits, "TILES": tiles, "EVA": False, "CHUNK": 1, "OLDER": 0, "CHUNKS": 0,
-    }  # fmt: skip
-    grid = (splits + 1, tiles, batch * key_heads)
-    shared = _attend_shared(count, 0, width)
-    return instance(name, "attend", traits, args, grid, 32 * WARPS, shared, splits + 1)
+    require(key_heads > 0 and heads % key_heads == 0 and count <= rows, name)
+    _require(name, count, width, angles, dtype)
+    reach = rows if window == 0 else min(rows, window + count)
+    sizes = _Sizes(
+        batch, count, heads, key_heads, width, rows, angles, positions, scale, window, dtype,
+        reach, sms,
+    )  # fmt: skip
+    return _kernel(name, sizes)
 
 
 def eva_attend(
-    name: str,
-    *,
-    batch: int,
-    count: int,
-    heads: int,
-    width: int,
-    ring: int,
-    older: int,
-    angles: int,
-    positions: int,
-    scale: float,
-    window: int,
-    chunk: int,
-    dtype: str,
-    sms: int = SMS,
-) -> Kernel:
+    name: str, *, batch: int, count: int, heads: int, width: int, ring: int, older: int,
+    angles: int, positions: int, scale: float, window: int, chunk: int, dtype: str, sms: int = SMS,
+) -> Kernel:  # fmt: skip
     """EVA attention with its writes: rings, then summaries of the chunks touched, then y.
 
     `t.ring_write` of the rotated k and of v, `t.ring_chunks`, the pools of `pcc.models.evabyte`
@@ -90,45 +94,53 @@ def eva_attend(
     (times hd^(-1/2) already), `y dtype[batch*count,H*hd]`, scratch as in `attend`. Limits as
     there, and chunks of at most 32.
     """
-    require(
-        heads > 0 and 0 <= 2 * angles <= width and 0 < chunk <= MOST_CHUNK and window % chunk == 0,
-        name,
-    )
-    require(width % 16 == 0 and 0 < width <= 128 and 0 < count <= MOST_POSITIONS, name)
-    require(dtype in TYPES and dtype != "f32" and max(count, chunk) <= ring, name)
+    require(heads > 0 and 0 < chunk <= MOST_CHUNK and window % chunk == 0, name)
+    require(max(count, chunk) <= ring, name)
+    _require(name, count, width, angles, dtype)
     chunks = (count + chunk - 2) // chunk + 1
-    tiles = -(-count // 16)
-    pairs = batch * heads * tiles
-    splits = _key_splits(pairs, min(ring, window) + older // 2, sms)
-    args = [Argument("qkv", READ, "f32", (batch * count, 3 * heads * width))]
-    args += _tables(positions, angles)
-    args.append(Argument("start", READ, "i64", (batch,)))
-    for part, length in (("", ring), ("summary_", older)):
-        cache = (batch, heads, length, width)
-        args += [Argument(part + x, UPDATE, dtype, cache) for x in ("key", "value")]
-    args += [Argument(x, READ, "f32", (heads, width)) for x in ("mu", "phi")]
-    args.append(Argument("y", WRITE, dtype, (batch * count, heads * width)))
-    args += _attend_scratch(pairs, splits, width)
+    sizes = _Sizes(
+        batch, count, heads, heads, width, ring, angles, positions, scale, window, dtype,
+        min(ring, window) + older // 2, sms, chunk, older, chunks,
+    )  # fmt: skip
+    return _kernel(name, sizes)
+
+
+def _require(name: str, count: int, width: int, angles: int, dtype: str) -> None:
+    """Refuse what neither kernel is written for. Errors: E180."""
+    require(width % 16 == 0 and 0 < width <= 128 and 0 <= 2 * angles <= width, name)
+    require(dtype in TYPES and dtype != "f32" and 0 < count <= MOST_POSITIONS, name)
+
+
+def _kernel(name: str, s: _Sizes) -> Kernel:
     traits: dict[str, Trait] = {
-        "T": TYPES[dtype], "B": batch, "N": count, "H": heads, "HK": heads, "D": width,
-        "ROWS": ring, "R": angles, "P": positions, "WINDOW": window, "SCALE": scale,
-        "SPLITS": splits, "TILES": tiles, "EVA": True, "CHUNK": chunk, "OLDER": older,
-        "CHUNKS": chunks,
+        "T": TYPES[s.dtype], "B": s.batch, "N": s.count, "H": s.heads, "HK": s.key_heads,
+        "D": s.width, "ROWS": s.rows, "R": s.angles, "P": s.positions, "WINDOW": s.window,
+        "SCALE": s.scale, "SPLITS": s.splits, "TILES": s.tiles, "EVA": s.chunks > 0,
+        "CHUNK": s.chunk, "OLDER": s.older, "CHUNKS": s.chunks,
     }  # fmt: skip
-    grid = (splits + 1, tiles, batch * heads)
-    shared = _attend_shared(count, chunks, width, chunk)
-    return instance(name, "attend", traits, args, grid, 32 * WARPS, shared, splits + 1)
+    grid = (s.splits + 1, s.tiles, s.batch * s.key_heads)
+    shared = _attend_shared(s.count, s.chunks, s.width, s.chunk)
+    args = _arguments(s)
+    return instance(name, "attend", traits, args, grid, 32 * WARPS, shared, s.splits + 1)
+
+
+def _arguments(s: _Sizes) -> list[Argument]:
+    of_rows = s.batch * s.count
+    args = [Argument("qkv", READ, "f32", (of_rows, (s.heads + 2 * s.key_heads) * s.width))]
+    args += _tables(s.positions, s.angles)
+    args.append(Argument("start", READ, "i64", (s.batch,)))
+    for part, length in (("", s.rows), ("summary_", s.older))[: 2 if s.chunks else 1]:
+        cache = (s.batch, s.key_heads, length, s.width)
+        args += [Argument(part + x, UPDATE, s.dtype, cache) for x in ("key", "value")]
+    if s.chunks:
+        args += [Argument(x, READ, "f32", (s.heads, s.width)) for x in ("mu", "phi")]
+    args.append(Argument("y", WRITE, s.dtype, (of_rows, s.heads * s.width)))
+    return args + _attend_scratch(s.pairs, s.splits, s.width)
 
 
 def _tables(positions: int, angles: int) -> list[Argument]:
     shape = (positions, angles)
     return [Argument(x, READ, "f32", shape) for x in ("cos", "sin")] if angles else []
-
-
-def _key_splits(pairs: int, rows: int, sms: int) -> int:
-    """Return over how many blocks the old keys of a head go: with the new ones', a cluster."""
-    most = 8 if pairs <= sms else 4 if pairs <= 2 * sms else 2
-    return max(2, min(most, 1 << (rows // 64).bit_length())) - 1
 
 
 def _attend_scratch(pairs: int, splits: int, width: int) -> list[Argument]:
@@ -139,7 +151,7 @@ def _attend_scratch(pairs: int, splits: int, width: int) -> list[Argument]:
     ]
 
 
-def _attend_shared(count: int, chunks: int, width: int, chunk: int = 0) -> int:
+def _attend_shared(count: int, chunks: int, width: int, chunk: int) -> int:
     """Return the bytes of shared memory: queries, then rings of keys or all the new ones."""
     new = 16 * sum(-(-x // 16) for x in (count, chunks, chunks * chunk))
     ring = WARPS * 2 * 16

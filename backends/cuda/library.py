@@ -6,6 +6,8 @@ Sizes are constants of the source; `rows` is M = batch * positions. Buffers are 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from pcc.backends.cuda.attention import MOST_CHUNK, MOST_POSITIONS, attend, eva_attend
 from pcc.backends.cuda.instance import SMS, TYPES, Trait, instance, require
 from pcc.backends.cuda.kernel import READ, SCRATCH, UPDATE, WRITE, Argument, Kernel
@@ -24,23 +26,11 @@ LOOK_AHEAD = 4 << 20  # bytes of the next product's weights
 
 
 def linear(
-    name: str,
-    *,
-    rows: int,
-    k: int,
-    n: int,
-    dtype: str,
-    source: str = "f32",
-    out: str = "f32",
-    epilogue: str = "none",
-    activation: str = "silu",
-    bias: bool = False,
-    squares: bool = False,
-    eps: float = 0.0,
-    sms: int = SMS,
-    ahead: tuple[int, int] | None = None,
+    name: str, *, rows: int, k: int, n: int, dtype: str, source: str = "f32", out: str = "f32",
+    epilogue: str = "none", activation: str = "silu", bias: bool = False, squares: bool = False,
+    eps: float = 0.0, sms: int = SMS, ahead: tuple[int, int] | None = None,
     slabs: int | None = None,
-) -> Kernel:
+) -> Kernel:  # fmt: skip
     """A product: z = round(x) W + b; y = z, y += z, or y_i = act(z_2i) z_2i+1 by `epilogue`.
 
     Arguments in order:
@@ -58,35 +48,74 @@ def linear(
     weights whose beginnings are fetched into L2 at the end, while this and smaller launches end.
     dtype "f32": all values are f32, `source` is "f32" and nothing is rounded.
     """
-    require(source in SOURCES and epilogue in EPILOGUES and activation in ACTIVATIONS, name)
-    require(dtype in TYPES and out in ("f32", "half") and rows > 0 and k > 0 and n > 0, name)
-    require(not (epilogue == "gated" and (n % 2 or squares)), name)
-    require(not (epilogue == "residual" and out == "half"), name)
-    require(dtype != "f32" or source == "f32", name)
-    kind = dtype if out == "half" else "f32"
-    y = Argument("y", UPDATE if epilogue == "residual" else WRITE, kind, (rows, n))
-    if epilogue == "gated":
-        y = Argument("y", WRITE, kind, (rows, n // 2))
-    args = [
-        Argument("x", READ, dtype if source == "half" else "f32", (rows, k)),
-        *(_norm(rows, k) if source == "norm" else ()),
-        Argument("w", READ, dtype, (packed_size(k, n),)),
-        *([Argument("bias", READ, "f32", (n,))] if bias else ()),
-        y,
-        *([Argument("squares_out", WRITE, "f32", (rows, strips_of(n)))] if squares else ()),
-    ]
-    traits: dict[str, Trait] = {
-        "T": TYPES[dtype], "Out": TYPES[kind], "M": rows, "K": k, "N": n,
-        "SOURCE": SOURCES.index(source), "EPILOGUE": EPILOGUES.index(epilogue),
-        "GELU": activation == "gelu", "BIAS": bias, "SQUARES": squares, "EPS": eps,
-    }  # fmt: skip
+    product = _Product(rows, k, n, dtype, source, out, epilogue, activation, bias, squares, eps)
+    product.require(name)
+    traits, args = product.traits(), product.arguments()
     if dtype == "f32":
         grid = (strips_of(n), -(-rows // 8), 1)
         return instance(name, "linear32", traits, args, grid, 256)
     how = split(rows, k, n, sms, slabs)
-    return _streamed(
-        name, how, n, dtype, traits, args, ahead and (*ahead, split(rows, *ahead, sms))
-    )
+    following = ahead and (*ahead, split(rows, *ahead, sms))
+    return _streamed(name, how, n, dtype, traits, args, following)
+
+
+@dataclass(frozen=True)
+class _Product:
+    """The options of `linear` that say what is computed."""
+
+    rows: int
+    k: int
+    n: int
+    dtype: str
+    source: str
+    out: str
+    epilogue: str
+    activation: str
+    bias: bool
+    squares: bool
+    eps: float
+
+    def require(self, name: str) -> None:
+        """Refuse what no kernel is written for. Errors: E180."""
+        gated, epilogue = self.epilogue == "gated", self.epilogue
+        require(self.source in SOURCES and epilogue in EPILOGUES, name)
+        require(self.activation in ACTIVATIONS and self.out in ("f32", "half"), name)
+        require(self.dtype in TYPES and min(self.rows, self.k, self.n) > 0, name)
+        require(not (gated and (self.n % 2 or self.squares)), name)
+        require(not (epilogue == "residual" and self.out == "half"), name)
+        require(self.dtype != "f32" or self.source == "f32", name)
+
+    @property
+    def kind(self) -> str:
+        """The type of the result."""
+        return self.dtype if self.out == "half" else "f32"
+
+    def traits(self) -> dict[str, Trait]:
+        """Return the constants of the source."""
+        return {
+            "T": TYPES[self.dtype], "Out": TYPES[self.kind], "M": self.rows, "K": self.k,
+            "N": self.n, "SOURCE": SOURCES.index(self.source),
+            "EPILOGUE": EPILOGUES.index(self.epilogue), "GELU": self.activation == "gelu",
+            "BIAS": self.bias, "SQUARES": self.squares, "EPS": self.eps,
+        }  # fmt: skip
+
+    def arguments(self) -> list[Argument]:
+        """Return the arguments without scratch, in order."""
+        rows, k, n = self.rows, self.k, self.n
+        role = UPDATE if self.epilogue == "residual" else WRITE
+        width = n // 2 if self.epilogue == "gated" else n
+        return [
+            Argument("x", READ, self.dtype if self.source == "half" else "f32", (rows, k)),
+            *(_norm(rows, k) if self.source == "norm" else ()),
+            Argument("w", READ, self.dtype, (packed_size(k, n),)),
+            *([Argument("bias", READ, "f32", (n,))] if self.bias else ()),
+            Argument("y", role, self.kind, (rows, width)),
+            *(
+                [Argument("squares_out", WRITE, "f32", (rows, strips_of(n)))]
+                if self.squares
+                else ()
+            ),
+        ]
 
 
 def _norm(rows: int, k: int) -> tuple[Argument, Argument]:
