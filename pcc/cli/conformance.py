@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from pcc.knobs import MAX_RESULT_BYTES
 
 if TYPE_CHECKING:
     from pcc.conformance.report import Finding
+    from pcc.conformance.scenarios import Scenario
 
 EVERY = 10.0  # seconds between reports of a run that is not complete: one that is cut off has some
 SHOWN = 40  # findings that are not "ok", in the table; the JSON has all
@@ -50,38 +52,47 @@ def conformance(
     ] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write a report.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Bundles compiled at a time.")] = 1,
-    work: Annotated[Path | None, typer.Option(help="Keep what is compiled in here.")] = None,
+    work: Annotated[
+        Path | None, typer.Option(help="Keep what is compiled in this new or empty folder.")
+    ] = None,
 ) -> None:
-    """Run the suite that every backend must pass; exit 1 if something differs."""
+    """Run the suite that every backend must pass; exit 1 if something differs, or nothing is equal.
+
+    Without --part, all that can be judged is run: the simulator has no sessions, and no CPU makes
+    texts in bf16.
+    """
     from pcc.circuit.text import write
+    from pcc.conformance.asked import check_setting, usual
     from pcc.conformance.bundles import Setting
     from pcc.conformance.report import as_json
-    from pcc.conformance.scenarios import SCENARIOS, given
-    from pcc.conformance.suite import PARTS, check, expectations
+    from pcc.conformance.suite import check, expectations
 
-    if provider == "simulator" and target != "cuda":
-        raise PccError("C142", f"target {target[:40]!r} has no simulator", hint="--target cuda")
-    batches = tuple(batch or (1, 3))
+    batches = tuple(dict.fromkeys(batch or (1, 3)))
+    for path in (json_out, save_expected):
+        _writable(path)
     if save_expected is not None:
         write(save_expected, json.dumps(expectations(say, batches)).encode())
         return
+    scenarios = _scenarios(head, verifier)
     stored = None if expected is None else _stored(expected)
     setting = Setting(target, provider, precision, halves=tuple(half or ()), only=tuple(only or ()))
-    if work is not None:
-        work.mkdir(parents=True, exist_ok=True)
+    check_setting(setting)
+    parts = tuple(dict.fromkeys(part)) if part else usual(setting)
     began = time.perf_counter()
     found: list[Finding] = []
 
     def report(*, complete: bool) -> dict[str, Any]:
         return as_json(
             found, target=target, provider=provider, precision=precision, batches=batches,
-            complete=complete, seconds=round(time.perf_counter() - began, 1), versions=versions(),
+            parts=parts, only=setting.only, halves=setting.halves,
+            verifier=None if verifier is None else str(verifier), complete=complete,
+            seconds=round(time.perf_counter() - began, 1), versions=versions(),
         )  # fmt: skip
 
     written = began
     for f in check(
-        setting, say, parts=tuple(part or PARTS), batches=batches, stored=stored, folder=work,
-        jobs=jobs, scenarios=SCENARIOS if verifier is None else (given(head, verifier),),
+        setting, say, parts=parts, batches=batches, stored=stored, folder=work,
+        jobs=jobs, scenarios=scenarios,
     ):  # fmt: skip
         found.append(f)
         if json_out is not None and time.perf_counter() > written + EVERY:
@@ -94,19 +105,49 @@ def conformance(
     raise typer.Exit(0 if final["ok"] else 1)
 
 
+def _scenarios(head: Path | None, verifier: Path | None) -> tuple[Scenario, ...]:
+    """Return what the protocol is checked on. Errors: C144."""
+    from pcc.conformance.scenarios import SCENARIOS, given
+
+    if verifier is None:
+        if head is not None:
+            raise PccError("C144", "--head is read with --verifier alone", hint="--verifier MODEL")
+        return SCENARIOS
+    for path in (verifier, head):
+        if path is not None and not path.exists():
+            raise PccError("C144", "there is no such model or head", at=str(path))
+    return (given(head, verifier),)
+
+
+def _writable(path: Path | None) -> None:
+    """Find out before the run whether a file can be written. Errors: C147."""
+    if path is None:
+        return
+    try:
+        if path.is_dir():
+            raise PccError("C147", "it is a folder", at=str(path), hint="name a file")
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as e:
+        raise PccError("C147", f"cannot write there: {e.strerror}", at=str(path)) from None
+
+
 def _save(path: Path, report: dict[str, Any]) -> None:
     from pcc.circuit.text import write
 
     write(path, json.dumps(_plain(report), indent=1).encode())
 
 
-def _stored(path: Path) -> Any:
+def _stored(path: Path) -> dict[str, Any]:
+    from pcc.conformance.scenarios import read_stored
+
     try:
-        return json.loads(read_bounded(path, MAX_RESULT_BYTES, "C141").decode("utf-8"))
+        value = json.loads(read_bounded(path, MAX_RESULT_BYTES, "C141").decode("utf-8"))
     except OSError as e:
         raise PccError("C141", f"cannot read it: {e.strerror}", at=str(path)) from None
     except (ValueError, RecursionError):
         raise PccError("C141", "it is no JSON", at=str(path)) from None
+    return read_stored(value)
 
 
 def _plain(v: Any) -> Any:

@@ -24,7 +24,7 @@ class Case:
     """One op on operands of given kinds and shapes.
 
     `forms` are the batch forms in which operands may come (see `module_of`); "" leaves the choice
-    to whoever builds a module.
+    to whoever builds a module. Errors are relative above `floor` (`pcc.conformance.report`).
     """
 
     op: type[Op]
@@ -32,6 +32,7 @@ class Case:
     make: Callable[..., Op]
     tolerance: float = 2e-6
     forms: str = ""
+    floor: float = 1.0
 
     @property
     def name(self) -> str:
@@ -43,9 +44,9 @@ class Case:
             if isinstance(v, int | str | tuple)
         ]
         halves = {k.partition("@")[2] for k, _ in self.operands} - {""}
-        return "-".join(
-            [self.op.name.removeprefix("t."), shapes, *map(str, attrs), *sorted(halves)]
-        )
+        kinds = {k.partition("@")[0] for k, _ in self.operands} & {"faint", "tiny", "exponent"}
+        more = (*map(str, attrs), *sorted(halves), *sorted(kinds))
+        return "-".join([self.op.name.removeprefix("t."), shapes, *more])
 
 
 def module_of(case: Case, batches: str, prefix: str = "") -> tuple[Module, Made]:

@@ -2,7 +2,9 @@
 
 A kind names what an operand is: "finite", "log" (whole rows may be -inf), "logits" (some entry of
 each row is above -inf), "mass", "positive", "uniform", "bool", "integer", "count", "index:N" (below
-N), "sizes:A:B:.." (one of these numbers). "finite@f16" is held in half precision.
+N), "sizes:A:B:.." (one of these numbers), "tiny" (positive, down to the smallest float), "faint"
+(masses of which all but one or none of a row are below the smallest normal float), "exponent"
+(what exp leaves a normal float). "finite@f16" is held in half precision.
 """
 
 from __future__ import annotations
@@ -52,6 +54,12 @@ def values(kind: str, rows: int, shape: tuple[int, ...], seed: int) -> Values:
             a = _mass(full, rng)
             a[..., 0] += np.float32(0.125)
             return a
+        case "tiny":  # quotients of two of them are normal floats
+            return np.ldexp(rng.uniform(1.0, 2.0, full), rng.integers(-140, -99, full)).astype("f4")
+        case "faint":
+            return _faint(full, rng)
+        case "exponent":
+            return rng.uniform(-80.0, 3.0, full).astype(np.float32)
         case "positive":
             return rng.uniform(0.1, 2.0, full).astype(np.float32)
         case "log" | "logits":
@@ -80,6 +88,24 @@ def _mass(full: tuple[int, ...], rng: np.random.Generator) -> Values:
         flat[::5, rng.integers(full[-1])] = 1.0  # one-hot
         flat[2::7] = 0.0  # nothing at all
     return a
+
+
+def _faint(full: tuple[int, ...], rng: np.random.Generator) -> Values:
+    """Rows of zeros and subnormal numbers; some have a one, whose sums are exact beside those.
+
+    Rows without a one have a single mass: every uniform must find it.
+    """
+    v = full[-1]
+    flat = np.zeros((int(np.prod(full[:-1], dtype=np.int64)), v), np.float32)
+    for k, row in enumerate(flat):
+        faint = np.ldexp(1.0, rng.integers(-149, -126, v)).astype(np.float32)
+        if k % 3 == 0:
+            at = rng.integers(v)
+            row[at] = faint[at]
+        else:
+            row[:] = np.where(rng.random(v) < 0.6, faint, 0.0)
+            row[rng.integers(v)] = 1.0
+    return flat.reshape(full)
 
 
 def _log(full: tuple[int, ...], rng: np.random.Generator, *, whole: bool) -> Values:

@@ -71,7 +71,8 @@ def _part(setting: Setting, folder: Path, cases: list[Numbered], say: Say) -> It
     """Build and judge some cases; where they cannot be built, halve them to find which."""
     groups = [cases[i : i + GROUP] for i in range(0, len(cases), GROUP)]
     say(f"{len(cases)} cases in {len(groups)} graphs, {setting.batch} rows")
-    out = folder / f"ops-{cases[0].prefix}{len(cases)}.pcc"
+    made_for = f"{setting.target}-{setting.precision}-{setting.batch}"
+    out = folder / f"ops-{made_for}-{cases[0].prefix}{len(cases)}.pcc"
     try:
         modules = {f"{g[0].prefix}{g[-1].prefix[:-1]}": joined(g) for g in groups}
         engine = answers_of(setting, modules, out)
@@ -117,4 +118,4 @@ def _judged(
             return
         for o, (c, want) in wanted.items():
             what = f"{o.removeprefix(c.prefix)} {setting.batch}x{contexts}"
-            yield compared(SUITE, c.title, what, want, got[o], c.case.tolerance)
+            yield compared(SUITE, c.title, what, want, got[o], c.case.tolerance, c.case.floor)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pcc.conformance.bundles import SIMULATOR, Setting
 from pcc.conformance.circuits import circuits, place_of
-from pcc.conformance.scenarios import SCENARIOS, built, wanted
+from pcc.conformance.scenarios import SCENARIOS, Scenario, built, wanted
 from pcc.driver import compile
 from pcc.errors import PccError
 
@@ -22,17 +22,18 @@ Say = Callable[[str], None]
 
 
 def prebuild(
-    settings: list[Setting], parts: tuple[str, ...], folder: Path, jobs: int, say: Say
-) -> None:
+    settings: list[Setting], parts: tuple[str, ...], folder: Path, jobs: int, say: Say,
+    scenarios: tuple[Scenario, ...] = SCENARIOS,
+) -> None:  # fmt: skip
     """Compile what these settings need of queries and protocol, `jobs` bundles at a time."""
-    tasks: list[tuple[str, str, Setting]] = []
+    tasks: list[tuple[str | Scenario, Setting]] = []
     for s in settings:
         if s.provider == SIMULATOR:
             continue
         if "queries" in parts:
-            tasks += [("circuit", name, s) for name in circuits() if s.takes(name)]
+            tasks += [(name, s) for name in circuits() if s.takes(name)]
         if "protocol" in parts:
-            tasks += [("scenario", x.name, s) for x in SCENARIOS if wanted(x, s)]
+            tasks += [(x, s) for x in scenarios if wanted(x, s)]
     if jobs < 2 or not tasks:
         return
     say(f"compiling {len(tasks)} bundles, {jobs} at a time")
@@ -45,13 +46,15 @@ def prebuild(
         say("a compilation has ended its process; what is missing is compiled when it is needed")
 
 
-def _one(kind: str, name: str, setting: Setting, folder: Path) -> str:
+def _one(what: str | Scenario, setting: Setting, folder: Path) -> str:
+    """Compile a circuit by name, or a scenario."""
+    name = what if isinstance(what, str) else what.name
     try:
-        if kind == "circuit":
-            out = place_of(folder, name, setting)
-            compile(circuits()[name], out=out, validate=False, **setting.options())
+        if isinstance(what, str):
+            out = place_of(folder, what, setting)
+            compile(circuits()[what], out=out, validate=False, **setting.options())
         else:
-            built(next(s for s in SCENARIOS if s.name == name), setting, folder)
+            built(what, setting, folder)
     except PccError as e:
         return f"not compiled: {name}: {e.what}"
     return f"compiled: {name}"

@@ -1,9 +1,10 @@
 """The exact protocol on tiny verifiers: the text of every backend is that of the CPU bundle.
 
 Greedy ids must be equal; sampled ones too, given the uniforms. Where rounding decides, both answers
-are right: a greedy token whose logit leads by less than a bound, a draw that another one would have
-replaced had one uniform been a bound away. The latter is shown, not presumed: the CPU bundle itself
-goes the other way under such a shift. After a tie a row's texts part, and are compared no further.
+are right: a greedy token whose logit leads the other's by less than a bound, a draw that another
+one would have replaced had one uniform been a bound away. The latter is shown, not presumed: the
+CPU bundle itself goes the other way under such a shift. After a tie a row's texts part, and are
+compared no further.
 In half precision laws differ by more than uniforms tell (an entry may fall out of a nucleus): there
 greedy texts decide, few shifts are tried, and sampled texts that part are listed as skipped.
 """
@@ -65,7 +66,11 @@ class Trace:
     def plain(self) -> dict[str, Any]:
         """Return it as JSON."""
         events = [
-            [[e.part, e.length, e.at, list(e.ids), list(e.leads)] for e in r] for r in self.rows
+            [
+                [e.part, e.length, e.at, list(e.ids), list(e.leads), [list(x) for x in e.rivals]]
+                for e in r
+            ]
+            for r in self.rows
         ]
         return {"rows": events, "accepted": self.accepted}
 
@@ -73,10 +78,14 @@ class Trace:
     def read(value: Any) -> Trace:
         """Return what `plain` wrote."""
         rows = [
-            [Event(i, e[0], e[1], e[2], tuple(e[3]), tuple(e[4])) for e in r]
+            [Event(i, e[0], e[1], e[2], tuple(e[3]), tuple(e[4]), _pairs(e[5])) for e in r]
             for i, r in enumerate(value["rows"])
         ]
         return Trace(rows, list(value["accepted"]))
+
+
+def _pairs(rivals: Any) -> tuple[tuple[tuple[int, float], ...], ...]:
+    return tuple(tuple((int(i), float(gap)) for i, gap in r) for r in rivals)
 
 
 def prompts_of(engine: Engine, batch: int) -> list[list[int]]:
@@ -150,18 +159,25 @@ def _greedy(case: str, what: str, a: list[Event], b: list[Event], bound: float) 
         enough = len(both) >= 0.8 * len(left)
         verdict = "ok" if enough else "differs"
         return Finding(SUITE, case, f"{what}: {len(both)} of {len(left)} ids", verdict)
-    (x, lead), (y, _) = left[at], right[at]
+    (x, lead, rivals), y = left[at], right[at][0]
+    # The lead is over the best of the others: the one that was chosen must come as near.
+    gap = max(lead, rivals.get(y, np.inf))
     note = f"position {at[1]}: {x} and {y}, lead {lead:.1e}"
-    return Finding(SUITE, case, what, "tie" if lead <= bound else "differs", lead, bound, note)
+    if lead <= bound < gap:
+        note += f", but {y} is no rival: they are {sorted(rivals)}"
+    return Finding(SUITE, case, what, "tie" if gap <= bound else "differs", gap, bound, note)
 
 
-def _by_position(events: list[Event]) -> dict[tuple[int, int], tuple[int, float]]:
-    """Return id and lead by (part, position); what a prompt's pass decides has no known lead."""
+def _by_position(
+    events: list[Event],
+) -> dict[tuple[int, int], tuple[int, float, dict[int, float]]]:
+    """Return id, lead and rivals by (part, position); a prompt's pass has no known lead."""
     out = {}
     for e in events:
         for k, token in enumerate(e.ids):
             lead = abs(e.leads[k]) if e.leads else np.inf
-            out[e.part, e.at + k] = (token, float(lead))
+            rivals = dict(e.rivals[k]) if e.rivals else {}
+            out[e.part, e.at + k] = (token, float(lead), rivals)
     return out
 
 

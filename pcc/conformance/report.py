@@ -52,12 +52,14 @@ def refused(suite: str, case: str, e: PccError) -> Finding:
 
 
 def compared(
-    suite: str, case: str, what: str, want: Values, got: Values, tolerance: float
-) -> Finding:
+    suite: str, case: str, what: str, want: Values, got: Values, tolerance: float,
+    floor: float = 1.0,
+) -> Finding:  # fmt: skip
     """Judge an answer: equal integers, infinities in the same places, never NaN, else an error.
 
-    The error is |got - want| / max(1, |want|) at its largest. Where no element has a batch axis in
-    the definition, the answer may repeat it for each row.
+    The error is |got - want| / max(floor, |want|) at its largest: relative above the floor, which
+    is tiny for what has no cancellation, so that small masses are judged too. Where no element has
+    a batch axis in the definition, the answer may repeat it for each row.
     """
     try:
         want = np.broadcast_to(want, got.shape)
@@ -74,7 +76,7 @@ def compared(
     if not np.array_equal(np.isinf(want) * np.sign(want), np.isinf(got) * np.sign(got)):
         return Finding(suite, case, what, "differs", math.inf, tolerance, "infinities differ")
     with np.errstate(invalid="ignore"):
-        gap = np.where(want == got, 0.0, np.abs(want - got) / np.maximum(1.0, np.abs(want)))
+        gap = np.where(want == got, 0.0, np.abs(want - got) / np.maximum(floor, np.abs(want)))
     worst = float(gap.max(initial=0.0))
     verdict = "ok" if worst <= tolerance else "differs"
     return Finding(suite, case, what, verdict, worst, tolerance)
@@ -95,11 +97,15 @@ def summary(findings: Iterable[Finding]) -> list[dict[str, Any]]:
 
 
 def as_json(findings: Iterable[Finding], **about: Any) -> dict[str, Any]:
-    """Return the report: about the run, a summary, and each finding that is not "ok"."""
+    """Return the report: about the run, a summary, and each finding that is not "ok".
+
+    A run that is not complete, or has found nothing, is not "ok".
+    """
     listed = list(findings)
+    done = bool(listed) and about.get("complete", True)
     return {
         **about,
-        "ok": not any(f.bad for f in listed),
+        "ok": done and not any(f.bad for f in listed),
         "suites": summary(listed),
         "findings": [asdict(f) for f in listed if f.verdict != "ok"],
     }

@@ -41,37 +41,39 @@ SHIPPED = Path(__file__).resolve().parents[2] / "examples/models"
 
 def shipped(head: str) -> Scenario:
     """Return the scenario of a trained head of the checkout and its verifier."""
-
-    def make(_: Path) -> verifiers.Pair:
-        return SHIPPED / head, SHIPPED / "backbone"
-
+    make = partial(_named, SHIPPED / head, SHIPPED / "backbone")
     return Scenario(f"shipped-{head}", make, needs="yaml", folder=SHIPPED / head)
 
 
 def given(head: Path | None, verifier: Path) -> Scenario:
-    """Return the scenario of any head and verifier, in both precisions, alone and in a batch."""
-    return Scenario("given", lambda _: (head, verifier), precisions=BOTH, batches=(1, 2, 3, 4))
+    """Return the scenario of any head and verifier, in fp32 and fp16, alone and in a batch."""
+    make = partial(_named, head, verifier)
+    return Scenario("given", make, precisions=BOTH, batches=(1, 2, 3, 4))
+
+
+def _named(head: Path | None, verifier: Path, _: Path) -> verifiers.Pair:
+    return head, verifier
 
 
 LATENT = {"proposal": "latent-first", "draft_mode": "latent-first"}
 BOTH = ("fp32", "fp16")
 SCENARIOS = (
-    Scenario("llama-hmm-n4", lambda p: verifiers.llama(p), precisions=BOTH, batches=(1, 3)),
-    Scenario("llama-ff-n2", lambda p: verifiers.llama(p, "ff", 2)),
-    Scenario("llama-cp-n3-latent-first", lambda p: verifiers.llama(p, "cp", 3), LATENT),
-    Scenario("llama-btree-n16", lambda p: verifiers.llama(p, "btree", 16, 2)),
+    Scenario("llama-hmm-n4", verifiers.llama, precisions=BOTH, batches=(1, 3)),
+    Scenario("llama-ff-n2", partial(verifiers.llama, kind="ff", n=2)),
+    Scenario("llama-cp-n3-latent-first", partial(verifiers.llama, kind="cp", n=3), LATENT),
+    Scenario("llama-btree-n16", partial(verifiers.llama, kind="btree", n=16, r=2)),
     Scenario("byte-llama-btree-n8", verifiers.byte_llama, batches=(1, 3)),
     Scenario("evabyte-own-heads-n4", verifiers.evabyte, batches=(1, 3)),
-    Scenario("evabyte-hmm-n6", lambda p: verifiers.evabyte(p, "hmm", 6, 2)),
+    Scenario("evabyte-hmm-n6", partial(verifiers.evabyte, kind="hmm", n=6, r=2)),
     Scenario("gpt-cp-n4", verifiers.gpt, needs="yaml"),
     Scenario("lora-cp-n4", verifiers.lora, needs="yaml"),
     # Heads of 128 numbers and whole tiles: what hand-written kernels take.
     Scenario(
-        "wide-llama-btree-n8", lambda p: verifiers.llama(p, "btree", 8, 4, WIDE),
+        "wide-llama-btree-n8", partial(verifiers.llama, kind="btree", n=8, r=4, size=WIDE),
         precisions=BOTH, batches=(1, 3),
     ),
     Scenario(
-        "wide-evabyte-btree-n16", lambda p: verifiers.evabyte(p, "btree", 16, 4, WIDE),
+        "wide-evabyte-btree-n16", partial(verifiers.evabyte, kind="btree", n=16, r=4, size=WIDE),
         precisions=BOTH,
     ),
     *map(shipped, ("ff-n8", "cp-n8", "hmm-n8", "btree-n8", "btree-n8-lora")),
@@ -106,6 +108,20 @@ def wanted(scenario: Scenario, setting: Setting) -> bool:
 def key_of(scenario: Scenario, batch: int, precision: str) -> str:
     """Return the name of a scenario's expectations."""
     return f"{scenario.name} {precision} batch {batch}"
+
+
+def read_stored(value: Any) -> dict[str, Any]:
+    """Return expectations that were read as JSON, checked as a whole. Errors: C141."""
+    if not isinstance(value, dict):
+        raise PccError("C141", "expectations are an object: texts by verifier, precision and rows")
+    for key, texts in value.items():
+        try:
+            for run in RUNS:
+                Trace.read(texts[run.name])
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+            hint = "write it again: pcc conformance --save-expected FILE"
+            raise PccError("C141", f"no texts of {str(key)[:60]!r} are in it", hint=hint) from None
+    return value
 
 
 def check_protocol(

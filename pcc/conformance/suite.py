@@ -8,15 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pcc.conformance.asked import (
+    check_folder,
+    check_parts,
+    check_setting,
+    unchecked,
+    usual,
+)
 from pcc.conformance.bundles import Setting
 from pcc.conformance.circuits import check_queries
 from pcc.conformance.ops import check_ops
 from pcc.conformance.prebuild import prebuild
 from pcc.conformance.report import DEVICE_FAILED, Finding
 from pcc.conformance.scenarios import SCENARIOS, Scenario, check_protocol, expected, key_of
-from pcc.errors import PccError
 
-PARTS = ("ops", "queries", "protocol")
 Say = Callable[[str], None]
 
 
@@ -24,7 +29,7 @@ def check(
     setting: Setting,
     say: Say,
     *,
-    parts: tuple[str, ...] = PARTS,
+    parts: tuple[str, ...] | None = None,
     batches: tuple[int, ...] = (1, 3),
     stored: Mapping[str, Any] | None = None,
     folder: Path | None = None,
@@ -33,28 +38,37 @@ def check(
 ) -> Iterator[Finding]:
     """Yield what was found, part by part; bundles are built below `folder` (default: temporary).
 
-    `jobs` bundles are compiled at a time.
+    Without `parts`, all that can be judged are run. `jobs` bundles are compiled at a time.
 
-    A part that the environment cannot run at all raises; what one case meets is a finding.
+    A part that the environment cannot run at all raises; what one case meets is a finding. A part
+    in which nothing was found equal is a finding too. Errors: E141, C140 to C146 for what cannot be
+    asked (`pcc.conformance.asked`).
     """
-    if bad := set(parts) - set(PARTS):
-        raise PccError("C140", f"no part {sorted(bad)[0]!r}", hint=f"one of {', '.join(PARTS)}")
+    settings = [replace(setting, batch=batch) for batch in batches]
+    check_setting(setting)
+    parts = usual(setting) if parts is None else parts
+    check_parts(settings, parts, scenarios)
+    if folder is not None:
+        check_folder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+    kept: list[Finding] = []
     with tempfile.TemporaryDirectory(prefix="pcc-conformance-") as own:
         place = folder or Path(own)
         if setting.provider in ("cuda", "tensorrt"):
             from pcc.runtime.device.driver import device
 
             device()  # what is missing is said before minutes are spent on compiling
-        settings = [replace(setting, batch=batch) for batch in batches]
-        prebuild(settings, parts, place, jobs, say)
+        prebuild(settings, parts, place, jobs, say, scenarios)
         for s in settings:
             for found in _parts(s, parts, place, say, stored, scenarios):
+                kept.append(found)
                 yield found
                 if found.note.startswith(f"[{DEVICE_FAILED}]"):
                     # A kernel that fails takes the device's context with it.
                     note = "the device has failed: what comes after is not run"
                     yield Finding(found.suite, "everything else", "", "refused", note=note)
                     return
+    yield from unchecked(parts, kept)
 
 
 def _parts(

@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 
 from pcc.runtime.engine import Engine
+from pcc.runtime.measure import Autoregressive
 from pcc.runtime.philox import Uniforms
 from pcc.runtime.rounds import Rounds
 from pcc.runtime.session import Session
+
+NEAR = 0.1  # a lead below which the ids that come near are noted; twice the widest tie
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Event:
     at: int  # the position of its first id
     ids: tuple[int, ...]
     leads: tuple[float, ...] = ()
+    rivals: tuple[tuple[tuple[int, float], ...], ...] = ()  # of each id: others, and how far behind
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Watched(Session):
         self.events: list[Event] = []
         self.shift = shift
         self.part = 0
+        self.plain: Autoregressive | None = None
 
     def rewind_to(self, n: int) -> None:
         """Rewind, and note the token that follows what is kept."""
@@ -82,7 +87,24 @@ class Watched(Session):
                 ids = tuple(row.ids[had[i] :])
                 leads = () if margins is None else tuple(map(float, margins[i, : len(ids)]))
                 at = len(row.prompt) + had[i]
-                self.events.append(Event(i, self.part, int(length[i]), at, ids, leads))
+                text = [*row.prompt, *row.ids]
+                near = tuple(self._rivals(text[: at + k], x) for k, x in enumerate(leads))
+                self.events.append(Event(i, self.part, int(length[i]), at, ids, leads, near))
+
+    def _rivals(self, before: Sequence[int], lead: float) -> tuple[tuple[int, float], ...]:
+        """Return the ids whose logits come near the best one after a text, and how far behind.
+
+        Only where the lead is small: one-token passes read the text again.
+        """
+        if abs(lead) > NEAR or "decode" not in self.engine.queries:
+            return ()
+        if self.plain is None:
+            self.plain = Autoregressive(self.engine)
+        logits = self.plain.logits(before)
+        behind = logits.max() - logits
+        best = int(logits.argmax())
+        found = [(int(i), round(float(behind[i]), 6)) for i in np.flatnonzero(behind <= NEAR)]
+        return tuple((i, gap) for i, gap in sorted(found, key=lambda x: x[1]) if i != best)
 
 
 class _Shifted(Uniforms):

@@ -75,6 +75,16 @@ class Autoregressive:
             margins.append(float(two[1] - two[0]))
         return out, margins
 
+    def logits(self, before: Sequence[int]) -> np.ndarray[Any, Any]:
+        """Return the logits `[V]` of the token after a text of two or more tokens."""
+        self._reserve(len(before))
+        self._prompt(before[:-1])
+        c = self.decode
+        c["input_ids"][0, 0], c["length"][0] = before[-1], len(before) - 1
+        c.run()
+        self.states.settle()
+        return np.array(c["logits"][0, 0])
+
     def _reserve(self, positions: int) -> None:
         need = positions + max(int(self.spec["n"]), self.chunk)
         fits = [b for b in self.spec["buckets"] if b["rows"] >= need]

@@ -172,9 +172,10 @@ def test_another_greedy_token_is_a_tie_only_where_its_lead_is_small(
 ) -> None:
     (run,) = (r for r in RUNS if r.name == "greedy")
     want = play(host, run, 1)
-    event = want.rows[0][3]
-    other = replace(event, ids=(event.ids[0] + 1, *event.ids[1:]))
-    got = Trace([[*want.rows[0][:3], other, *want.rows[0][4:]]], want.accepted)
+    at = next(k for k, e in enumerate(want.rows[0]) if e.rivals and e.rivals[0])
+    event = want.rows[0][at]
+    other = replace(event, ids=(event.rivals[0][0][0], *event.ids[1:]))
+    got = Trace([[*want.rows[0][:at], other, *want.rows[0][at + 1 :]]], want.accepted)
     monkeypatch.setitem(protocol.TIES, "fp32", (bound, (0.0,)))
     found = list(judge("c", run, want, got, "fp32", None, 9))
     assert found[0].verdict == verdict
