@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pcc.backends.cuda.builder import Builder
-from pcc.backends.cuda.nvcc import architecture, compile_all, find
+from pcc.backends.cuda.nvcc import architecture, check_listed, compile_all, find
 from pcc.backends.cuda.partition import partition
 from pcc.backends.cuda.weights import WeightFile
 from pcc.emission import Order, Say, Written
@@ -16,8 +16,9 @@ FOLDER = "engines/cuda"
 
 def write_graphs(order: Order, folder: Path, say: Say) -> Written:
     """Write `engines/cuda/QUERY.json` and `.cubin`, and `weights.bin`. Errors: X401-X403, E180."""
-    find()  # first: a missing compiler costs nothing
+    nvcc = find()  # first: a missing compiler costs nothing
     arch = architecture(order.gpu or None)
+    check_listed(nvcc, arch)
     weights = WeightFile()
     built: dict[str, Builder] = {}
     for q, e in order.emissions.items():

@@ -51,6 +51,23 @@ def architecture(asked: str | None) -> str:
     return f"sm_{match[1]}{match[2]}"
 
 
+def check_listed(nvcc: Path, arch: str) -> None:
+    """Refuse an architecture that this compiler does not know, before anything is lowered: E180.
+
+    A compiler that lists none says so when it compiles (X403).
+    """
+    call = [str(nvcc), "--list-gpu-code"]
+    try:
+        done = subprocess.run(call, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return
+    listed = re.findall(r"^sm_\d+[af]?$", done.stdout, re.MULTILINE)
+    if listed and arch not in listed and arch.rstrip("af") not in listed:
+        what = f"this nvcc does not compile for {arch}"
+        known = sorted(listed, key=lambda x: int(re.sub(r"\D", "", x)))
+        raise PccError("E180", what, at=str(nvcc), hint=f"it knows {', '.join(known)[:200]}")
+
+
 def _present() -> str | None:
     """Return the architecture of the first GPU here, if there is one."""
     tool = shutil.which("nvidia-smi")

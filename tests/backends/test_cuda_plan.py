@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from cuda_plans import compare, meaning, ordered, plan_of, random_inputs, simulated
 
 from pcc.backends.cuda import builder as building
-from pcc.backends.cuda import nvcc
+from pcc.backends.cuda import emit, nvcc
 from pcc.backends.cuda.codegen.generate import Generated
 from pcc.backends.cuda.memory import Span, place
 from pcc.backends.cuda.partition import partition
@@ -349,6 +350,23 @@ def test_a_missing_compiler_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -
         nvcc.find()
     assert caught.value.exit_code == 3
     assert "CUDA_HOME" in caught.value.hint
+
+
+def test_architectures_that_the_compiler_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are refused before a graph is lowered, by what nvcc lists."""
+    fake = tmp_path / "nvcc"
+    fake.write_text("#!/bin/sh\n[ $1 = --list-gpu-code ] && printf 'sm_80\\nsm_90\\n'\n")
+    fake.chmod(0o755)
+    for good in ("sm_80", "sm_90", "sm_90a"):
+        nvcc.check_listed(fake, good)
+    monkeypatch.setattr(emit, "find", lambda: fake)
+    monkeypatch.setattr(emit, "partition", lambda *_: pytest.fail("it was lowered"))
+    order = case_of(("llama", {}, "fp32", 1, ()), tmp_path, monkeypatch)
+    with pytest.raises(PccError, match=r"E180.*sm_99") as caught:
+        emit.write_graphs(replace(order, gpu="sm_99"), tmp_path, print)
+    assert "sm_80, sm_90" in caught.value.hint
 
 
 @pytest.mark.parametrize("bad", ["sm_70", "hopper", "90; rm", "sm_9", ""])

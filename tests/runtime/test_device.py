@@ -6,6 +6,8 @@ run under ONNX Runtime. What is tested is order, addresses, chaining and droppin
 
 from __future__ import annotations
 
+import copy
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,11 @@ from fake_device import on_device
 from shipped import refused
 
 import pcc
+from pcc.bundle import _Reader
 from pcc.conformance import verifiers
 from pcc.conformance.models import head
 from pcc.errors import PccError
+from pcc.runtime.contract import check_generation
 
 PROMPT = b"\x07\x50ab"
 
@@ -296,3 +300,126 @@ def test_rings_and_recent_ids(kind: str, tmp_path: Path) -> None:
     # Ids of a model that is nearly certain hide a wrong state; its probabilities do not.
     logs = [s.rows[0].log_probs[: had + 20] for s in (a, b)]
     np.testing.assert_allclose(logs[0], logs[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_rings_too_short_for_a_second_try_launch_nothing_ahead(
+    ahead: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A round beside another must fit the ring: 2 n <= span, where a cache is one."""
+    source, model = verifiers.evabyte(tmp_path / "eva")
+    pcc.compile(source, verifier=model, out=tmp_path / "m.pcc", target="onnx-cuda", max_seq=300,
+                chunk=8, queries=["draft"])  # fmt: skip
+    host, engine = pcc.load(tmp_path / "m.pcc", threads=1), on_device(tmp_path / "m.pcc")
+    span = 2 * int(engine.generation()["n"]) - (0 if ahead else 1)
+    monkeypatch.setattr("pcc.runtime.device.call.EVA_SPAN", span)
+    session = engine.session(seed=5)
+    got = session.generate_ids(list(range(70, 80)), 60)
+    assert got == host.session(seed=5).generate_ids(list(range(70, 80)), 60)
+    engine.runner.device.wait(engine.runner.stream)
+    assert rounds_of(engine) == session.rounds.statistics.passes + ahead
+    assert (session.rounds.call("step").flight is not None) is ahead
+
+
+def test_caches_that_are_no_rings_are_rolled_back_by_length(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pcc.runtime.device.call.EVA_SPAN", 1)
+    session = on_device(folder / "1.pcc").session(seed=5)
+    session.generate(PROMPT, 40)
+    assert session.rounds.call("step").flight is not None
+
+
+LIES: dict[str, tuple[str, Any]] = {
+    "none": ("n_emit", 0), "negative": ("n_emit", -1), "many": ("n_emit", 99),
+    "beyond": ("emitted", 258), "huge": ("emitted", 1 << 62), "window": ("next_window", 258),
+    "before": ("next_window", -7), "length": ("next_length", 1 << 40),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.parametrize("prompt", [True, False])
+def test_numbers_that_no_graph_gives(folder: Path, lie: str, prompt: bool) -> None:
+    """Kernels are a stranger's: what they count and choose is checked before it is used."""
+    name, value = LIES[lie]
+    if (name == "n_emit" and prompt) or (name == "next_length" and not prompt):
+        return  # prompts emit one token; rounds add what they emitted
+    engine = on_device(folder / "1.pcc", ahead=False)
+    session = engine.session(greedy=True)
+    if not prompt:
+        session.generate(PROMPT, 3)
+
+    def spoil(found: dict[str, Any]) -> None:
+        found[name] = np.full_like(found[name], value)
+
+    engine.runner.opener.spoil = spoil
+    refused("S131", lambda: session.generate(PROMPT if prompt else None, 40))
+
+
+def test_tokens_beyond_those_counted(folder: Path) -> None:
+    engine = on_device(folder / "1.pcc", ahead=False)
+
+    def spoil(found: dict[str, Any]) -> None:
+        if "n_emit" in found:
+            found["n_emit"] = np.ones_like(found["n_emit"])
+            found["emitted"] = np.full_like(found["emitted"], 7)
+
+    engine.runner.opener.spoil = spoil
+    refused("S131", lambda: engine.session(seed=1).generate(PROMPT, 40))
+
+
+def changed(kind: str, m: dict[str, Any]) -> None:
+    """Let a static bundle's manifest promise other memory than its graphs write."""
+    g, queries = m["generation"], m["queries"]
+    state = g["states"][0]
+    if kind == "small buckets":
+        g["buckets"][0]["states"][state["name"]][state["rows_axis"]] -= 1
+    elif kind == "two buckets":
+        g["buckets"].insert(0, {**g["buckets"][0], "rows": g["buckets"][0]["rows"] - 1})
+    elif kind == "other type":
+        state["dtype"] = "f16"
+    elif kind == "unlike rows":
+        queries["step"]["batch"] = 2
+    elif kind == "no rows":
+        del queries["step"]["batch"]
+    elif kind == "one array":
+        queries["loglik"]["outputs"][0]["onnx"] = "x"
+    elif kind == "moved state":
+        moved = [o for o in queries["step"]["outputs"] if o["name"].startswith("present.")]
+        moved[0]["onnx"] = "elsewhere"
+
+
+KINDS = ("", "small buckets", "two buckets", "other type", "unlike rows", "no rows", "one array",
+         "moved state")  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_manifests_that_promise_other_memory(folder: Path, kind: str) -> None:
+    manifest = copy.deepcopy(pcc.load(folder / "1.pcc", threads=1).manifest)
+    changed(kind, manifest)
+
+    def read() -> None:
+        _Reader("here").check(manifest)
+        check_generation(manifest, "here")
+
+    if kind:
+        refused("B215", read)
+    else:
+        read()
+
+
+def test_one_module_for_all_prompts(folder: Path) -> None:
+    engine = on_device(folder / "1.pcc")
+    session = engine.session(seed=3)
+    for _ in range(4):
+        session.generate(PROMPT, 20)
+    assert engine.cu.open["module"] == engine.cu.calls["cuModuleLoadData"] == 1
+    held = dict(engine.cu.open)
+    for _ in range(3):
+        session.generate(PROMPT, 20)
+    gc.collect()
+    assert dict(engine.cu.open) == held  # events of the calls before are gone
+    cu = engine.cu
+    del session, engine
+    gc.collect()
+    assert cu.open == {"module": 1, "stream": 0, "event": 0}

@@ -95,12 +95,17 @@ def io(name: str, dtype: str, *shape: Any) -> dict[str, Any]:
     return {"name": name, "dtype": dtype, "shape": list(shape)}
 
 
+def given(name: str, *rest: Any) -> dict[str, Any]:
+    return {**io(name, *rest), "onnx": name}
+
+
 SPEC = {
     "inputs": [io("window", "i64", "B", 4), io("length", "i64", "B"), io("u", "f32", "B", 6),
                io("active", "bool", "B"), io("past.key.0", "f16", "B", 2, "rows", 3),
                io("past.recent", "i64", "B", 2)],
-    "outputs": [io("emitted", "i64", "B", 4), io("present.key.0", "f16", "B", 2, "rows", 3),
-                io("present.recent", "i64", "B", 2)],
+    "outputs": [given("emitted", "i64", "B", 4), given("present.key.0", "f16", "B", 2, "rows", 3),
+                given("present.recent", "i64", "B", 2),
+                {**io("window", "i64", "B", 4), "onnx": "window_out"}],
 }  # fmt: skip
 STATES = [{"name": "key.0", "rows_axis": 1, "shape": [2, 8, 3]},
           {"name": "recent", "rows_axis": None, "shape": [2]}]  # fmt: skip
@@ -115,10 +120,11 @@ def bench(batch: int = 2) -> tuple[Notes, Graph, Bench]:
 
 def test_every_name_is_bound_and_caches_are_one_buffer() -> None:
     device, graph, made = bench()
-    assert set(graph.bound) == {x["name"] for k in SPEC for x in SPEC[k]}
+    assert set(graph.bound) == {x.get("onnx", x["name"]) for k in SPEC for x in SPEC[k]}
+    assert graph.bound["window"] != graph.bound["window_out"]
     assert graph.bound["past.key.0"] == graph.bound["present.key.0"]
     assert graph.bound["past.recent"] != graph.bound["present.recent"]
-    assert len(device.blocks) == 8
+    assert len(device.blocks) == 9
     assert len(device.blocks[graph.bound["past.key.0"]]) == 2 * 2 * 8 * 3 * 2
     made.free()
     assert not device.blocks
