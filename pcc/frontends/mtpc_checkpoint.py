@@ -18,13 +18,13 @@ import numpy as np
 
 from pcc.errors import PccError
 from pcc.frontends import mtpc_experts as experts
+from pcc.frontends.mtpc_config import kind_of, refuse_variants, sizes_of
 from pcc.frontends.mtpc_experts import Experts, Trunk
 from pcc.frontends.mtpc_wiring import LEAVES, SumFold, Wiring, decode, expect_shapes, rebuild
 from pcc.frontends.region_wiring import parse_regions, region_shapes, region_wiring
 from pcc.frontends.regions import RegionGraph
 from pcc.frontends.state import lookup, read_state, step_of, strip_prefixes
 from pcc.frontends.unread import Unread, floats, parts
-from pcc.knobs import MAX_WINDOW
 
 __all__ = ["LEAVES", "MtpcHead", "SumFold", "Wiring", "from_arrays", "load", "read_state"]
 
@@ -38,10 +38,6 @@ _SUM = re.compile(r"mt_head\._sum_weights_heads\.(\d{1,6})\.head\.proj")
 _FOLD = re.compile(r"circuit\._circuit\._address_book\._in_fold_idx_(\d{1,6})_0")
 _MASKS = re.compile(r"circuit\._(autoregressive|univariate)_mar_mask")
 _APART = re.compile(r"lm\..*|_exp_gamma_weights")  # the verifier, and weights of the training loss
-_KINDS = {
-    "ff": "ff", "fully_factorized": "ff", "fully_factorised": "ff", "cp": "cp", "hmm": "hmm",
-    "btree": "btree", "random_btree": "btree", "region_graph": "region-graph",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -85,8 +81,8 @@ def load(folder: str | Path, *, step: int | None = None, hmm_bias: Bias | None =
     bias = _bias_map(hmm_bias, str(folder))
     config, state, path = read_state(folder, step=step, keep=tuple(bias), unread=True)
     where = str(Path(folder) / "config.yaml")
-    _refuse_variants(config, where)
-    kind, sizes = _sizes(config, where)
+    refuse_variants(config, where)
+    kind, sizes = sizes_of(config, where)
     scope = _scope(state.get(SCOPE), f"{path}:{SCOPE}")
     for key in state:
         if not (key.startswith(("mt_head.", "circuit.")) or key in bias or _APART.fullmatch(key)):
@@ -139,7 +135,7 @@ def from_arrays(
     of kind region-graph is `regions`.
     Errors: F110 kind or n, F111 tensors, F112 values, F113 shapes, F114-F116 wiring, F117 bias.
     """
-    kind, bias = _kind(kind, n, source), _bias_map(hmm_bias, source)
+    kind, bias = kind_of(kind, n, source), _bias_map(hmm_bias, source)
     stripped = {strip_prefixes(key): _held(key, value) for key, value in weights.items()}
     named = experts.dequantise(stripped, source)
     numbers = _classify(named, bias, source)
@@ -208,63 +204,6 @@ def _wire(
 
 def _brief(shapes: Sequence[tuple[int, ...]]) -> str:
     return ", ".join(map(str, shapes[:8])) + (", .." if len(shapes) > 8 else "")
-
-
-# --- configuration -----------------------------------------------------------------------------
-
-
-def _kind(kind: Any, n: Any, at: str) -> str:
-    """Return ff, cp, hmm, btree or region-graph. Errors: F110 (unknown kind, n < 2 or absurd)."""
-    plain = _KINDS.get(kind.strip().lower().replace("-", "_")) if isinstance(kind, str) else None
-    if plain is None:
-        hint = "known kinds: fully-factorized, cp, hmm, btree, random-btree, region-graph"
-        raise PccError("F110", f"unknown circuit kind {kind!r}", at=at, hint=hint)
-    if type(n) is not int or not 2 <= n <= MAX_WINDOW:
-        hint = f"the window must hold 2 to {MAX_WINDOW} tokens"
-        raise PccError("F110", f"n_token is {n!r}", at=at, hint=hint)
-    return plain
-
-
-def _first(config: Mapping[str, Any], at: str, *keys: str) -> Any:
-    return next((v for key in keys if (v := lookup(config, key, at=at)) is not None), None)
-
-
-def _sizes(config: Mapping[str, Any], at: str) -> tuple[str, dict[str, int]]:
-    """Read kind, n, r, V, s (and D where given) from the configuration. Errors: F103, F110."""
-    keys = {
-        "n": ("circuit.n_token", "circuit.model.n_token"),
-        "r": ("circuit.n_component", "circuit.model.n_component"),
-        "repetitions": ("circuit.n_repetition", "circuit.model.n_repetition"),
-        "vocab": ("data.vocab_size", "circuit.model.vocab_size"),
-        "width": ("mt_head.hyperparameters.n_embd", "lm.n_embd"),
-    }
-    sizes: dict[str, int] = {}
-    for name, places in keys.items():
-        value = _first(config, at, *places)
-        if value is None and name in ("repetitions", "width"):
-            continue
-        if type(value) is not int or value < 1:
-            what = f"{places[0]} is {value!r}, not a positive whole number"
-            raise PccError("F110", what, at=at, hint=f"set {places[0]} in config.yaml")
-        sizes[name] = value
-    kind = _first(config, at, "circuit.model.kind", "circuit.name")
-    return _kind(kind, sizes["n"], at), sizes
-
-
-def _refuse_variants(config: Mapping[str, Any], at: str) -> None:
-    """Refuse head variants whose function differs from the linear head. Errors: F118."""
-    base = "mt_head.hyperparameters."
-    plain: dict[str, tuple[Any, ...]] = {
-        "share_sum_weights": (None, False),
-        "transformer_n_layer": (None, 0),
-        "expander_type": (None, "linear", "low-rank"),
-    }
-    for key, allowed in plain.items():
-        value = lookup(config, base + key, at=at)
-        if value not in allowed:
-            what = f"{base}{key} is {value!r}: this head is not supported"
-            hint = f"only {key}: {str(allowed[1]).lower()} is, as in all released checkpoints"
-            raise PccError("F118", what, at=at, hint=hint)
 
 
 def _bias_map(bias: Bias | None, at: str) -> dict[str, tuple[int, ...]]:
