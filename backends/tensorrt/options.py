@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -70,8 +71,11 @@ class BuildOptions:
         """Refuse what a runtime lacks, and choices that exclude each other. Errors: E430."""
         self._in_range(r)
         lacking = [k for k in self._wanted() if k not in r.options]
+        plain = BuildOptions()
+        lacking += ["capability"] * (not r.offline and self.capability != plain.capability)
+        lacking += ["timings"] * (not r.timings and self.timings != plain.timings)
         if lacking:
-            have = ", ".join(r.options)
+            have = ", ".join((*r.options, *["capability"] * r.offline, *["timings"] * r.timings))
             raise PccError("E430", f"TensorRT {r.name} has no option {lacking[0]}",
                            hint=f"it has {have}")  # fmt: skip
         if self.strip and self.refit == "none":
@@ -87,6 +91,7 @@ class BuildOptions:
             ("hardware", self.hardware in ("none", *r.hardware),
              f"one of {', '.join(('none', *r.hardware))}"),
             ("level", 0 <= self.level <= 5, "0 to 5"),
+            ("capability", re.fullmatch(r"[0-9]{1,2}\.[0-9]", self.capability), "like 8.9"),
             ("workspace", LEAST <= self.workspace < 1 << 63, f"at least {LEAST} bytes"),
         ):  # fmt: skip
             if not good:

@@ -176,6 +176,7 @@ def test_a_build_that_warns_is_refused(tmp_path: Path) -> None:
         ({"workspace": 5}, "workspace='5'", "1048576 bytes"),
         ({"workspace": 1 << 70}, "workspace=", "1048576 bytes"),
         ({"hardware": "any"}, "hardware='any'", "none, ampere_plus, same"),
+        ({"capability": "../9"}, "capability='../9'", "like 8.9"),
     ],
 )
 def test_an_option_out_of_range_is_named(given: dict[str, Any], says: str, takes: str) -> None:
@@ -201,6 +202,19 @@ def test_compatibility_levels_are_those_of_the_runtime(name: str, takes: set[str
             continue
         with pytest.raises(PccError, match=f"TensorRT {name} takes no hardware='{level}'"):
             BuildOptions(hardware=level).check(r)
+
+
+def test_options_that_a_runtime_would_ignore_are_refused() -> None:
+    for r, given, name in (
+        (OLD, {"capability": "9.0"}, "capability"), (RTX, {"timings": "timing.cache"}, "timings"),
+        (RTX, {"strip": True, "refit": "refit"}, "refit"), (OLD, {"strip": True}, "strip"),
+    ):  # fmt: skip
+        with pytest.raises(PccError, match=f"TensorRT {r.name} has no option {name}") as found:
+            BuildOptions.of(given).check(r)
+        assert found.value.code == "E430"
+        assert name not in found.value.hint
+    BuildOptions(capability="12.0").check(RTX)
+    BuildOptions(timings="timing.cache").check(OLD)
 
 
 @pytest.mark.parametrize("only", ["zzz", "draft,zzz", "draft,", " ", "Draft"])
