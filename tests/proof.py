@@ -23,7 +23,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "sympy", "networkx", "safetensors", "torch",
-            "hypothesis", "pytest")  # fmt: skip
+            "hypothesis", "pytest", "libcirkit")  # fmt: skip
 MISSING = "shared folder missing"
 
 
@@ -46,7 +46,11 @@ class Proofs:
             entry["measured"] = {k: _plain(v) for k, v in report.user_properties}
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """A file that cannot be read is a failed proof."""
+        """A file that cannot be read is a failed proof; one that is skipped whole says why."""
+        if report.skipped:
+            self.tests[report.nodeid] = {
+                "outcome": "skipped", "seconds": 0.0, "reason": self._reason(report),
+            }  # fmt: skip
         if report.failed:
             text = str(report.longrepr).strip().splitlines()
             self.tests[report.nodeid] = {
@@ -54,7 +58,7 @@ class Proofs:
             }  # fmt: skip
 
     @staticmethod
-    def _reason(report: pytest.TestReport) -> str:
+    def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
         if isinstance(report.longrepr, tuple):
             return str(report.longrepr[2])
         crash = getattr(report.longrepr, "reprcrash", None)
@@ -138,6 +142,9 @@ def say(result: dict[str, Any], failures: list[str]) -> None:
     for name, entry in result["proofs"].items():
         if "measured" in entry and entry.get("slow"):
             print(f"{name}: " + ", ".join(f"{k} {v}" for k, v in entry["measured"].items()))
+    for name, entry in result["proofs"].items():
+        if entry["outcome"] == "skipped" and "::" not in name and name not in failures:
+            print(f"not run {name}: {entry['reason']}")
     for name in failures:
         print(f"NOT PROVEN {name}: {result['proofs'][name].get('reason', '')}")
     print(f"{'proven' if result['proven'] else 'NOT PROVEN'}: {len(failures)} failures")

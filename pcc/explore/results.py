@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from pcc.errors import PccError
 from pcc.explore.records import SCHEMA, STATUSES, Line, conforms
 from pcc.files import read_bounded
 from pcc.knobs import MAX_RESULT_BYTES
+from pcc.train import lock
 
 
 def key_of(*parts: Mapping[str, Any]) -> str:
@@ -87,24 +88,6 @@ def write_file(path: Path, value: object) -> None:
         raise PccError("G104", what, at=str(path), hint="make room and run again") from None
 
 
-@contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Hold a folder for one exploration at a time. Errors: G105."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        fd = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as e:
-        raise PccError("G104", f"cannot write here: {e.strerror}", at=str(folder)) from None
-    try:
-        with suppress(ImportError):  # no fcntl on Windows: two runs there are the user's care
-            import fcntl
-
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                hint = "wait for it, or give another `out`"
-                what = "another exploration writes to this folder"
-                raise PccError("G105", what, at=str(folder), hint=hint) from None
-        yield
-    finally:
-        os.close(fd)
+def exclusive(folder: Path) -> AbstractContextManager[None]:
+    """Hold a folder for one exploration at a time. Errors: G104, G105."""
+    return lock.exclusive(folder, "exploration", cannot="G104", taken="G105")

@@ -16,8 +16,16 @@ from pcc.train import config as training
 
 
 def configuration(config: Config, cell: Missing) -> training.Config:
-    """Return the training run of a cell, with the sizes that the grid gives."""
-    t = config.train
+    """Return the training run of a cell, with the sizes that the grid gives.
+
+    `regions`, `repetitions` and `shuffle` go to the kinds that have them.
+    """
+    t, kind = config.train, cell.architecture
+    sizes = replace(t.head, kind=kind, n=cell.n, r=cell.r)
+    if kind not in training.REGIONAL:
+        sizes = replace(sizes, regions="")
+    if kind != "btree":
+        sizes = replace(sizes, repetitions=1, shuffle=False)
     return training.Config(
         kind="head",
         out=str(Path(t.folder) / cell.name),
@@ -25,7 +33,7 @@ def configuration(config: Config, cell: Missing) -> training.Config:
         seed=t.seed,
         backbone=config.verifier,
         data=t.data,
-        head=replace(t.head, kind=cell.architecture, n=cell.n, r=cell.r),
+        head=sizes,
         lora=replace(t.lora, layers=cell.lora_layers),
         loss=t.loss,
         optim=t.optim,

@@ -53,6 +53,7 @@ def _parse(text: Any, n: int) -> RegionGraph:
         return from_nested(SEEDED[name](n, int(seed)))
     found = json.loads(text)
     if isinstance(found, list | int):
+        _bounded(found, n)
         return from_nested(found)
     scopes, ways = found["scopes"], found["partitions"]
     if set(found) != {"scopes", "partitions"} or len(scopes) > MAX_REGIONS:
@@ -64,6 +65,17 @@ def _parse(text: Any, n: int) -> RegionGraph:
         tuple(mask_of(s) for s in scopes),
         tuple(tuple(tuple(parts) for parts in way) for way in ways),
     )
+
+
+def _bounded(tree: Any, n: int) -> None:
+    """Refuse variables beyond n before any becomes a bit of a mask. Errors: T102."""
+    stack = [tree]
+    while stack:
+        x = stack.pop()
+        if isinstance(x, list):
+            stack += x
+        elif type(x) is int and not 0 <= x < n:
+            raise PccError("T102", f"variable {str(x)[:20]} is not one of 0..{n - 1}")
 
 
 def show_regions(graph: RegionGraph) -> str:

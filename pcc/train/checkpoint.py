@@ -61,6 +61,9 @@ def load_state(
         what = f"this state was written by a run with other settings or inputs: {names}"
         hint = "use another `out`, or delete the old states to start afresh"
         raise PccError("N150", what, at=str(path), hint=hint)
+    step = _step_of(path, meta)
+    if step and not any(k.startswith("exp_avg.") for k in tensors):
+        raise PccError("N151", "it has no moments", at=str(path), hint="delete it")
     for name, p in params.items():
         value = tensors.get(f"weight.{name}")
         if value is None or value.shape != p.shape:
@@ -72,9 +75,23 @@ def load_state(
             for key in ("step", "exp_avg", "exp_avg_sq")
             if f"{key}.{name}" in tensors
         }
+        for key, v in found.items():
+            if v.shape != (() if key == "step" else p.shape) or not v.is_floating_point():
+                raise PccError("N151", f"'{key}' of '{name}' has another shape", at=str(path))
+        if found and len(found) < 3:
+            raise PccError("N151", f"'{name}' lacks some of its moments", at=str(path))
         if found:
             optimizer.state[p] = {k: v.to(p.device) for k, v in found.items()}
-    return int(meta["step"])
+    return step
+
+
+def _step_of(path: Path, meta: dict[str, str]) -> int:
+    """Return the step that a state says it is of, as its name does. Errors: N151."""
+    said = meta.get("step", "")
+    if said != str(_step(path)):
+        what = f"its name says step {_step(path)}, its metadata {said[:20]!r}"
+        raise PccError("N151", what, at=str(path), hint="delete it: an older state is taken")
+    return int(said)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -13,7 +13,9 @@ import yaml  # type: ignore[import-untyped, unused-ignore]
 
 from pcc.errors import PccError
 from pcc.frontends.state import read_config
+from pcc.knobs import MAX_WINDOW
 
+REGIONAL = ("tree", "region-graph")  # kinds of heads that have `regions`
 T = TypeVar("T")
 
 
@@ -169,7 +171,8 @@ RANGES = {
     "multi_byte.weight": "[0, inf)",
     "multi_byte.gamma": "(0, inf)",
     "multi_byte.fraction": "(0, 1]",
-    **{f"head.{k}": "[1, inf)" for k in ("n", "r", "repetitions", "rank")},
+    "head.n": f"[2, {MAX_WINDOW}]",  # a window of 1 drafts nothing beyond the carry
+    **{f"head.{k}": "[1, inf)" for k in ("r", "repetitions", "rank")},
     "head.trunk": "[0, inf)",
     "head.noise": "[0, inf)",
     "head.identity": "(-inf, inf)",
@@ -202,6 +205,9 @@ RANGES = {
 
 def read(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML configuration; `overrides` are `a.b=value`. Errors: F102, N101, N102."""
+    if not path.exists():
+        hint = "examples/train/*.yaml are some"
+        raise PccError("F102", "there is no such configuration", at=str(path), hint=hint)
     raw = read_config(path)
     for text in overrides:
         _override(raw, text)
@@ -218,9 +224,6 @@ def build(raw: Mapping[str, Any], at: str = "config") -> Config:
     if d.packed and (d.paths or d.heldout):
         hint = "leave out data.packed, or data.paths and data.heldout"
         raise PccError("N102", "data.packed holds all text", at=f"{at}:data", hint=hint)
-    if made.kind == "head" and made.head.n == 1 and made.loss.first == 0:
-        what = "with head.n 1 and loss.first 0 nothing is trained"
-        raise PccError("N102", what, at=f"{at}:loss.first", hint="raise head.n or loss.first")
     if made.kind == "backbone" and m.n >= d.length:
         what = f"multi_byte.n is {m.n}, not less than data.length, {d.length}"
         hint = "lower multi_byte.n, or raise data.length"

@@ -64,7 +64,21 @@ def write_tensors(
                 raise PccError("N131", f"{name} does not fit {y.dtype}", at=str(path), hint=hint)
             x = y
         plain[name] = x.clone()
-    write(path, save(plain, metadata=dict(meta) if meta else None))
+    write(path, in_order(save(plain, metadata=dict(meta) if meta else None)))
+
+
+def in_order(data: bytes) -> bytes:
+    """Return safetensors with its metadata by name: equal content has equal bytes, and one hash.
+
+    The library writes them in the order of a hash map, another one in each process.
+    """
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    if meta := header.pop("__metadata__", None):
+        header = {"__metadata__": dict(sorted(meta.items()))} | header
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

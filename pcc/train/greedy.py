@@ -8,17 +8,29 @@ from pathlib import Path
 
 import torch
 
+from pcc.frontends.provenance import SINGLE, sha256
 from pcc.train import backbone as bb
 from pcc.train import config as cfg
 from pcc.train import data
 from pcc.train.evaluate import continuations
 from pcc.train.files import write_tensors
+from pcc.train.given import BACKBONE
+from pcc.train.lock import exclusive
 from pcc.train.loop import device_of
 from pcc.train.tasks import documents
 
 
 def make(c: cfg.Config, *, progress: bool = True) -> dict[str, float]:
-    """Write rows [BOS, prompt, greedy bytes] to the file `out`; a pure function of the seed."""
+    """Write rows [BOS, prompt, greedy bytes] to the file `out`; a pure function of the seed.
+
+    Errors: N122, N130, N140 to N142; N152 (another run writes this file).
+    """
+    out = Path(c.out)
+    with exclusive(out.parent, "run", cannot="N130", taken="N152", name=f".{out.name}.lock"):
+        return _make(c, out, progress=progress)
+
+
+def _make(c: cfg.Config, out: Path, *, progress: bool) -> dict[str, float]:
     g, device = c.greedy, device_of(c.run)
     model = bb.load(Path(c.backbone)).to(device).requires_grad_(False)
     if c.run.bf16:
@@ -33,9 +45,13 @@ def make(c: cfg.Config, *, progress: bool = True) -> dict[str, float]:
         if progress:
             spent = time.perf_counter() - began
             print(f"greedy: {start + count}/{g.rows} rows, {spent:.0f} s", file=sys.stderr)
-    meta = {"prompt": str(g.prompt), "seed": str(c.seed)}
+    meta = {
+        "prompt": str(g.prompt),
+        "seed": str(c.seed),
+        BACKBONE: sha256(Path(c.backbone) / SINGLE),
+    }
     rows = torch.cat(parts)
-    write_tensors(Path(c.out), {"ids": rows}, None, meta)
+    write_tensors(out, {"ids": rows}, None, meta)
     return {
         "rows": float(len(rows)),
         "distinct_bytes": float(torch.unique(rows[:, g.prompt :]).numel()),

@@ -10,6 +10,8 @@ Softmax over V and over Ki, in float32 whatever the precision of the products.
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,8 +36,7 @@ KEYS = {
     "up": "mt_head.trunk.up",
     "down": "mt_head.trunk.down",
 }
-REGIONAL = ("tree", "region-graph")
-KINDS = ("ff", "cp", "hmm", "btree", *REGIONAL)
+KINDS = ("ff", "cp", "hmm", "btree", *cfg.REGIONAL)
 SUM_KEY = "mt_head._sum_weights_heads.{}.head.{}"
 
 
@@ -73,9 +74,17 @@ def _check(sizes: cfg.Head) -> None:
         raise PccError("N111", f"unknown circuit kind '{kind}'", hint=", ".join(KINDS))
     if kind != "btree" and (sizes.repetitions > 1 or sizes.shuffle):
         raise PccError("N111", "repetitions and shuffling are for btree heads")
-    if (kind in REGIONAL) != bool(sizes.regions):
+    if (kind in cfg.REGIONAL) != bool(sizes.regions):
         what = f"head.regions is {sizes.regions[:40]!r} and head.kind {kind}"
-        raise PccError("N111", what, hint=f"regions are for {' and '.join(REGIONAL)} heads")
+        raise PccError("N111", what, hint=f"regions are for {' and '.join(cfg.REGIONAL)} heads")
+
+
+def memory_bytes() -> int:
+    """Return the memory of this machine, 0 where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 0
 
 
 class CircuitHead(nn.Module):
@@ -92,12 +101,13 @@ class CircuitHead(nn.Module):
         self.circuit = TorchCircuit(self.wiring, self.scope, sizes.n)
         self._scopes: dict[torch.device, Tensor] = {}
         self.generator = torch.Generator().manual_seed(seed)
+        self._fits(len(self.scope))
         self._allocate(len(self.scope))
 
     def _structure(self) -> tuple[list[tuple[int, int, int]], Wiring]:
         """Return the shapes of the sum layers and what they read."""
         c, n, s = self.sizes, self.n, self.sizes.repetitions
-        if self.kind in REGIONAL:
+        if self.kind in cfg.REGIONAL:
             graph = parse_regions(c.regions, n, "head.regions")
             if self.kind == "tree" and not graph.is_tree:
                 what = "head.regions is not a tree of single variables"
@@ -105,6 +115,18 @@ class CircuitHead(nn.Module):
             return region_shapes(graph, self.r), region_wiring(graph)
         shapes = sum_shapes(self.kind, n, self.r, s)
         return shapes, rebuild(self.kind, n, s, self.scope, shapes, "head")
+
+    def _fits(self, folds: int) -> None:
+        """Refuse before allocating what this machine could not hold. Errors: N111."""
+        c, r, v, d = self.sizes, self.r, self.vocab, self.width
+        each = r * v * d if c.emissions == "linear" else v * d + r * v * (c.rank + 1) * (r > 1)
+        sums = sum(math.prod(s) for s in self.shapes) * (d + c.sum_bias)
+        need = 4 * (folds * each + c.rank * d + 2 * c.trunk * d + sums)
+        have = memory_bytes()
+        if have and need > have:
+            what = f"the head's parameters take {need / 1e9:.1f} GB of {have / 1e9:.1f} GB memory"
+            hint = "lower head.n, head.r, head.rank or head.trunk"
+            raise PccError("N111", what, hint=hint)
 
     def _allocate(self, folds: int) -> None:
         c, r, v, d = self.sizes, self.r, self.vocab, self.width

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from pcc.files import finite
 from pcc.train import checkpoint
 from pcc.train import config as cfg
 from pcc.train.files import write
+from pcc.train.lock import exclusive
 
 
 class Task(Protocol):
@@ -39,16 +41,20 @@ class Task(Protocol):
 
 
 def device_of(run: cfg.Run) -> torch.device:
-    """Return the device that was asked for. Errors: X120."""
+    """Return the device that was asked for. Errors: N102, X120."""
     name = run.device
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", name):
+        hint = "auto, cpu, cuda or cuda:NUMBER"
+        raise PccError("N102", f"run.device is {name[:40]!r}", hint=hint)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise PccError("X120", "there is no CUDA device", hint="set run.device to cpu")
-    try:
-        return torch.device(name)
-    except RuntimeError as e:
-        raise PccError("N102", f"run.device: {e}"[:160]) from None
+    device = torch.device(name)
+    if device.index and device.index >= torch.cuda.device_count():
+        what = f"there is no device {name}, only {torch.cuda.device_count()}"
+        raise PccError("X120", what, hint="choose a lower number in run.device")
+    return device
 
 
 def rate(o: cfg.Optim, step: int) -> float:
@@ -89,9 +95,16 @@ class Loop:
         self.metrics = self.folder / "metrics.jsonl"
 
     def run(self, until: int | None = None) -> dict[str, float]:
-        """Train to the last step (or `until`), export, and return the last evaluation."""
+        """Train to the last step (or `until`), export, and return the last evaluation.
+
+        A finished run is exported and evaluated again: its new evaluation replaces the old one.
+        Errors: N130 (no writing), N152 (another run is in the folder), N150, N151, N160.
+        """
+        with exclusive(self.folder, "run", cannot="N130", taken="N152"):
+            return self._run(until)
+
+    def _run(self, until: int | None) -> dict[str, float]:
         c, o = self.config.run, self.config.optim
-        self.folder.mkdir(parents=True, exist_ok=True)
         start = self._resume()
         last = o.steps if until is None else min(until, o.steps)
         began, bar = time.perf_counter(), _Bar(self.progress, o.steps, self.config.name or "train")
@@ -130,10 +143,12 @@ class Loop:
         return step
 
     def _cut_metrics(self, step: int) -> None:
-        """Drop lines of steps that will be done again."""
+        """Drop lines of steps that will be done again, and the last evaluation, made again."""
         if self.metrics.is_file():
             lines = self.metrics.read_text().splitlines(keepends=True)
             kept = [x for x in lines if step and _line_step(x) <= step]
+            if step >= self.config.optim.steps:
+                kept = [x for x in kept if not (_line_step(x) == step and '"evaluation"' in x)]
             if kept != lines:
                 write(self.metrics, "".join(kept).encode())
 

@@ -15,7 +15,8 @@ from pcc.train import backbone as bb
 from pcc.train import config as cfg
 from pcc.train import data
 from pcc.train.evaluate import Acceptance, bits_per_byte
-from pcc.train.files import read_tensors, read_weights, sha256, write_json, write_tensors
+from pcc.train.files import read_weights, sha256, write_json, write_tensors
+from pcc.train.given import read_greedy, read_multi_byte, same_circuit
 from pcc.train.head import CircuitHead
 from pcc.train.layout import save_head
 from pcc.train.loop import device_of
@@ -164,16 +165,16 @@ class HeadTask(_Shared):
         self.model = bb.load(folder).to(self.device).requires_grad_(False)
         width, vocab = self.model.config["hidden_size"], self.model.config["vocab_size"]
         self.head = CircuitHead(config.head, vocab, width, config.seed)
-        start = folder / "multi_byte" / "heads.safetensors"
-        source = read_tensors(start)[0]["heads"] if start.is_file() else None
-        self.head.initialise(self.model.lm_head.weight[None] if source is None else source)
+        self.head.initialise(read_multi_byte(folder, self.model))
         self.draft = None
         if config.lora.layers:
             self.draft = DraftLayers(self.model, config.lora, config.seed).to(self.device)
         if config.init:
             self._continue(Path(config.init))
         self.head.to(self.device)
-        self.greedy = self._greedy(config.loss.greedy)
+        self.greedy: data.Ids | None = None
+        if given := config.loss.greedy:
+            self.greedy, self.given = read_greedy(Path(given), folder, self.model, self.head.n)
         self.acceptance: Acceptance | None = None
         if config.run.eval_every:
             self._evaluable()
@@ -213,6 +214,7 @@ class HeadTask(_Shared):
         """Take the weights of a head folder, its adapters included. Errors: F101, F102, N112."""
         described = read_config(folder / "config.yaml")
         values = read_weights(find_model(folder))
+        same_circuit(described, values, self.head, str(folder))
         self.head.assign(values)
         stored = {k: v for k, v in values.items() if ".lora_" in k}
         if not stored:
@@ -226,15 +228,6 @@ class HeadTask(_Shared):
         if alpha != self.config.lora.alpha:
             raise PccError("N112", f"the adapters there have lora.alpha {alpha}", at=str(folder))
         self.draft.assign(stored)
-
-    def _greedy(self, name: str) -> data.Ids | None:
-        if not name:
-            return None
-        values, meta = read_tensors(Path(name))
-        if "ids" not in values or "prompt" not in meta:
-            raise PccError("N142", "not a file of greedy continuations", at=name)
-        self.given = int(meta["prompt"])
-        return values["ids"].numpy()
 
     def parameters(self) -> dict[str, nn.Parameter]:
         found = dict(self.head.named_parameters())

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
-pytest.importorskip("cirkit", reason="libcirkit is not installed")
+pytest.importorskip("cirkit", reason="libcirkit is not installed: docs/training.md")
 
 from pcc.frontends.mtpc_wiring import LEAVES  # noqa: E402
 from pcc.train import config as cfg  # noqa: E402
