@@ -65,7 +65,8 @@ def verify(
     naive evaluation of the circuit as it was before any pass (`ir/00-circuit.pcir`): one masked
     evaluation per question. Sums to one are checked by summing every variable out. Graphs of
     generation are compared as `pcc.check_generation` says. How far float32 may be off grows
-    with the logarithms that it adds up: `pcc.interp.rounding`.
+    with the logarithms that it adds up: `pcc.interp.rounding`. Graphs of fixed sizes are given the
+    rows that they were compiled for, others `rows`.
     """
     engine = load(path, provider)
     circuit = stored_circuit(engine)
@@ -75,13 +76,13 @@ def verify(
         if query not in QUERIES:
             continue
         checks.append(_stored(engine, circuit, query))
-        inputs = sample_inputs(circuit, spec, seed, rows)
+        inputs = sample_inputs(circuit, spec, seed, int(spec.get("batch", rows)))
         outputs = engine.run(query, **inputs)
         for what, found in against(circuit, query, inputs, outputs).items():
             checks.append(Check(query, what, *found))
     if "marginal" in engine.queries:
         spec = engine.queries["marginal"]
-        inputs = sample_inputs(circuit, spec, seed, rows)
+        inputs = sample_inputs(circuit, spec, seed, int(spec.get("batch", rows)))
         inputs["observed"] = np.zeros_like(inputs["observed"])
         total, want = engine.run("marginal", **inputs), reference(circuit, "marginal", inputs)
         found = worst(circuit, "marginal", inputs, want, total)
@@ -105,7 +106,7 @@ def stored_circuit(engine: Engine) -> Circuit:
 def _stored(engine: Engine, circuit: Circuit, query: str) -> Check:
     arrays = read_npz(inside(engine.path, f"samples/{query}.npz"))
     inputs = {k[3:]: v for k, v in arrays.items() if k.startswith("in.")}
-    outputs = engine.run(query, **inputs)
+    outputs = in_batches(engine, query, inputs)
     if missing := [k for k in outputs if f"out.{k}" not in arrays]:
         what = f"the samples of '{query}' have no output {missing[0]!r}"
         raise PccError("B216", what, at=str(engine.path), hint="compile the bundle again")
@@ -116,6 +117,26 @@ def _stored(engine: Engine, circuit: Circuit, query: str) -> Check:
         what = f"the samples of '{query}' hold another kind of {bad[0]!r}"
         raise PccError("B216", what, at=str(engine.path), hint="compile the bundle again")
     return Check(query, "stored samples", *worst(circuit, query, inputs, want, outputs))
+
+
+def in_batches(engine: Engine, query: str, inputs: Mapping[str, Values]) -> dict[str, Values]:
+    """Run any number of rows: a graph for a fixed number gets that many at a time."""
+    spec = engine.queries[query]
+    names = [i["name"] for i in spec["inputs"] if i["shape"][:1] == ["B"] and i["name"] in inputs]
+    rows = len(inputs[names[0]]) if names else 0
+    fixed = spec.get("batch")
+    if fixed is None or rows in (0, fixed):
+        return engine.run(query, **inputs)
+    pieces = []
+    for start in range(0, rows, fixed):
+        at = np.minimum(np.arange(start, start + fixed), rows - 1)  # the last row fills up
+        pieces.append(engine.run(query, **{**inputs, **{k: inputs[k][at] for k in names}}))
+    return {
+        o["name"]: np.concatenate([p[o["name"]] for p in pieces])[:rows]
+        if o["shape"][:1] == ["B"]
+        else pieces[0][o["name"]]
+        for o in spec["outputs"]
+    }
 
 
 def against(
