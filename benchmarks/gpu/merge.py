@@ -3,12 +3,15 @@
     python benchmarks/gpu/merge.py PARTS.json...
 
 Rows go into `results/h200.json`, a list; a row replaces an older one of the same name on the same
-GPU. Reports of conformance go into `results/h200_conformance.json`. The tables between the markers
-of README.md and docs/gpu.md are made from these files, by this program alone.
+GPU, by date. Reports of conformance go into `results/h200_conformance.json`, with what was run:
+parts, rows, names. One that was cut off is marked as such, and never replaces a whole one. The
+tables between the markers of README.md and docs/gpu.md are made from these files, by this program
+alone.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -18,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 if __package__ in (None, ""):
     sys.path.insert(0, str(ROOT))
 
-from pcc.runtime.bound import complete, with_yardstick  # noqa: E402
+from benchmarks.gpu.stages import STAGES  # noqa: E402
+from pcc.runtime.bound import complete, rates, with_yardstick  # noqa: E402
 
 RESULTS = ROOT / "benchmarks/results"
 ROWS, REPORTS = RESULTS / "h200.json", RESULTS / "h200_conformance.json"
@@ -33,23 +37,45 @@ def merged(old: list[dict[str, Any]], parts: list[dict[str, Any]]) -> list[dict[
             rows = e["data"] if e["writes"] == "rows" else [e["data"]]
             for r in rows:
                 made = {**r, "commit": e["commit"] if e["commit"] != "unknown" else r.get("commit")}
-                found[made["name"], made.get("gpu")] = made
+                made["date"] = r.get("date") or e.get("date", "")
+                before = found.get((made["name"], made.get("gpu")))
+                if before is None or str(before.get("date", "")) <= made["date"]:
+                    found[made["name"], made.get("gpu")] = made
     out = with_yardstick(sorted(found.values(), key=lambda r: (str(r.get("gpu")), r["name"])))
     for r in out:
         if lacking := complete(r):
             raise SystemExit(f"row {r['name']!r} lacks {', '.join(lacking)}")
+        if said := r.get("rates"):
+            decode = r.get("graphs", {}).get("decode", {}).get("p50")
+            r["rates"] = rates(r["round_ms"], decode, said["acceptance"], r["batch"])
     return out
 
 
 def reports(old: list[dict[str, Any]], parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the reports of conformance, newest of each name."""
+    """Return the reports of conformance, newest of each name; whole ones before partial ones."""
     found = {r["name"]: r for r in old}
     for e in parts:
         if e["stage"].startswith("conformance") and "data" in e:
             data = {k: v for k, v in e["data"].items() if k != "findings"}
             bad = [f for f in e["data"]["findings"] if f["verdict"] != "skipped"]
+            data = {**asked(e["name"]), **data}
+            data["complete"] = bool(data.get("complete")) and e["status"] in (0, 1)
+            data["ok"] = bool(data.get("ok")) and data["complete"]
+            if not data["complete"] and found.get(e["name"], {}).get("complete"):
+                continue
             found[e["name"]] = {"name": e["name"], "commit": e["commit"], **data, "findings": bad}
     return [found[k] for k in sorted(found)]
+
+
+def asked(name: str) -> dict[str, Any]:
+    """Return what the command of this name asks of the suite, for reports that do not say it."""
+    out: dict[str, list[str]] = {"parts": [], "only": [], "halves": []}
+    options = {"--part": "parts", "--only": "only", "--half": "halves"}
+    for args in (c.args for s in STAGES for c in s.commands if c.name == name):
+        for option, value in itertools.pairwise(args):
+            if option in options:
+                out[options[option]].append(value)
+    return out
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -67,7 +93,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             str(r["batch"]), str(r["context"]), r["precision"],
             f"{r['round_ms']:.3f} ({r['p10']:.3f}, {r['p90']:.3f})",
             f"{sum(r['bytes_moved'].values()) / 1e9:.2f}", f"{r['bandwidth_tb_s']:.2f}",
-            f"{r['ratio_to_bound']:.2f}", f"{torch_ms:.2f}" if torch_ms else "", quicker,
+            f"{r['ratio_to_bound']:.2f}", beside(r), quicker,
             str(r["gpu"]).removeprefix("NVIDIA "),
         ]  # fmt: skip
         out.append("| " + " | ".join(cells) + " |")
@@ -83,26 +109,50 @@ def short(rows: list[dict[str, Any]]) -> str:
     for r in rows:
         if r["batch"] != 1 or r["backend"] == "torch-cuda-graph":
             continue
-        torch_ms = f"{r['torch_graph_ms']:.2f}" if r["torch_graph_ms"] else ""
         cells = [
             f"{r['shape']}, {r['architecture']} n={r['n']} r={r['r']}",
             f"{r['backend']}, {r['precision']}", str(r["context"]), f"{r['round_ms']:.2f}",
-            f"{r['ratio_to_bound']:.2f}", torch_ms,
+            f"{r['ratio_to_bound']:.2f}", beside(r),
         ]  # fmt: skip
         out.append("| " + " | ".join(cells) + " |")
     return "\n".join(out)
 
 
+def beside(r: dict[str, Any]) -> str:
+    """Return the yardstick's ms, and its precision where that is another one."""
+    if not r["torch_graph_ms"]:
+        return ""
+    other = r.get("torch_precision")
+    ms = f"{r['torch_graph_ms']:.2f}"
+    return ms if other in (None, r["precision"]) else f"{ms} ({other})"
+
+
+def ran(r: dict[str, Any], suite: str) -> str:
+    """Return what of a suite a report is about: names, halves, rows; and that it was cut off."""
+    out = []
+    if suite in ("queries", "protocol") and r.get("only"):
+        out.append("only " + ", ".join(r["only"]))
+    if suite == "ops" and r.get("halves"):
+        out.append("stored " + ", ".join(r["halves"]) + " too")
+    if r.get("batches"):
+        out.append("batch " + ", ".join(map(str, r["batches"])))
+    if not r.get("complete", True):
+        out.append(f"**cut off after {r['seconds']:.0f} s**" if r.get("seconds") else "**cut off**")
+    return "; ".join(out)
+
+
 def verdicts(found: list[dict[str, Any]]) -> str:
     """Return the reports of conformance as Markdown, one line for each suite."""
     out = [
-        "| target | provider | precision | suite | equal | ties | differ | refused | skipped |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| target | provider | precision | suite | what of it | equal | ties | differ | refused | "
+        "skipped |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in found:
         for s in r["suites"]:
             counts = (str(s[k]) for k in ("ok", "tie", "differs", "refused", "skipped"))
-            cells = [r["target"], r["provider"], r["precision"], s["suite"], *counts]
+            about = (r["target"], r["provider"], r["precision"], s["suite"], ran(r, s["suite"]))
+            cells = [*about, *counts]
             out.append("| " + " | ".join(cells) + " |")
     return "\n".join(out)
 

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,8 @@ def main() -> int:
                 print(f"no time left for {stage.name} {command.name}", flush=True)
                 continue
             entry = run(command, a, min(left, command.seconds))
-            parts.append({"stage": stage.name, "commit": a.commit, **entry})
+            date = datetime.now(UTC).isoformat(timespec="seconds")
+            parts.append({"stage": stage.name, "commit": a.commit, "date": date, **entry})
             print(f"{stage.name} {command.name}: status {entry['status']}, {entry['seconds']} s")
             print("\n".join(entry["log"].splitlines()[-12:]), flush=True)
             (a.out / "parts.json").write_text(json.dumps(parts, indent=1))

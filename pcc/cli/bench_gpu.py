@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,29 +33,44 @@ class Asked:
     repeats: int
     shape: str = ""
     accepted: float | None = None
-    greedy: bool = False
+
+
+UNUSED = ("prompts", "max_new_tokens", "limit", "prompt_bytes", "sampled", "threads")
+ONLY_GPU = ("also", "context", "accepted", "shape", "json_out")
+
+
+def refuse_unused(given: Sequence[str], *, gpu: bool) -> None:
+    """Refuse options, by their names here, that this kind of `pcc bench` does not read: C138."""
+    for name in UNUSED if gpu else ONLY_GPU:
+        if name in given:
+            what = f"--{name.replace('_', '-')} is not read {'with' if gpu else 'without'} --gpu"
+            raise PccError("C138", what, hint="leave it out" if gpu else "--gpu")
 
 
 def bench_gpu(a: Asked, plot: Path | None, json_out: Path | None, *, as_json: bool) -> None:
-    """Measure every bundle at every context; print a table or JSON."""
+    """Measure every bundle at every context; print a table or JSON.
+
+    The rows are written after each one, so that a run that is cut off leaves those it had.
+    """
     from pcc.circuit.text import write
-    from pcc.runtime.bound import with_yardstick
     from pcc.runtime.device.driver import device
     from pcc.runtime.measure_gpu import copy_bandwidth
 
     if plot is not None:
         plots.ready(plot)
+    if json_out is not None and not json_out.parent.is_dir():
+        raise PccError("C134", "there is no such folder", at=str(json_out.parent))
     gpu = device()
     bandwidth = copy_bandwidth(gpu)
     progress(f"copies run at {bandwidth:.2f} TB/s on {gpu.name}")
     rows: list[dict[str, Any]] = []
     for path in a.bundles:
         engine = pcc.load(path, provider=a.provider)
-        rows += rows_of(engine, a, bandwidth, gpu.name)
+        for made in rows_of(engine, a, bandwidth, gpu.name):
+            rows.append(made)
+            if json_out is not None:
+                write(json_out, json.dumps(rows, indent=1).encode())
         del engine  # its weights make room for the next
-    rows = with_yardstick(rows)
-    if json_out is not None:
-        write(json_out, json.dumps(rows, indent=1).encode())
     if plot is not None:
         plots.draw_gpu(rows, plot)
     if as_json:
@@ -63,16 +79,26 @@ def bench_gpu(a: Asked, plot: Path | None, json_out: Path | None, *, as_json: bo
         show(rows)
 
 
-def rows_of(engine: Engine, a: Asked, bandwidth: float, gpu: str) -> list[dict[str, Any]]:
-    """Return a row for each context of one bundle."""
+def accepted_of(a: Asked, shape: str, n: int) -> float:
+    """Return the drafts of a round that rates suppose to be kept: of n - 1. Errors: C135."""
+    if a.accepted is None:
+        return min(ACCEPTED.get(shape, 1.0), n - 1)
+    if not 0 <= a.accepted <= n - 1:
+        what = f"--accepted {a.accepted:g}: a round of this bundle drafts {n - 1} tokens"
+        raise PccError("C135", what, hint=f"from 0 to {n - 1}")
+    return a.accepted
+
+
+def rows_of(engine: Engine, a: Asked, bandwidth: float, gpu: str) -> Iterator[dict[str, Any]]:
+    """Yield a row for each context of one bundle."""
     from pcc.runtime.bound import rates, row
     from pcc.runtime.measure_gpu import graph_times
     from pcc.runtime.traffic import moved
 
-    query = "step_greedy" if a.greedy else "step"
+    query = "step"
     batch = int(engine.spec_of(query).get("batch", 1))
     about = about_of(engine, a, gpu, batch)
-    out = []
+    accepted = accepted_of(a, about["shape"], about["n"])
     for context in a.contexts:
         progress(f"{engine.path.name}: context {context}")
         times = graph_times(engine, query, context, batch, a.repeats, bandwidth)
@@ -81,17 +107,16 @@ def rows_of(engine: Engine, a: Asked, bandwidth: float, gpu: str) -> list[dict[s
         name = "-".join(map(str, (about["backend"], about["shape"], about["architecture"],
                                   f"n{about['n']}", f"r{about['r']}", f"b{batch}", f"c{context}",
                                   about["precision"])))  # fmt: skip
-        made = row({"name": name, **about, "context": context, "torch_graph_ms": None},
+        made = row({"name": name, **about, "context": context, "torch_graph_ms": None,
+                    "torch_precision": None, "date": now()},
                    whole["events"], bytes_moved, bandwidth, a.repeats)  # fmt: skip
         decode = times.get("decode", {}).get("events", {}).get("p50")
-        accepted = a.accepted if a.accepted is not None else ACCEPTED.get(about["shape"], 1.0)
         made["wall_ms"], made["session_ms"] = whole["wall"], whole["session"]
         made["host_gap_us"] = 1e3 * (whole["session"]["p50"] - whole["events"]["p50"])
         made["graphs"] = {q: t["events"] for q, t in times.items()}
         made["parts"] = times[query].get("parts", [])
         made["rates"] = rates(whole["events"]["p50"], decode, accepted, batch)
-        out.append(made)
-    return out
+        yield made
 
 
 def about_of(engine: Engine, a: Asked, gpu: str, batch: int) -> dict[str, Any]:
@@ -112,6 +137,11 @@ def about_of(engine: Engine, a: Asked, gpu: str, batch: int) -> dict[str, Any]:
         "versions": versions(), "gpu": gpu, "commit": commit(),
         "max_seq": engine.generation()["max_seq"],
     }  # fmt: skip
+
+
+def now() -> str:
+    """Return the time in UTC, by which later rows replace earlier ones."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def commit() -> str:
@@ -136,7 +166,8 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
             r["name"], f"{r['round_ms']:.3f}", f"{r['p10']:.3f}", f"{r['p90']:.3f}",
             f"{sum(moved.values()) / 1e9:.2f}", f"{r['bound_ms']:.3f}",
             f"{r['ratio_to_bound']:.2f}", f"{100 * r['copy_share']:.0f} %",
-            f"{r['rates']['tokens_per_second']:.0f} at {r['rates']['acceptance']:g}",
+            "{:.0f} to {:.0f}".format(*r["rates"]["tokens_per_second"])
+            + f" at {r['rates']['acceptance']:g}",
             _number(r["rates"]["break_even_tokens"]),
         ])  # fmt: skip
     head = rows[0]

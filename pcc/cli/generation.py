@@ -10,7 +10,7 @@ import typer
 
 import pcc
 from pcc.cli import plots
-from pcc.cli.bench_gpu import Asked, bench_gpu, checked
+from pcc.cli.bench_gpu import Asked, bench_gpu, checked, refuse_unused
 from pcc.cli.bundles import Bundle, Provider, Threads
 from pcc.cli.output import Json, emit, progress, say, table
 from pcc.errors import PccError
@@ -100,6 +100,7 @@ def _read(file: Path) -> bytes:
 
 
 def bench(
+    ctx: typer.Context,
     bundle: Bundle,
     prompts: Annotated[
         Path | None, typer.Option(help="Prompts: a file (one a line) or a folder.")
@@ -130,6 +131,7 @@ def bench(
 
     With --gpu, time the graphs of a round against the bytes that they must move.
     """
+    refuse_unused([k for k in ctx.params if _given(ctx, k)], gpu=gpu)
     if gpu:
         asked = Asked(
             (bundle, *(also or ())), "cuda" if provider == "cpu" else provider,
@@ -152,6 +154,12 @@ def bench(
         show_bench(report)
     faults = [d for d in report["greedy"]["differences"] if not d["near_tie"]]
     raise typer.Exit(1 if faults else 0)
+
+
+def _given(ctx: typer.Context, name: str) -> bool:
+    """Return whether an option was named, whatever its value."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def measure(

@@ -45,21 +45,20 @@ def row(
     }  # fmt: skip
 
 
-def rates(
-    round_ms: float, decode_ms: float | None, accepted: float, batch: int
-) -> dict[str, float | None]:
+def rates(round_ms: float, decode_ms: float | None, accepted: float, batch: int) -> dict[str, Any]:
     """Return what a round's time is worth at `accepted` drafts a round.
 
-    A round emits its accepted drafts and one token more. `break_even`: the tokens it must emit to
-    be as fast as one-token passes of the same engine.
+    A round emits from `accepted` to `accepted + 1` tokens: published counts may or may not have the
+    token that every round adds, so that both ends are given. `break_even`: the tokens it must emit
+    to be as fast as one-token passes of the same engine.
     """
-    per_second = (accepted + 1) * batch * 1e3 / round_ms
+    per_second = [tokens * batch * 1e3 / round_ms for tokens in (accepted, accepted + 1)]
     plain = None if decode_ms is None else batch * 1e3 / decode_ms
     return {
         "acceptance": accepted,
         "tokens_per_second": per_second,
         "autoregressive_tokens_per_second": plain,
-        "speedup": None if plain is None else per_second / plain,
+        "speedup": None if plain is None else [v / plain for v in per_second],
         "break_even_tokens": None if decode_ms is None else round_ms / decode_ms,
     }
 
@@ -69,16 +68,28 @@ def complete(r: Mapping[str, Any]) -> list[str]:
     return [k for k in REQUIRED if k not in r]
 
 
+SAME = ("shape", "architecture", "n", "r", "batch", "context", "gpu")
+HALVES = ("fp16", "bf16")  # they move the same bytes
+
+
 def with_yardstick(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Fill `torch_graph_ms` from the torch row of the same work on the same GPU, newest last."""
-    same = ("shape", "architecture", "n", "r", "batch", "context", "gpu")
-    found = {
-        tuple(r.get(k) for k in same): r["round_ms"]
-        for r in rows
-        if r.get("backend") == "torch-cuda-graph"
-    }
+    """Fill `torch_graph_ms` and `torch_precision` from the torch row of the same work and GPU.
+
+    A torch row of the same precision comes first; fp16 and bf16 may stand for each other, fp32 for
+    nothing else. Of several the newest by `date` is taken, of equal dates the last.
+    """
+    torch = [r for r in rows if r.get("backend") == "torch-cuda-graph"]
     out = []
     for r in rows:
-        torch_ms = found.get(tuple(r.get(k) for k in same), r.get("torch_graph_ms"))
-        out.append({**r, "torch_graph_ms": torch_ms})
+        same = [x for x in torch if all(x.get(k) == r.get(k) for k in SAME)]
+        fair = [x for x in same if x.get("precision") == r.get("precision")]
+        if not fair and r.get("precision") in HALVES:
+            fair = [x for x in same if x.get("precision") in HALVES]
+        fair.sort(key=lambda x: str(x.get("date", "")))  # stable: equal dates keep their order
+        beside = fair[-1] if fair else {}
+        more = {
+            "torch_graph_ms": beside.get("round_ms"),
+            "torch_precision": beside.get("precision"),
+        }
+        out.append({**r, **more})
     return out

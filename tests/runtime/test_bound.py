@@ -41,9 +41,9 @@ def test_the_bound_is_the_bytes_at_the_bandwidth() -> None:
 def test_quantiles_and_rates() -> None:
     assert quantiles([3.0, 1.0, 2.0]) == {"p10": 1.2, "p50": 2.0, "p90": 2.8}
     r = rates(4.0, 3.2, 6.8, 2)
-    assert r["tokens_per_second"] == pytest.approx(7.8 * 2 / 4e-3)
+    assert r["tokens_per_second"] == pytest.approx([6.8 * 2 / 4e-3, 7.8 * 2 / 4e-3])
     assert r["break_even_tokens"] == pytest.approx(1.25)
-    assert r["speedup"] == pytest.approx(7.8 * 3.2 / 4.0)
+    assert r["speedup"] == pytest.approx([6.8 * 3.2 / 4.0, 7.8 * 3.2 / 4.0])
     assert rates(4.0, None, 1.0, 1)["speedup"] is None
 
 
@@ -53,6 +53,40 @@ def test_the_yardstick_is_that_of_the_same_work_and_gpu() -> None:
     far = made(name="far", context=8192)
     found = {r["name"]: r["torch_graph_ms"] for r in with_yardstick([made(), torch, other, far])}
     assert found == {"a": 8.0, "t": 8.0, "o": 9.0, "far": None}
+
+
+def torch_row(ms: float, precision: str, **more: Any) -> dict[str, Any]:
+    about = {"name": f"t-{precision}", "backend": "torch-cuda-graph", "precision": precision}
+    return made(**about | more) | {"round_ms": ms}
+
+
+def beside(*rows: dict[str, Any]) -> tuple[Any, Any]:
+    first = with_yardstick(rows)[0]
+    return first["torch_graph_ms"], first["torch_precision"]
+
+
+def test_the_yardstick_has_the_same_precision_or_moves_the_same_bytes() -> None:
+    bf16, fp16, fp32 = (
+        torch_row(ms, p) for ms, p in ((8.0, "bf16"), (9.0, "fp16"), (17.0, "fp32"))
+    )
+    assert beside(made(), fp16, bf16, fp32) == (8.0, "bf16")
+    assert beside(made(precision="fp16"), fp32, bf16) == (8.0, "bf16")
+    assert beside(made(), fp32) == (None, None)
+    assert beside(made(precision="fp32"), bf16, fp16) == (None, None)
+    assert beside(made(precision="fp32"), bf16, fp32) == (17.0, "fp32")
+    for other in ("n", "r", "batch", "context"):
+        assert beside(made(), torch_row(8.0, "bf16", **{other: 99})) == (None, None)
+
+
+def test_the_newest_yardstick_counts() -> None:
+    """By date, not by name or place."""
+    late = torch_row(7.0, "bf16", name="a") | {"date": "2026-11-25T10:00:00+00:00"}
+    early = torch_row(8.0, "bf16", name="z") | {"date": "2026-11-24T10:00:00+00:00"}
+    assert beside(made(), late, early) == beside(made(), early, late) == (7.0, "bf16")
+
+
+def test_a_yardstick_that_was_paired_before_does_not_stay() -> None:
+    assert beside(made() | {"torch_graph_ms": 3.0}) == (None, None)
 
 
 def test_parts_are_layers_of_one_kind() -> None:
@@ -102,6 +136,61 @@ def test_contexts_are_checked() -> None:
         bench_gpu.checked((0,), 50)
 
 
+def test_acceptance_is_of_the_drafts_of_a_round() -> None:
+    def asked(accepted: float | None) -> bench_gpu.Asked:
+        return bench_gpu.Asked((), "cuda", (1,), 5, accepted=accepted)
+
+    assert bench_gpu.accepted_of(asked(7.0), "x", 8) == 7.0
+    assert bench_gpu.accepted_of(asked(None), "evabyte-6.5b", 16) == 6.8
+    assert bench_gpu.accepted_of(asked(None), "evabyte-6.5b", 4) == 3
+    with pytest.raises(PccError, match="C135"):
+        bench_gpu.accepted_of(asked(7.5), "x", 8)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--gpu", "--prompts", "p.txt"), ("--gpu", "--max-new-tokens", "128"),
+        ("--gpu", "--no-sampled"), ("--gpu", "--threads", "1"), ("--context", "7"),
+        ("--accepted", "1"), ("--shape", "x"), ("--json-out", "r.json"), ("--also", "b.pcc"),
+    ],
+)  # fmt: skip
+def test_options_that_a_bench_does_not_read_are_refused(options: tuple[str, ...]) -> None:
+    """Even where they are given their defaults."""
+    from typer.testing import CliRunner
+
+    from pcc.cli import app
+
+    done = CliRunner().invoke(app, ["bench", "m.pcc", *options])
+    assert isinstance(done.exception, PccError)
+    assert (done.exception.code, done.exception.exit_code) == ("C138", 2)
+
+
+def test_rows_are_written_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bundle that cannot be timed takes nothing from those before it."""
+    from types import SimpleNamespace
+
+    import pcc
+    from pcc.runtime import measure_gpu
+    from pcc.runtime.device import driver
+
+    def rows_of(engine: Path, *_: Any) -> Any:
+        if engine.name == "b":
+            raise PccError("R121", "too long")
+        yield made(name="one")
+        yield made(name="two")
+
+    monkeypatch.setattr(driver, "device", lambda: SimpleNamespace(name="G"))
+    monkeypatch.setattr(measure_gpu, "copy_bandwidth", lambda _: 4.0)
+    monkeypatch.setattr(pcc, "load", lambda path, provider: path)
+    monkeypatch.setattr(bench_gpu, "rows_of", rows_of)
+    out = tmp_path / "rows.json"
+    asked = bench_gpu.Asked((Path("a"), Path("b")), "cuda", (1,), 5)
+    with pytest.raises(PccError, match="R121"):
+        bench_gpu.bench_gpu(asked, None, out, as_json=True)
+    assert [r["name"] for r in json.loads(out.read_text())] == ["one", "two"]
+
+
 # ---------------------------------------------------------------- merging
 
 
@@ -136,12 +225,94 @@ def test_rows_are_merged_by_name_and_gpu(merge: Any) -> None:
 def test_reports_keep_what_is_not_equal(merge: Any) -> None:
     report = {
         "target": "cuda", "provider": "cuda", "precision": "fp32", "ok": True,
+        "complete": True, "batches": [1], "parts": ["ops"], "only": [], "halves": ["f16"],
         "suites": [{"suite": "ops", "ok": 9, "tie": 1, "differs": 0, "refused": 0, "skipped": 2}],
         "findings": [{"verdict": "tie", "case": "a"}, {"verdict": "skipped", "case": "b"}],
     }  # fmt: skip
     (found,) = merge.reports([], [part("n", report, "report", "conformance-cuda")])
     assert [f["case"] for f in found["findings"]] == ["a"]
-    assert "| cuda | cuda | fp32 | ops | 9 | 1 | 0 | 0 | 2 |" in merge.verdicts([found])
+    line = "| cuda | cuda | fp32 | ops | stored f16 too; batch 1 | 9 | 1 | 0 | 0 | 2 |"
+    assert line in merge.verdicts([found])
+
+
+def verdict(*, complete: bool, ok: int, status: int = 0, name: str = "n") -> dict[str, Any]:
+    suite = {"suite": "protocol", "tie": 0, "differs": 0, "refused": 0, "skipped": 0, "ok": ok}
+    report = {
+        "target": "cuda", "provider": "cuda", "precision": "fp16", "ok": True, "seconds": 130.8,
+        "complete": complete, "batches": [1], "suites": [suite], "findings": [],
+    }  # fmt: skip
+    return part(name, report, "report", "conformance-cuda") | {"status": status}
+
+
+@pytest.mark.parametrize(("complete", "status"), [(False, 0), (False, 124), (True, 124)])
+def test_a_report_that_was_cut_off_is_marked(merge: Any, complete: bool, status: int) -> None:
+    cut = verdict(complete=complete, ok=2, status=status)
+    (found,) = merge.reports([], [cut])
+    assert (found["ok"], found["complete"]) == (False, False)
+    assert "| batch 1; **cut off after 131 s** | 2 |" in merge.verdicts([found])
+    whole = verdict(complete=True, ok=9, status=1)
+    for order in ([whole, cut], [cut, whole]):
+        (found,) = merge.reports([], order)
+        assert found["complete"]
+        assert found["suites"][0]["ok"] == 9
+    (old,) = merge.reports([], [whole])
+    assert merge.reports([old], [cut]) == [old]
+
+
+def test_reports_say_what_of_a_suite_was_run(merge: Any) -> None:
+    """Older ones do not say it themselves: the command of that name does."""
+    report = verdict(complete=True, ok=1, name="cuda-queries")
+    report["data"]["suites"][0]["suite"] = "queries"
+    assert "only contextual; batch 1" in merge.verdicts(merge.reports([], [report]))
+    report["data"] |= {"only": [], "batches": [1, 3]}
+    assert "| queries | batch 1, 3 | 1 |" in merge.verdicts(merge.reports([], [report]))
+
+
+def test_rows_say_the_precision_of_another_yardstick(merge: Any) -> None:
+    rows = merge.merged([], [part("x", [made(precision="fp16"), torch_row(8.4, "bf16")])])
+    assert "| 8.40 (bf16) |" in merge.table(rows)
+    assert "| 8.40 (bf16) |" in merge.short(rows)
+
+
+def test_an_older_row_replaces_no_newer_one(merge: Any) -> None:
+    new, old = ({"date": d} for d in ("2026-11-25", "2026-11-24"))
+    rows = merge.merged([made() | new], [part("x", [made() | old | {"round_ms": 1.0}])])
+    assert rows[0]["round_ms"] == 4.2
+    later = part("x", [made() | {"round_ms": 1.0}]) | {"date": "2026-11-26"}
+    rows = merge.merged([made() | new], [later])
+    assert (rows[0]["round_ms"], rows[0]["date"]) == (1.0, "2026-11-26")
+
+
+def test_rates_are_those_of_this_program(merge: Any) -> None:
+    """Rows of earlier programs state a token more as a single number."""
+    more = {
+        "rates": {"acceptance": 1.0, "tokens_per_second": 9},
+        "graphs": {"decode": {"p50": 3.0}},
+    }
+    (r,) = merge.merged([], [part("x", [made() | more])])
+    assert r["rates"] == rates(4.2, 3.0, 1.0, 1)
+
+
+def test_every_stage_asks_for_what_can_be_checked(merge: Any) -> None:
+    from benchmarks.gpu.stages import STAGES
+    from pcc.conformance.asked import check_parts, check_setting
+    from pcc.conformance.bundles import Setting
+    from pcc.conformance.scenarios import SCENARIOS
+
+    seen = 0
+    for c in (c for s in STAGES for c in s.commands if "conformance" in c.args):
+        pairs = list(zip(c.args, c.args[1:], strict=False))
+
+        def given(option: str, pairs: Any = pairs) -> list[str]:
+            return [v for k, v in pairs if k == option]
+
+        (target,), (provider,) = given("--target"), given("--provider")
+        setting = Setting(target, provider, *given("--precision"), halves=tuple(given("--half")),
+                          only=tuple(given("--only")))  # fmt: skip
+        check_setting(setting)
+        check_parts([setting], given("--part"), SCENARIOS)
+        seen += 1
+    assert seen > 10
 
 
 def test_tables_go_between_their_markers(merge: Any) -> None:
