@@ -22,11 +22,13 @@ from pcc.backends.cuda.plan import ALIGN
 from pcc.backends.cuda.weights import WeightFile
 from pcc.conformance import verifiers
 from pcc.conformance.models import WIDE
-from pcc.emission import Emission, Order
+from pcc.emission import Emission, Order, graph_name
 from pcc.errors import PccError
 from pcc.ir.array import Array
 from pcc.ir.module import Module
 from pcc.knobs import CHECK_TOLERANCE
+from pcc.package import _io
+from pcc.runtime.device.plan import read_plan
 from pcc.tensor import nn
 from pcc.tensor import ops as t
 
@@ -106,6 +108,34 @@ def test_what_a_query_takes_and_gives_under_one_name(
     made.buffers.append(made.buffers[0])
     with pytest.raises(PccError, match="E189"):
         made.plan("sm_90", "")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c[0]}-{c[2]}-{c[3]}")
+def test_the_runtime_takes_what_is_written(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names, kinds, types and sizes of every graph's plan are those that the reader wants."""
+    queries = ["draft", "loglik", *(["sample", "mode"] if case[0] == "llama" else [])]
+    order, batch = case_of(case, tmp_path, monkeypatch, queries=queries), case[3]
+    (tmp_path / "engines/cuda").mkdir(parents=True)
+    for q, e in order.emissions.items():
+        builder = partition(e.module, e.inputs, batch, WeightFile(), q)
+        weights = tmp_path / "engines/cuda/weights.bin"
+        weights.unlink(missing_ok=True)
+        builder.weights.write(weights)
+        (tmp_path / "p.json").write_bytes(builder.plan("sm_90", "c").dumps())
+        names = {x.key for x in e.inputs}
+        spec = {
+            "graph": "p.json", "batch": batch, "inputs": [_io(x.key, x, e) for x in e.inputs],
+            "outputs": [{**_io(n, v, e), "onnx": graph_name(n, names)}
+                        for n, v in e.module.outputs],
+        }  # fmt: skip
+        past = [(i["name"][5:], i) for i in spec["inputs"] if i["name"].startswith("past.")]
+        states = [
+            {"name": n, "shape": i["shape"][1:], "rows_axis": 1 if "." in n else None}
+            for n, i in past
+        ]
+        assert read_plan(tmp_path, q, spec, states).launches
 
 
 def test_rings_that_have_wrapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
