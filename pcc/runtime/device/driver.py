@@ -215,7 +215,7 @@ class Device:
         """Return the error that says how much memory is needed or what for, and what is free."""
         _, free, total = self.cu.cuMemGetInfo()  # whatever it says: it must not fail in turn
         what = (f"too little memory on {self.name}: {why or shown(size) + ' needed'}, "
-                f"{shown(int(free))} of {shown(int(total))} free")  # fmt: skip
+                f"{shown(int(free or 0))} of {shown(int(total or 0))} free")  # fmt: skip
         hint = "a smaller --max-seq, --batch or --precision, or end what else uses the GPU"
         return PccError("X305", what, hint=hint)
 
