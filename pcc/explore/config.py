@@ -68,7 +68,8 @@ class Train:
     """How heads that the grid names and no checkpoint covers are trained (docs/training.md).
 
     Heads go to FOLDER/NAME; without a folder nothing is trained. The grid sets `head.kind`,
-    `head.n`, `head.r` and `lora.layers`.
+    `head.n`, `head.r` and `lora.layers`; `head.regions`, `repetitions` and `shuffle` go to the
+    kinds that have them.
     """
 
     folder: str = ""

@@ -19,6 +19,7 @@ from pcc.explore.config import Grid, Prompts
 from pcc.explore.heads import Head
 from pcc.explore.points import Missing, missing, points_of, trainable
 from pcc.explore.scatter import ticks
+from pcc.explore.training import configuration
 
 PAIRS = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), max_size=12)
 
@@ -170,3 +171,23 @@ def test_configurations_that_are_refused(
     with pytest.raises(PccError) as caught:
         build(setting(tmp_path, **more))
     assert caught.value.code == code
+
+
+def test_region_graphs_train_beside_kinds_without_regions() -> None:
+    made = build(
+        {
+            "verifier": "v", "prompts": {"path": "p"}, "out": "o", "heads": [],
+            "grid": {"architecture": ["cp", "btree", "region-graph"], "n": [4], "r": [2]},
+            "train": {
+                "folder": "t", "data": {"packed": "d"},
+                "head": {"regions": "[[0,2],[1,3]]", "repetitions": 2, "shuffle": True},
+            },
+        }
+    )  # fmt: skip
+    heads = [configuration(made, cell).head for cell in missing(made.grid, [])]
+    found = {h.kind: (h.regions, h.repetitions, h.shuffle) for h in heads}
+    assert found == {
+        "cp": ("", 1, False),
+        "btree": ("", 2, True),
+        "region-graph": ("[[0,2],[1,3]]", 1, False),
+    }

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from training import head  # noqa: E402
 
 from pcc.errors import PccError  # noqa: E402
+from pcc.frontends import region_wiring  # noqa: E402
 from pcc.train import checkpoint, cli, files, lock  # noqa: E402
 from pcc.train import config as cfg  # noqa: E402
 from pcc.train.given import BACKBONE  # noqa: E402
@@ -191,3 +192,13 @@ def test_equal_content_has_equal_bytes(tmp_path: Path) -> None:
     found, said = files.read_tensors(tmp_path / "x0")
     assert said == {k: f'{k} é "quoted"' for k in keys}
     assert all(torch.equal(found[k], v) for k, v in tensors.items())
+
+
+@pytest.mark.parametrize("text", ["[0, 99999999999]", "[[0, 1], [2, 4]]", "[0, -1]", "1000000000"])
+def test_variables_beyond_n_make_no_masks(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(tree: Any) -> Any:
+        raise AssertionError(f"{tree} is built")
+
+    monkeypatch.setattr(region_wiring, "from_nested", never)
+    with pytest.raises(PccError, match="T102"):
+        region_wiring.parse_regions(text, 4)

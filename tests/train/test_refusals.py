@@ -38,7 +38,7 @@ def test_resume_refuses_inputs_that_changed(ground: Path, tmp_path: Path, kind: 
         )
         values, meta = files.read_tensors(path)
         name = min(values)
-        values[name] = values[name] + 1
+        values[name] = values[name] - 1
         files.write_tensors(path, values, None, meta)
     if kind == "backbone":  # greedy text of the old backbone is refused before
         with pytest.raises(PccError, match=r"N142.*another backbone"):
