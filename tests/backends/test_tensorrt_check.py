@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu import tensorrt_check as check
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # last: pcc may be an installed one
+
+from benchmarks.gpu import tensorrt_check as check  # noqa: E402
 
 
 def rows(*verdicts: str) -> list[dict[str, str]]:
