@@ -11,7 +11,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # last: pcc may be an installed one
 
-from benchmarks.gpu import tensorrt_check as check  # noqa: E402
+from benchmarks.gpu import tensorrt_check as check
 
 
 def rows(*verdicts: str) -> list[dict[str, str]]:
