@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -39,14 +40,14 @@ def read_bounded(path: Path, limit: int, code: str, *, large: str = "") -> bytes
         return data
 
 
-def finite(v: Any) -> Any:
-    """Return a value as JSON takes it: lists for tuples, null for infinities and NaN."""
+def finite(v: Any, other: Callable[[float], Any] = lambda _: None) -> Any:
+    """Return a value as JSON takes it: lists for tuples, `other` for infinities and NaN (null)."""
     match v:
         case dict():
-            return {k: finite(x) for k, x in v.items()}
+            return {k: finite(x, other) for k, x in v.items()}
         case list() | tuple():
-            return [finite(x) for x in v]
+            return [finite(x, other) for x in v]
         case float():
-            return v if v - v == 0 else None
+            return v if v - v == 0 else other(v)
         case _:
             return v

@@ -80,6 +80,20 @@ def yardstick(shape: str, head: str, precision: str, context: int, batch: int = 
     return Command(f"torch-{shape}-{head}-{context}-b{batch}", args, 90, "system", "row")
 
 
+def suite(name: str, python: str, how: tuple[str, ...]) -> Stage:
+    """Return the runs of the suite that a backend takes, a part at a time."""
+    one = ("--batch", "1")
+    return Stage(f"conformance-{name}", (
+        conformance(f"{name}-texts", python, 240, *how, "--part", "protocol"),
+        conformance(f"{name}-queries", python, 240, *how, "--part", "queries", *one,
+                    "--only", "contextual"),
+        conformance(f"{name}-ops", python, 240, *how, "--part", "ops", *one,
+                    "--half", "f16", "--half", "bf16"),
+        conformance(f"{name}-texts-fp16", python, 240, *how, "--part", "protocol", *one,
+                    "--precision", "fp16"),
+    ))  # fmt: skip
+
+
 TORCH = tuple(
     yardstick(shape, head, "bf16", context)
     for shape, heads in (
@@ -105,24 +119,8 @@ STAGES = (
         Command("kernels", ("{root}/benchmarks/gpu/kernels.py", "--out", "{json}"), 180,
                 "system", "report"),
     )),
-    Stage("conformance-cuda", (
-        conformance("cuda-texts", "system", 240, *CUDA, "--part", "protocol"),
-        conformance("cuda-queries", "system", 240, *CUDA, "--part", "queries", "--batch", "1",
-                    "--only", "contextual"),
-        conformance("cuda-ops", "system", 240, *CUDA, "--part", "ops", "--batch", "1",
-                    "--half", "f16", "--half", "bf16"),
-        conformance("cuda-texts-fp16", "system", 240, *CUDA, "--part", "protocol",
-                    "--batch", "1", "--precision", "fp16"),
-    )),
-    Stage("conformance-ort", (
-        conformance("ort-texts", "ort", 240, *ORT, "--part", "protocol"),
-        conformance("ort-queries", "ort", 240, *ORT, "--part", "queries", "--batch", "1",
-                    "--only", "contextual"),
-        conformance("ort-ops", "ort", 240, *ORT, "--part", "ops", "--batch", "1",
-                    "--half", "f16", "--half", "bf16"),
-        conformance("ort-texts-fp16", "ort", 240, *ORT, "--part", "protocol", "--batch", "1",
-                    "--precision", "fp16"),
-    )),
+    suite("cuda", "system", CUDA),
+    suite("ort", "ort", ORT),
     # TensorRT builds an engine for each graph: a part of the suite at a time.
     Stage("conformance-tensorrt", (
         conformance("trt-ops", "trt", 420, *TENSORRT, "--part", "ops", "--batch", "1"),

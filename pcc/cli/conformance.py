@@ -13,7 +13,7 @@ import typer
 
 from pcc.cli.output import say, table
 from pcc.errors import PccError
-from pcc.files import read_bounded
+from pcc.files import finite, read_bounded
 from pcc.knobs import MAX_RESULT_BYTES
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _writable(path: Path | None) -> None:
 def _save(path: Path, report: dict[str, Any]) -> None:
     from pcc.circuit.text import write
 
-    write(path, json.dumps(_plain(report), indent=1).encode())
+    write(path, json.dumps(finite(report, str), indent=1).encode())
 
 
 def _stored(path: Path) -> dict[str, Any]:
@@ -148,19 +148,6 @@ def _stored(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise PccError("C141", "it is no JSON", at=str(path)) from None
     return read_stored(value)
-
-
-def _plain(v: Any) -> Any:
-    """Return a value without infinities, which JSON lacks: they become text."""
-    match v:
-        case dict():
-            return {k: _plain(x) for k, x in v.items()}
-        case list() | tuple():
-            return [_plain(x) for x in v]
-        case float():
-            return v if v - v == 0 else str(v)
-        case _:
-            return v
 
 
 def versions() -> dict[str, str]:

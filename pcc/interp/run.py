@@ -15,7 +15,7 @@ from pcc.circuit.ops import Categorical, CircuitOp, Gaussian
 from pcc.errors import PccError
 from pcc.interp.opaque import stand_in
 from pcc.ir.array import widened
-from pcc.ir.core import Op, Values
+from pcc.ir.core import Op, Values, postorder
 from pcc.ir.module import Module
 from pcc.ir.semiring import LogReal, MaxPlus, Semiring
 from pcc.ir.types import Units
@@ -31,8 +31,8 @@ def run(
 ) -> list[Values]:
     """Evaluate `roots`. In exact carriers, non-polynomial values come from `leaves` (filled)."""
     last: dict[Op, int] = {}
-    leaves = {} if leaves is None else leaves
-    order = list(_needed(roots, s, leaves))
+    filled = leaves = {} if leaves is None else leaves
+    order = list(postorder(*roots, leaf=lambda n: n in filled or (s.exact and n.opaque)))
     for i, n in enumerate(order):
         for a in n.args:
             last[a] = i
@@ -48,23 +48,6 @@ def run(
             if last[a] == i and a in value:
                 del value[a]
     return [value[r] for r in roots]
-
-
-def _needed(roots: tuple[Op, ...], s: Semiring, leaves: Mapping[Op, Values]) -> list[Op]:
-    """Return the nodes to evaluate, operands first: nothing below what is a leaf here."""
-    seen: set[Op] = set()
-    order: list[Op] = []
-    stack = [(r, False) for r in reversed(roots)]
-    while stack:
-        n, done = stack.pop()
-        if done:
-            order.append(n)
-        elif n not in seen:
-            seen.add(n)
-            stack.append((n, True))
-            if n not in leaves and not (s.exact and n.opaque):
-                stack.extend((a, False) for a in reversed(n.args) if a not in seen)
-    return order
 
 
 def _fits(n: Op, rows: int) -> None:

@@ -210,8 +210,11 @@ class Op(metaclass=_Interned):
         return f"<{self.name} : {self.type}>"
 
 
-def postorder(*roots: Op) -> Iterator[Op]:
-    """Yield every node once, operands first. Iterative: circuits are deep."""
+def postorder(*roots: Op, leaf: Callable[[Op], bool] = lambda _: False) -> Iterator[Op]:
+    """Yield every node once, operands first; nothing below a `leaf`.
+
+    Iterative: circuits are deep.
+    """
     seen: set[Op] = set()
     stack = [(r, False) for r in reversed(roots)]
     while stack:
@@ -221,7 +224,8 @@ def postorder(*roots: Op) -> Iterator[Op]:
         elif node not in seen:
             seen.add(node)
             stack.append((node, True))
-            stack.extend((a, False) for a in reversed(node.args) if a not in seen)
+            if not leaf(node):
+                stack.extend((a, False) for a in reversed(node.args) if a not in seen)
 
 
 def rewrite(roots: tuple[Op, ...], rule: Callable[[Op, Uses], Op | None]) -> tuple[Op, ...]:

@@ -18,7 +18,7 @@ from pcc.backends.cuda.codegen.tables import UnreadableError
 from pcc.backends.cuda.memory import Span, place
 from pcc.backends.cuda.plan import ITEM
 from pcc.errors import PccError
-from pcc.ir.core import Op, tensor
+from pcc.ir.core import Op, postorder, tensor
 from pcc.tensor import ops as t
 
 WIDE = 1 << 16  # cost from which all blocks are faster than one, with the two barriers it takes
@@ -57,7 +57,8 @@ class Scheduler:
     def run(self, outputs: Sequence[Op], copies: Sequence[tuple[Op, Storage]]) -> Schedule:
         """Return the schedule that computes stored outputs, and copies of values."""
         ends = [*outputs, *(n for n, _ in copies)]
-        self.place_of = {n: i for i, n in enumerate(_between(ends, self.inputs))}
+        between = postorder(*ends, leaf=self.inputs.__contains__)
+        self.place_of = {n: i for i, n in enumerate(between)}
         self.wanted = {n: s.memory for n, s in reversed(copies) if n not in self.program.stored}
         self.program.uses = Counter([*(a for n in self.place_of for a in n.args), *ends])
         for n in self.place_of:
@@ -199,23 +200,6 @@ class Scheduler:
                 continue
             _, first, last = self.lives.get(id(s.memory), (s.memory, phase, phase))
             self.lives[id(s.memory)] = (s.memory, min(first, phase), max(last, phase))
-
-
-def _between(outputs: Sequence[Op], inputs: set[Op]) -> list[Op]:
-    """Return what lies between inputs and outputs, operands first."""
-    seen: set[Op] = set()
-    order: list[Op] = []
-    stack = [(r, False) for r in reversed(outputs)]
-    while stack:
-        n, done = stack.pop()
-        if done:
-            order.append(n)
-        elif n not in seen:
-            seen.add(n)
-            stack.append((n, True))
-            if n not in inputs:
-                stack.extend((a, False) for a in reversed(n.args) if a not in seen)
-    return order
 
 
 def _locate(out: Schedule, lives: dict[int, tuple[Memory, int, int]]) -> None:

@@ -130,16 +130,20 @@ template <int K> __device__ inline void row_log_softmax(float (&r)[K]) {
     PCC_REGISTERS(k) r[k] = s == -INFINITY ? s : r[k] - s;
 }
 
+// Running sums of one number a lane, inclusive.
+template <class T> __device__ inline T warp_scan(T x, int lane) {
+    for (int d = 1; d < 32; d <<= 1) {
+        T y = __shfl_up_sync(ALL, x, d);
+        if (lane >= d) x += y;
+    }
+    return x;
+}
+
 // Running sums, inclusive; returns the last one.
 template <class T, int K> __device__ inline T row_scan(T (&r)[K], int lane) {
     T carry = 0;
     PCC_REGISTERS(k) {
-        T x = r[k];
-        for (int d = 1; d < 32; d <<= 1) {
-            T y = __shfl_up_sync(ALL, x, d);
-            if (lane >= d) x += y;
-        }
-        r[k] = x + carry;
+        r[k] = warp_scan(r[k], lane) + carry;
         carry = __shfl_sync(ALL, r[k], 31);
     }
     return carry;
@@ -149,11 +153,7 @@ template <class T, int K> __device__ inline T row_scan(T (&r)[K], int lane) {
 template <class T, int K> __device__ inline void row_scan_before(T (&r)[K], int lane) {
     T carry = 0;
     PCC_REGISTERS(k) {
-        T x = r[k];
-        for (int d = 1; d < 32; d <<= 1) {
-            T y = __shfl_up_sync(ALL, x, d);
-            if (lane >= d) x += y;
-        }
+        T x = warp_scan(r[k], lane);
         T y = __shfl_up_sync(ALL, x, 1);
         r[k] = carry + (lane > 0 ? y : (T)0);
         carry += __shfl_sync(ALL, x, 31);

@@ -6,30 +6,18 @@ from dataclasses import dataclass
 
 from pcc.backends.cuda.graph import Graph, half
 from pcc.backends.cuda.library import attend
-from pcc.backends.cuda.patterns.heads import Heads, cache, heads, merged
+from pcc.backends.cuda.patterns.heads import Attended, cache, heads, merged
 from pcc.backends.cuda.patterns.terms import only_multiplied
-from pcc.backends.cuda.piece import Offers, Output, Want
+from pcc.backends.cuda.piece import Output
 from pcc.ir.core import Op, tensor
 from pcc.tensor import nn
 
 
 @dataclass(frozen=True)
-class Attention:
+class Attention(Attended):
     """root [N,H hd] = the heads of attention beside one another, rounded."""
 
-    root: Op
     of: nn.CachedAttention
-    inputs: Heads
-    states: tuple[Op, ...]
-
-    @property
-    def forms(self) -> frozenset[str]:
-        """Rounded to the dtype of the caches."""
-        return frozenset({half(self.of.k)})
-
-    def needs(self, graph: Graph, offers: Offers) -> list[Want]:
-        """Queries, keys and values of the new positions, and where they are."""
-        return [(self.inputs.joined, "f32"), (self.of.start, "i64")]
 
     def emit(self, out: Output) -> None:
         """One launch."""
@@ -64,4 +52,4 @@ def attention(op: Op, graph: Graph) -> Attention | None:
     if key is None or value is None or only_multiplied(op, graph) != half(key):
         return None
     inputs = heads(y.q, key.update, value.update, y.start)
-    return Attention(op, y, inputs, (key, value)) if inputs is not None else None
+    return Attention(op, inputs, (key, value), y) if inputs is not None else None

@@ -8,9 +8,9 @@ import numpy as np
 
 from pcc.backends.cuda.graph import Graph, half
 from pcc.backends.cuda.library import eva_attend
-from pcc.backends.cuda.patterns.heads import Heads, cache, heads, merged
+from pcc.backends.cuda.patterns.heads import Attended, cache, heads, merged
 from pcc.backends.cuda.patterns.terms import only_multiplied
-from pcc.backends.cuda.piece import Offers, Output, Want
+from pcc.backends.cuda.piece import Output
 from pcc.ir.array import Array
 from pcc.ir.core import Op, tensor
 from pcc.models.base import constant
@@ -23,24 +23,12 @@ MOST_CHUNK = 32  # positions of one summary that the kernel takes
 
 
 @dataclass(frozen=True)
-class Eva:
+class Eva(Attended):
     """root [N,H hd] = the heads beside one another, rounded; `mu`, `phi` make the summaries."""
 
-    root: Op
     of: e.EvaAttention
-    inputs: Heads
     mu: Array
     phi: Array
-    states: tuple[Op, ...]
-
-    @property
-    def forms(self) -> frozenset[str]:
-        """Rounded to the dtype of the caches."""
-        return frozenset({half(self.of.k)})
-
-    def needs(self, graph: Graph, offers: Offers) -> list[Want]:
-        """Queries, keys and values of the new positions, and where they are."""
-        return [(self.inputs.joined, "f32"), (self.of.start, "i64")]
 
     def emit(self, out: Output) -> None:
         """One launch."""
@@ -83,7 +71,7 @@ def eva(op: Op, graph: Graph) -> Eva | None:
     inputs = heads(y.q, key.update, value.update, y.start)
     if pools is None or inputs is None or only_multiplied(op, graph) != half(key):
         return None
-    return Eva(op, y, inputs, *pools, (key, value, older_key, older_value))
+    return Eva(op, inputs, (key, value, older_key, older_value), y, *pools)
 
 
 def _pools(

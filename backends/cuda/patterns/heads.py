@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from pcc.backends.cuda.graph import Graph, half
 from pcc.backends.cuda.patterns.terms import only_multiplied
-from pcc.backends.cuda.piece import Output
+from pcc.backends.cuda.piece import Offers, Output, Want
 from pcc.ir.core import Op, tensor
 from pcc.models.base import positions_of
-from pcc.tensor import nn
+from pcc.tensor import eva, nn
 from pcc.tensor import ops as t
 
 SWAP = (1, 0, 2)
@@ -41,6 +41,28 @@ class Heads:
         if self.cos is not None and self.sin is not None:
             args |= {"cos": out.array(self.cos.value), "sin": out.array(self.sin.value)}
         return args
+
+
+@dataclass(frozen=True)
+class Attended:
+    """root [N,H hd] = the heads of an attention `of` beside one another, rounded.
+
+    `states`: the caches that its one launch writes, in the order of the kernel's arguments.
+    """
+
+    root: Op
+    inputs: Heads
+    states: tuple[Op, ...]
+    of: nn.CachedAttention | eva.EvaAttention
+
+    @property
+    def forms(self) -> frozenset[str]:
+        """Rounded to the dtype of the caches."""
+        return frozenset({half(self.of.k)})
+
+    def needs(self, graph: Graph, offers: Offers) -> list[Want]:
+        """Queries, keys and values of the new positions, and where they are."""
+        return [(self.inputs.joined, "f32"), (self.of.start, "i64")]
 
 
 def merged(op: Op, graph: Graph) -> Op | None:
