@@ -118,6 +118,10 @@ class _Represent:
             part = yield "part", n
             scale = yield "scale", n
             return t.Add(t.Log(part), mk.reshape(scale, (tensor(n).shape[0], 1)))
+        return (yield from self._arithmetic(n))
+
+    def _arithmetic(self, n: Op) -> Step:
+        """Return L(n) by the law of its operation."""
         match n:
             case t.Softmax(x=x):
                 return t.LogSoftmax((yield "lin", x))
@@ -131,10 +135,6 @@ class _Represent:
                 return t.Sub(la, (yield "log", b))
             case t.Add(a=a, b=b):
                 return (yield from self._sum(a, b))
-            case t.Where(cond=cond, a=a, b=b):
-                test = yield "lin", cond
-                la = yield "log", a
-                return t.Where(test, la, (yield "log", b))
             case t.Contract():
                 return (yield from self._contract(n))
             case t.ReduceSum(x=x, axis=axis):
@@ -145,6 +145,16 @@ class _Represent:
                 return t.Cumsum((yield "log", x), axis, True)
             case t.Lookup(table=table, x=x):
                 return (yield from self._lookup(table, x))
+            case _:
+                return (yield from self._moved(n))
+
+    def _moved(self, n: Op) -> Step:
+        """Return L(n) of one that only moves or picks entries: it does so to their logarithms."""
+        match n:
+            case t.Where(cond=cond, a=a, b=b):
+                test = yield "lin", cond
+                la = yield "log", a
+                return t.Where(test, la, (yield "log", b))
             case t.SelectRow(w=w, sel=sel):
                 rows = yield "log", w
                 return t.SelectRow(rows, (yield "lin", sel))
