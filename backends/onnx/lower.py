@@ -77,6 +77,19 @@ def lower(
     listed = list(inputs)
     listed += [n for n in module.nodes() if isinstance(n, t.Input) and n not in listed]
     taken = [_input(g, n, open_axes.get(n.key, {})) for n in listed]
+    _values(g, module)
+    names = {v.name for v in taken}
+    outputs: list[ir.Value] = []
+    for name, n in module.outputs:
+        outputs.append(_output(g, graph_name(name, names), n, outputs, open_axes.get(name, {})))
+    model = model_of(g, module.name, taken, outputs, doc or {})
+    _prune(model)
+    model.graph.inputs.extend(g.streams())
+    return model
+
+
+def _values(g: Graph, module: Module) -> None:
+    """Lower every op of a module by its rule; its inputs have values. Errors: E411."""
     splits, g.uses = _splits(module), use_counts(*module.roots)
     for i, n in enumerate(postorder(*module.roots)):
         g.layer, g.kind, g.place = f"{n.name.removeprefix('t.')}_{i}", n.name, n.loc
@@ -91,14 +104,6 @@ def lower(
                 g.values[n] = rule(g, n)
         else:
             raise PccError("E411", f"'{n.name}' has no ONNX lowering", at=n.loc)
-    names = {v.name for v in taken}
-    outputs: list[ir.Value] = []
-    for name, n in module.outputs:
-        outputs.append(_output(g, graph_name(name, names), n, outputs, open_axes.get(name, {})))
-    model = model_of(g, module.name, taken, outputs, doc or {})
-    _prune(model)
-    model.graph.inputs.extend(g.streams())
-    return model
 
 
 def _dims(g: Graph, n: Op, symbols: Mapping[int, str]) -> list[int | str]:
@@ -109,6 +114,11 @@ def _dims(g: Graph, n: Op, symbols: Mapping[int, str]) -> list[int | str]:
     return [rows, *dims] if kind.batch and rows is not None else dims
 
 
+def _swap(rank: int) -> list[int]:
+    """Return the permutation that swaps the batch axis with the first of `rank` others."""
+    return [1, 0, *range(2, rank + 1)]
+
+
 def _input(g: Graph, n: t.Input, symbols: Mapping[int, str]) -> ir.Value:
     rank, dims = len(n.shape), _dims(g, n, symbols)
     value = ir.Value(name=n.key, shape=ir.Shape(dims), type=ir.TensorType(DTYPE[n.dtype]))
@@ -117,9 +127,7 @@ def _input(g: Graph, n: t.Input, symbols: Mapping[int, str]) -> ir.Value:
         g.sizes[n.batch] = g("Shape", value, start=0, end=1)
     g.values[n] = value
     if n.batch and rank and g.layout.position == 1:
-        perm = list(range(rank + 1))
-        perm[0], perm[1] = 1, 0
-        g.values[n] = g("Transpose", value, perm=perm)
+        g.values[n] = g("Transpose", value, perm=_swap(rank))
     return value
 
 
@@ -129,9 +137,7 @@ def _output(
     g.layer, g.kind, g.place = f"output_{name}", "output", name
     rank, value = len(tensor(n).shape), g.values[n]
     if tensor(n).batch and rank and g.layout.position == 1:
-        perm = list(range(rank + 1))
-        perm[0], perm[1] = 1, 0
-        value = g("Transpose", value, perm=perm)
+        value = g("Transpose", value, perm=_swap(rank))
     elif value.producer() is None or any(value is v for v in others):
         value = g("Identity", value)
     # else the node writes the output itself: a cache is bound in place only without a copy

@@ -31,17 +31,9 @@ def values(kind: str, rows: int, shape: tuple[int, ...], seed: int) -> Values:
     if half:
         return rounded(values(name, rows, shape, seed), half)
     name, _, limit = name.partition(":")
+    if name in DTYPE:
+        return _discrete(name, limit, full, rng)
     match name:
-        case "index":
-            return rng.integers(0, int(limit), full)
-        case "integer":
-            return rng.integers(-4, 9, full)
-        case "count":
-            return rng.integers(0, 40, full)
-        case "sizes":
-            return rng.choice([int(v) for v in limit.split(":")], full)
-        case "bool":
-            return rng.random(full) < 0.5
         case "uniform":
             edges = np.array([0.0, 2.0**-24, 1 - 2.0**-24], np.float32)
             some = rng.integers(0, 1 << 24, full) / (1 << 24)
@@ -68,6 +60,23 @@ def values(kind: str, rows: int, shape: tuple[int, ...], seed: int) -> Values:
             return (3 * rng.normal(size=full)).astype(np.float32)
         case _:
             raise ValueError(f"no values are of kind {kind!r}")
+
+
+def _discrete(name: str, limit: str, full: tuple[int, ...], rng: np.random.Generator) -> Values:
+    """Return integers or truth values of a kind of `DTYPE`."""
+    match name:
+        case "index":
+            return rng.integers(0, int(limit), full)
+        case "integer":
+            return rng.integers(-4, 9, full)
+        case "count":
+            return rng.integers(0, 40, full)
+        case "sizes":
+            return rng.choice([int(v) for v in limit.split(":")], full)
+        case "bool":
+            return rng.random(full) < 0.5
+        case _:
+            raise ValueError(f"no integers are of kind {name!r}")
 
 
 def rounded(a: Values, dtype: str) -> Values:
