@@ -41,7 +41,7 @@ class HalfProjections(Pass):
         sites = set(_sites(module))
 
         def rule(n: Op, _: Uses) -> Op | None:
-            if not isinstance(n, t.Contract) or (n.eq, n.b) not in sites:
+            if not isinstance(n, t.Contract) or (n.eq, _source(n.b)) not in sites:
                 return None
             notes.did(n, f"{tensor(n.b)} as {self.dtype}")
             return t.Contract(n.a, _rounded(n.b, self.dtype), n.eq)
@@ -52,15 +52,18 @@ class HalfProjections(Pass):
         """Return the products that are changed, of large matrices some rows, as a module."""
         known = set(_sites(module))
         found = [_sampled(n) for n in module.nodes()
-                 if isinstance(n, t.Contract) and (n.eq, n.b) in known]  # fmt: skip
+                 if isinstance(n, t.Contract) and (n.eq, _source(n.b)) in known]  # fmt: skip
         outputs = tuple((f"y{i}", n) for i, n in enumerate(found) if n is not None)
         return Module(module.name, module.cards, outputs)
 
 
-def _sites(module: Module) -> list[tuple[str, Op]]:
-    """Return (equation, matrix) of each product of features with a trained f32 matrix."""
+def _sites(module: Module) -> list[tuple[str, Op | None]]:
+    """Return (equation, matrix) of each product of features with a trained f32 matrix.
+
+    The matrix, not the rows that are selected from it: what selects them may be changed itself.
+    """
     features: set[Op] = set()
-    found: list[tuple[str, Op]] = []
+    found: list[tuple[str, Op | None]] = []
     for n in module.nodes():
         if isinstance(n, t.Input):
             if n.dtype == "f32" and n.batch and n.key not in NOT_FEATURES:
@@ -70,7 +73,7 @@ def _sites(module: Module) -> list[tuple[str, Op]]:
             if all(inside) and any(a in features for a in n.args):
                 features.add(n)
             if isinstance(n, t.Contract) and n.a in features and _matrix(n.b, n.eq):
-                found.append((n.eq, n.b))
+                found.append((n.eq, _source(n.b)))
     return found
 
 

@@ -95,6 +95,10 @@ def test_latent_first_drafts_select_half_rows(kind: str) -> None:
     tables = [n for n in draft.module.nodes()
               if isinstance(n, t.Const) and tensor(n).dtype == "f16"]  # fmt: skip
     assert tables
+    selected = [tensor(n.w).dtype for n in draft.module.nodes()
+                if isinstance(n, t.SelectRow) and isinstance(n.w, t.Const)]  # fmt: skip
+    assert selected
+    assert "f32" not in selected  # though the choice depends on other products
     assert not any(
         isinstance(n, t.Contract) and isinstance(n.b, t.Const) and tensor(n.b).dtype == "f32"
         and tensor(n.b).shape[-1] == D
