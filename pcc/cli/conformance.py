@@ -17,44 +17,50 @@ from pcc.files import finite, read_bounded
 from pcc.knobs import MAX_RESULT_BYTES
 
 if TYPE_CHECKING:
+    from pcc.conformance.bundles import Setting
     from pcc.conformance.report import Finding
     from pcc.conformance.scenarios import Scenario
 
 EVERY = 10.0  # seconds between reports of a run that is not complete: one that is cut off has some
 SHOWN = 40  # findings that are not "ok", in the table; the JSON has all
 
+Where = Annotated[
+    str, typer.Option(help="cpu, cuda, tensorrt, or simulator (target cuda on the host).")
+]
+Parts = Annotated[list[str] | None, typer.Option(help="ops, queries or protocol (repeatable).")]
+Halves = Annotated[
+    list[str] | None, typer.Option(help="Test ops on stored f16 or bf16 too (repeatable).")
+]
+Only = Annotated[
+    list[str] | None, typer.Option(help="Circuits and verifiers named like this (repeatable).")
+]
+Verifier = Annotated[
+    Path | None, typer.Option(help="Check the protocol on this model instead of tiny ones.")
+]
+SaveExpected = Annotated[Path | None, typer.Option(help="Only write the CPU's texts to this file.")]
+Expected = Annotated[
+    Path | None, typer.Option(help="Compare with these texts instead of making them here.")
+]
+Work = Annotated[
+    Path | None, typer.Option(help="Keep what is compiled in this new or empty folder.")
+]
+
 
 def conformance(
     target: Annotated[str, typer.Option(help="What to compile to.")] = "onnx",
-    provider: Annotated[
-        str, typer.Option(help="cpu, cuda, tensorrt, or simulator (target cuda on the host).")
-    ] = "cpu",
+    provider: Where = "cpu",
     precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
-    part: Annotated[
-        list[str] | None, typer.Option(help="ops, queries or protocol (repeatable).")
-    ] = None,
+    part: Parts = None,
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Rows (repeatable).")] = None,
-    half: Annotated[
-        list[str] | None, typer.Option(help="Test ops on stored f16 or bf16 too (repeatable).")
-    ] = None,
-    only: Annotated[
-        list[str] | None, typer.Option(help="Circuits and verifiers named like this (repeatable).")
-    ] = None,
-    verifier: Annotated[
-        Path | None, typer.Option(help="Check the protocol on this model instead of tiny ones.")
-    ] = None,
+    half: Halves = None,
+    only: Only = None,
+    verifier: Verifier = None,
     head: Annotated[Path | None, typer.Option(help="With --verifier: the head, if any.")] = None,
-    save_expected: Annotated[
-        Path | None, typer.Option(help="Only write the CPU's texts to this file.")
-    ] = None,
-    expected: Annotated[
-        Path | None, typer.Option(help="Compare with these texts instead of making them here.")
-    ] = None,
+    save_expected: SaveExpected = None,
+    expected: Expected = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write a report.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Bundles compiled at a time.")] = 1,
-    work: Annotated[
-        Path | None, typer.Option(help="Keep what is compiled in this new or empty folder.")
-    ] = None,
+    work: Work = None,
 ) -> None:
     """Run the suite that every backend must pass; exit 1 if something differs, or nothing is equal.
 
@@ -64,7 +70,6 @@ def conformance(
     from pcc.circuit.text import write
     from pcc.conformance.asked import check_setting, usual
     from pcc.conformance.bundles import Setting
-    from pcc.conformance.report import as_json
     from pcc.conformance.suite import check, expectations
 
     batches = tuple(dict.fromkeys(batch or (1, 3)))
@@ -78,31 +83,54 @@ def conformance(
     setting = Setting(target, provider, precision, halves=tuple(half or ()), only=tuple(only or ()))
     check_setting(setting)
     parts = tuple(dict.fromkeys(part)) if part else usual(setting)
-    began = time.perf_counter()
-    found: list[Finding] = []
-
-    def report(*, complete: bool) -> dict[str, Any]:
-        return as_json(
-            found, target=target, provider=provider, precision=precision, batches=batches,
-            parts=parts, only=setting.only, halves=setting.halves,
-            verifier=None if verifier is None else str(verifier), complete=complete,
-            seconds=round(time.perf_counter() - began, 1), versions=versions(),
-        )  # fmt: skip
-
-    written = began
-    for f in check(
-        setting, say, parts=parts, batches=batches, stored=stored, folder=work,
-        jobs=jobs, scenarios=scenarios,
-    ):  # fmt: skip
-        found.append(f)
-        if json_out is not None and time.perf_counter() > written + EVERY:
-            _save(json_out, report(complete=False))
-            written = time.perf_counter()
-    final = report(complete=True)
-    if json_out is not None:
-        _save(json_out, final)
-    show(final, found)
+    run = _Run(setting, parts, batches, verifier, json_out)
+    findings = check(setting, say, parts=parts, batches=batches, stored=stored, folder=work,
+                     jobs=jobs, scenarios=scenarios)  # fmt: skip
+    for f in findings:
+        run.add(f)
+    final = run.end()
+    show(final, run.found)
     raise typer.Exit(0 if final["ok"] else 1)
+
+
+class _Run:
+    """What a run has found so far; every `EVERY` seconds its report is written, if one is asked."""
+
+    def __init__(
+        self, setting: Setting, parts: tuple[str, ...], batches: tuple[int, ...],
+        verifier: Path | None, file: Path | None,
+    ) -> None:  # fmt: skip
+        self.about = {
+            "target": setting.target, "provider": setting.provider,
+            "precision": setting.precision, "batches": batches, "parts": parts,
+            "only": setting.only, "halves": setting.halves,
+            "verifier": None if verifier is None else str(verifier),
+        }  # fmt: skip
+        self.file = file
+        self.found: list[Finding] = []
+        self.began = self.written = time.perf_counter()
+
+    def add(self, f: Finding) -> None:
+        """Take a finding in."""
+        self.found.append(f)
+        if self.file is not None and time.perf_counter() > self.written + EVERY:
+            _save(self.file, self._report(complete=False))
+            self.written = time.perf_counter()
+
+    def end(self) -> dict[str, Any]:
+        """Return the report of the complete run, written if it is asked for."""
+        report = self._report(complete=True)
+        if self.file is not None:
+            _save(self.file, report)
+        return report
+
+    def _report(self, *, complete: bool) -> dict[str, Any]:
+        from pcc.conformance.report import as_json
+
+        seconds = round(time.perf_counter() - self.began, 1)
+        return as_json(
+            self.found, **self.about, complete=complete, seconds=seconds, versions=versions()
+        )
 
 
 def _scenarios(head: Path | None, verifier: Path | None) -> tuple[Scenario, ...]:

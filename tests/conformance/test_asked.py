@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,24 @@ def test_a_report_of_nothing_or_of_a_part_is_not_ok() -> None:
     assert as_json([fine])["ok"]
     assert not as_json([])["ok"]
     assert not as_json([fine], complete=False)["ok"]
+
+
+def test_a_run_writes_what_it_has_found_before_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, seen = tmp_path / "r.json", list[Any]()
+
+    def check(*_: object, **__: object) -> Iterator[Finding]:
+        for name in ("a", "b"):
+            yield Finding("ops", name, "", "ok")
+            seen.append(json.loads(file.read_text()))
+
+    monkeypatch.setattr("pcc.cli.conformance.EVERY", -1.0)
+    monkeypatch.setattr(suite, "check", check)
+    assert called("--part", "ops", "--json", str(file)).exit_code == 0
+    reports = [*seen, json.loads(file.read_text())]
+    assert [(r["complete"], r["ok"]) for r in reports] == [(False, False)] * 2 + [(True, True)]
+    assert [r["suites"][0]["ok"] for r in reports] == [1, 2, 2]
 
 
 def test_bf16_and_the_simulator_run_what_can_be_judged(monkeypatch: pytest.MonkeyPatch) -> None:
