@@ -130,6 +130,10 @@ STAGES = (
         conformance("trt-queries", "trt", 420, *TENSORRT, "--part", "queries", "--batch", "1",
                     "--only", "contextual"),
     )),
+    Stage("drafts", (
+        Command("drafts", ("{root}/benchmarks/gpu/drafts.py", "--json", "{json}"), 300,
+                "system", "rows"),
+    )),
     Stage("torch", TORCH),
     engine("evabyte-6.5b", "btree", "cuda", "bf16", "system"),
     engine("byte-llama-3.2-3b", "btree", "cuda", "bf16", "system"),
