@@ -59,12 +59,7 @@ def run(
         emit({**vars(result), "text": result.text, "bytes": list(result.bytes)})
     else:
         _stream(session, data, max_new_bytes, stop or [], bos=bos)
-    if session.reasons == ["full"]:
-        say(f"pcc: the text ends where the buffer of {session.max_seq} tokens is full "
-            "(help: compile with a larger --max-seq)")  # fmt: skip
-    if stats:
-        for name, value in session.stats.items():
-            say(f"{name:28} {value:.4g}" if isinstance(value, float) else f"{name:28} {value}")
+    _remarks(session, stats=stats)
 
 
 def _stream(session: Any, data: bytes, most: int, stop: list[str], *, bos: bool) -> None:
@@ -86,6 +81,16 @@ def _stream(session: Any, data: bytes, most: int, stop: list[str], *, bos: bool)
         print()
 
 
+def _remarks(session: Any, *, stats: bool) -> None:
+    """Say where a full buffer ended the text, and what it cost where that is asked."""
+    if session.reasons == ["full"]:
+        say(f"pcc: the text ends where the buffer of {session.max_seq} tokens is full "
+            "(help: compile with a larger --max-seq)")  # fmt: skip
+    if stats:
+        for name, value in session.stats.items():
+            say(f"{name:28} {value:.4g}" if isinstance(value, float) else f"{name:28} {value}")
+
+
 def _prompt(text: str | None, file: Path | None) -> bytes:
     if (text is None) == (file is None):
         raise PccError("C130", "give one of --prompt and --prompt-file")
@@ -99,12 +104,22 @@ def _read(file: Path) -> bytes:
         raise PccError("C131", f"cannot read it: {e.strerror}", at=str(file)) from None
 
 
+Prompts = Annotated[Path | None, typer.Option(help="Prompts: a file (one a line) or a folder.")]
+Also = Annotated[
+    list[Path] | None, typer.Option(help="--gpu: another bundle, e.g. a batch (repeatable).")
+]
+Contexts = Annotated[
+    list[int] | None, typer.Option(help="--gpu: tokens before the round (repeatable).")
+]
+Accepted = Annotated[
+    float | None, typer.Option(min=0, help="--gpu: drafts accepted in a round, for rates.")
+]
+
+
 def bench(
     ctx: typer.Context,
     bundle: Bundle,
-    prompts: Annotated[
-        Path | None, typer.Option(help="Prompts: a file (one a line) or a folder.")
-    ] = None,
+    prompts: Prompts = None,
     max_new_tokens: Annotated[int, typer.Option(min=2, help="Tokens for each prompt.")] = 128,
     limit: Annotated[int, typer.Option(min=1, help="Prompts to take.")] = 20,
     prompt_bytes: Annotated[int, typer.Option(min=1, help="Take at most this many bytes.")] = 512,
@@ -112,15 +127,9 @@ def bench(
     sampled: Annotated[bool, typer.Option(help="Measure sampling too (temperature 1).")] = True,
     plot: Annotated[Path | None, typer.Option(help="Write a plot (.svg or .png).")] = None,
     gpu: Annotated[bool, typer.Option("--gpu", help="Time rounds beside their bytes.")] = False,
-    also: Annotated[
-        list[Path] | None, typer.Option(help="--gpu: another bundle, e.g. a batch (repeatable).")
-    ] = None,
-    context: Annotated[
-        list[int] | None, typer.Option(help="--gpu: tokens before the round (repeatable).")
-    ] = None,
-    accepted: Annotated[
-        float | None, typer.Option(min=0, help="--gpu: drafts accepted in a round, for rates.")
-    ] = None,
+    also: Also = None,
+    context: Contexts = None,
+    accepted: Accepted = None,
     shape: Annotated[str, typer.Option(help="--gpu: what rows call the verifier.")] = "",
     json_out: Annotated[Path | None, typer.Option(help="--gpu: write the rows here.")] = None,
     provider: Provider = "cpu",
@@ -146,14 +155,18 @@ def bench(
     texts = read_prompts(prompts, limit=limit, most=prompt_bytes, code="C132")
     engine = pcc.load(bundle, provider=provider, threads=threads)
     report = measure(engine, texts, max_new_tokens, repeats, sampled=sampled)
+    _present(report, plot, as_json=as_json)
+    faults = [d for d in report["greedy"]["differences"] if not d["near_tie"]]
+    raise typer.Exit(1 if faults else 0)
+
+
+def _present(report: dict[str, Any], plot: Path | None, *, as_json: bool) -> None:
     if plot is not None:
         plots.draw_bench(report, plot)
     if as_json:
         emit(report)
     else:
         show_bench(report)
-    faults = [d for d in report["greedy"]["differences"] if not d["near_tie"]]
-    raise typer.Exit(1 if faults else 0)
 
 
 def _given(ctx: typer.Context, name: str) -> bool:
