@@ -14,12 +14,9 @@ import numpy as np
 import torch
 
 from benchmarks.baselines import Array, Masked, Rows, random_logits
-from benchmarks.cirkit_side import CIRKIT_KINDS, MissingPackageError, cirkit_export
+from benchmarks.cirkit_side import CIRKIT_KINDS, MissingPackageError, cirkit_export, softmax
 
-
-def softmax(a: Array) -> Array:
-    e = np.exp(a.astype(np.float64) - a.max(-1, keepdims=True))
-    return np.asarray(e / e.sum(-1, keepdims=True))
+Logits = tuple[torch.Tensor, list[torch.Tensor]]  # of emissions and sums, as in `baselines`
 
 
 def enumerate_joint(kind: str, emission_logits: Array, sum_logits: list[Array]) -> Array:
@@ -60,50 +57,60 @@ def enumerate_joint(kind: str, emission_logits: Array, sum_logits: list[Array]) 
 def check_masked(kind: str, n: int, r: int, vocab: int, draws: int) -> None:
     """Compare conditionals, prefixes, log-likelihood and sampling with the enumerated joint."""
     emission, sums = random_logits(kind, n, r, vocab, seed=n + 10 * r)
-    e, s = torch.from_numpy(emission), [torch.from_numpy(a) for a in sums]
     joint = enumerate_joint(kind, emission, sums)
     assert abs(joint.sum() - 1) < 1e-12
+    logits = torch.from_numpy(emission), [torch.from_numpy(a) for a in sums]
     masked = Masked(kind, n, r, vocab)
-    params = masked.normalise(e, s)
-    worst = 0.0
-    for x in itertools.product(range(vocab), repeat=n):
-        tokens = torch.tensor(x)
-        want = np.empty((n - 1, vocab))
-        for i in range(1, n):
-            row = joint[x[:i]].reshape(vocab, -1).sum(1)
-            want[i - 1] = row / row.sum()
-        forms: tuple[Rows, ...] = ("open", "expand")
-        for form in forms:
-            got = masked.conditionals(tokens, e, s, rows=form).numpy()
-            worst = max(worst, float(np.abs(got - want).max()))
-        chosen = want[np.arange(n - 1), x[1:]]
-        got = masked.conditionals(tokens, e, s, rows=False).numpy()
-        worst = max(worst, float(np.abs(got - chosen).max()))
-        log_prefix = [np.log(joint[x[: i + 1]].sum()) for i in range(n)]
-        worst = max(worst, float(np.abs(masked.prefix(params, tokens).numpy() - log_prefix).max()))
-        loglik = masked.loglik(params, tokens[None]).numpy()[0]
-        worst = max(worst, abs(float(loglik) - float(np.log(joint[x]))))
+    errors = [_error(masked, logits, joint, x) for x in np.ndindex(joint.shape)]
+    worst = float(np.max(errors))  # NaN stays NaN, and fails
     assert worst < 5e-6, f"{kind}: differs from enumeration by {worst:.2e}"
-
     carry = 1
     law = (joint[carry] / joint[carry].sum()).reshape(-1)
+    chi2, dof = _chi2(law, _counts(masked, logits, carry, draws))
+    sigmas = (chi2 - dof) / np.sqrt(2 * dof)
+    assert sigmas < 4, f"{kind}: sampling off, chi2 {chi2:.1f} at {dof} degrees of freedom"
+    print(f"{kind:6} n={n} r={r} V={vocab}: max error {worst:.1e}, chi2 {chi2:.1f} / {dof}")
+
+
+def _error(masked: Masked, logits: Logits, joint: Array, x: tuple[int, ...]) -> float:
+    """Return the largest error of conditionals, prefixes and log-likelihood of x i64 (n,)."""
+    n, vocab = joint.ndim, joint.shape[0]
+    tokens, params = torch.tensor(x), masked.normalise(*logits)
+    want = np.empty((n - 1, vocab))
+    for i in range(1, n):
+        row = joint[x[:i]].reshape(vocab, -1).sum(1)
+        want[i - 1] = row / row.sum()
+    forms: tuple[tuple[Rows, Array], ...] = (
+        ("open", want), ("expand", want), (False, want[np.arange(n - 1), x[1:]]),
+    )  # fmt: skip
+    gaps = [masked.conditionals(tokens, *logits, rows=form).numpy() - due for form, due in forms]
+    log_prefix = [np.log(joint[x[: i + 1]].sum()) for i in range(n)]
+    gaps.append(masked.prefix(params, tokens).numpy() - log_prefix)
+    gaps.append(masked.loglik(params, tokens[None]).numpy() - np.log(joint[x]))
+    return float(np.max([np.abs(g).max() for g in gaps]))
+
+
+def _counts(masked: Masked, logits: Logits, carry: int, draws: int) -> Array:
+    """Return how often each continuation of a carry is drawn, (V^(n-1),), the last fastest."""
     rng = torch.Generator().manual_seed(3)
-    counts = np.zeros(law.shape)
-    powers = torch.tensor([vocab**k for k in reversed(range(n - 1))])
+    counts = np.zeros(masked.vocab ** (masked.n - 1))
+    powers = torch.tensor([masked.vocab**k for k in reversed(range(masked.n - 1))])
     for _ in range(draws):
         u = torch.rand(1, masked.uniforms, generator=rng)
-        x_drawn, _q = masked.draft(torch.tensor([carry]), u, e, s, rows=False)
-        counts[int((x_drawn * powers).sum())] += 1
+        drawn, _q = masked.draft(torch.tensor([carry]), u, *logits, rows=False)
+        counts[int((drawn * powers).sum())] += 1
+    return counts
+
+
+def _chi2(law: Array, counts: Array) -> tuple[float, int]:
+    """Return Pearson's statistic and its degrees of freedom; cells that expect < 5 are one."""
+    draws = counts.sum()
     order = np.argsort(-law)
     keep = order[law[order] * draws >= 5]
     seen = np.append(counts[keep], draws - counts[keep].sum())
     due = np.append(law[keep], max(1 - law[keep].sum(), 0)) * draws
     big = due > 1e-9
-    chi2 = float((((seen - due)[big]) ** 2 / due[big]).sum())
-    dof = int(big.sum()) - 1
-    sigmas = (chi2 - dof) / np.sqrt(2 * dof)
-    assert sigmas < 4, f"{kind}: sampling off, chi2 {chi2:.1f} at {dof} degrees of freedom"
-    print(f"{kind:6} n={n} r={r} V={vocab}: max error {worst:.1e}, chi2 {chi2:.1f} / {dof}")
+    return float((((seen - due)[big]) ** 2 / due[big]).sum()), int(big.sum()) - 1
 
 
 def check_cirkit() -> None:

@@ -75,9 +75,24 @@ def cirkit_shapes(kind: str, n: int, r: int) -> list[tuple[int, int, int]]:
     return sum_shapes(kind.removesuffix("-cpt"), n, r)
 
 
-def _softmax(a: Array) -> Array:
+def softmax(a: Array) -> Array:
+    """Return the softmax over the last axis in float64."""
     e = np.exp(a.astype(np.float64) - a.max(-1, keepdims=True))
     return np.asarray(e / e.sum(-1, keepdims=True))
+
+
+def _required() -> None:
+    """Raise `MissingPackageError` where a package of this side is not installed."""
+    try:
+        import cirkit.pipeline  # noqa: F401
+    except ImportError as e:
+        raise MissingPackageError(
+            f"libcirkit is not installed ({e}): pip install 'libcirkit=={CIRKIT_VERSION}'"
+        ) from None
+    try:
+        import onnxruntime  # noqa: F401
+    except ImportError:
+        raise MissingPackageError("onnxruntime is not installed: pip install onnxruntime") from None
 
 
 def cirkit_export(
@@ -100,27 +115,28 @@ def cirkit_export(
     exporters of torch work; `dynamo=False` is the one without a need for onnxscript.
     Raises `MissingPackageError` where libcirkit is not installed.
     """
-    try:
-        from cirkit.pipeline import PipelineContext
-    except ImportError as e:
-        raise MissingPackageError(
-            f"libcirkit is not installed ({e}): pip install 'libcirkit=={CIRKIT_VERSION}'"
-        ) from None
-    try:
-        import onnxruntime
-    except ImportError:
-        raise MissingPackageError("onnxruntime is not installed: pip install onnxruntime") from None
+    _required()
+    from cirkit.pipeline import PipelineContext
+
     rng = np.random.default_rng(seed)
     emission = rng.standard_normal((n, units, vocab)).astype(np.float32)
     shapes = cirkit_shapes(kind, n, units)
     sums = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
-    symbolic = _cirkit_circuit(kind, emission, sums)
+    symbolic = _symbolic(kind, emission, sums)
     context = PipelineContext(backend="torch", semiring="lse-sum", fold=fold, optimize=True)
     circuit = context.compile(symbolic).eval()
+    session = _opened(_exported(circuit, n, vocab, dynamo=dynamo), threads)
+    return CirkitCase(
+        kind, session, session.get_inputs()[0].name,
+        softmax(emission), [softmax(s) for s in sums], emission, sums,
+    )  # fmt: skip
+
+
+def _exported(circuit: Any, n: int, vocab: int, *, dynamo: bool) -> bytes:
+    """Return the ONNX file of a compiled circuit, for any batch."""
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         example = torch.randint(0, vocab, (2, n))
-        file: Any = io.BytesIO()
         names: dict[str, Any] = {"input_names": ["x"], "output_names": ["log_prob"]}
         if dynamo:
             shape = ({0: torch.export.Dim("batch")},)
@@ -128,71 +144,97 @@ def cirkit_export(
                 circuit, (example,), dynamo=True, dynamic_shapes=shape, verbose=False, **names
             )
             assert program is not None
-            file.write(program.model_proto.SerializeToString())
-        else:
-            axes = {"x": {0: "batch"}, "log_prob": {0: "batch"}}
-            torch.onnx.export(
-                circuit, (example,), file, dynamo=False, opset_version=18, dynamic_axes=axes,
-                **names,
-            )  # fmt: skip
+            return bytes(program.model_proto.SerializeToString())
+        file: Any = io.BytesIO()
+        axes = {"x": {0: "batch"}, "log_prob": {0: "batch"}}
+        torch.onnx.export(
+            circuit, (example,), file, dynamo=False, opset_version=18, dynamic_axes=axes, **names
+        )
+        return bytes(file.getvalue())
+
+
+def _opened(model: bytes, threads: int) -> Any:
+    """Return a session of ONNX Runtime on the CPU."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        file.getvalue(), options, providers=["CPUExecutionProvider"]
-    )
-    return CirkitCase(
-        kind, session, session.get_inputs()[0].name,
-        _softmax(emission), [_softmax(s) for s in sums], emission, sums,
-    )  # fmt: skip
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _cirkit_circuit(kind: str, emission: Array, sums: Sequence[Array]) -> Any:
-    """Build the symbolic circuit with given logits, layer by layer as libcirkit's templates do."""
-    from cirkit.symbolic.circuit import Circuit
-    from cirkit.symbolic.initializers import ConstantTensorInitializer
-    from cirkit.symbolic.layers import CategoricalLayer, HadamardLayer, SumLayer
-    from cirkit.symbolic.parameters import Parameter, SoftmaxParameter, TensorParameter
-    from cirkit.utils.scope import Scope
+class _Layers:
+    """The layers of a symbolic circuit with given logits, as libcirkit's templates make them."""
 
-    n, units, vocab = emission.shape
-    layers: list[Any] = []
-    inputs: dict[Any, list[Any]] = {}
+    def __init__(self, emission: Array) -> None:
+        self.emission = emission
+        self.units = emission.shape[1]
+        self.layers: list[Any] = []
+        self.inputs: dict[Any, list[Any]] = {}
 
-    def parameter(logits: Array) -> Any:
-        tensor = TensorParameter(*logits.shape, initializer=ConstantTensorInitializer(logits))
-        return Parameter.from_unary(SoftmaxParameter(logits.shape), tensor)
+    def leaf(self, i: int) -> Any:
+        """The units of variable i."""
+        from cirkit.symbolic.layers import CategoricalLayer
+        from cirkit.utils.scope import Scope
 
-    def put(layer: Any, *children: Any) -> Any:
-        layers.append(layer)
+        probs, vocab = _probabilities(self.emission[i]), self.emission.shape[2]
+        return self._put(
+            CategoricalLayer(Scope([i]), self.units, num_categories=vocab, probs=probs)
+        )
+
+    def add(self, child: Any, logits: Array) -> Any:
+        """A sum over the units of a layer, logits `[Ko,Ki]`."""
+        from cirkit.symbolic.layers import SumLayer
+
+        weight = _probabilities(logits)
+        return self._put(SumLayer(self.units, logits.shape[0], weight=weight), child)
+
+    def times(self, *children: Any) -> Any:
+        """The product of layers, unit by unit."""
+        from cirkit.symbolic.layers import HadamardLayer
+
+        return self._put(HadamardLayer(self.units, arity=len(children)), *children)
+
+    def circuit(self, top: Any) -> Any:
+        """The circuit of all layers so far."""
+        from cirkit.symbolic.circuit import Circuit
+
+        return Circuit(self.layers, self.inputs, [top])
+
+    def _put(self, layer: Any, *children: Any) -> Any:
+        self.layers.append(layer)
         if children:
-            inputs[layer] = list(children)
+            self.inputs[layer] = list(children)
         return layer
 
-    def leaf(i: int) -> Any:
-        probs = parameter(emission[i])
-        return put(CategoricalLayer(Scope([i]), units, num_categories=vocab, probs=probs))
 
-    def add(child: Any, logits: Array) -> Any:
-        return put(SumLayer(units, logits.shape[0], weight=parameter(logits)), child)
+def _probabilities(logits: Array) -> Any:
+    """Return the parameter that is the softmax of given logits."""
+    from cirkit.symbolic.initializers import ConstantTensorInitializer
+    from cirkit.symbolic.parameters import Parameter, SoftmaxParameter, TensorParameter
 
-    def times(*children: Any) -> Any:
-        return put(HadamardLayer(units, arity=len(children)), *children)
+    tensor = TensorParameter(*logits.shape, initializer=ConstantTensorInitializer(logits))
+    return Parameter.from_unary(SoftmaxParameter(logits.shape), tensor)
 
+
+def _symbolic(kind: str, emission: Array, sums: Sequence[Array]) -> Any:
+    """Return the symbolic circuit of a kind with given logits."""
+    n, made = emission.shape[0], _Layers(emission)
+    leaf, add, times = made.leaf, made.add, made.times
     if kind == "cp":
-        top = add(times(*[leaf(i) for i in range(n)]), sums[0][0])
-    elif kind == "hmm":
+        return made.circuit(add(times(*[leaf(i) for i in range(n)]), sums[0][0]))
+    if kind == "hmm":
         top = add(leaf(n - 1), sums[0][0])
         for k in range(1, n):
             top = add(times(top, leaf(n - 1 - k)), sums[k][0])
-    else:
-        rest = list(sums)
-        level = [leaf(i) for i in range(n)]
-        if kind == "btree":
-            first = rest.pop(0)
-            level = [add(child, w) for child, w in zip(level, first, strict=True)]
-        for fold in rest:
-            level = [add(times(level[2 * f], level[2 * f + 1]), w) for f, w in enumerate(fold)]
-        (top,) = level
-    return Circuit(layers, inputs, [top])
+        return made.circuit(top)
+    rest = list(sums)
+    level = [leaf(i) for i in range(n)]
+    if kind == "btree":
+        first = rest.pop(0)
+        level = [add(child, w) for child, w in zip(level, first, strict=True)]
+    for fold in rest:
+        level = [add(times(level[2 * f], level[2 * f + 1]), w) for f, w in enumerate(fold)]
+    (top,) = level
+    return made.circuit(top)
