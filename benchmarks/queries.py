@@ -21,7 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ if __package__ in (None, ""):  # run as a file: make `benchmarks` importable
 
 from benchmarks import pcc_side
 from benchmarks.baselines import KINDS, Masked, Rows, random_logits
-from benchmarks.cirkit_side import CIRKIT_KINDS, MissingPackageError, cirkit_export
+from benchmarks.cirkit_side import CIRKIT_KINDS, CirkitCase, MissingPackageError, cirkit_export
 from benchmarks.timing import Call, Timing, environment, interleaved
 
 TOLERANCE = 1e-4
@@ -72,13 +72,35 @@ def draft_rows(kind: str, n: int, seconds: float) -> list[Row]:
 
 
 def _draft_rows(row: Row, ours: pcc_side.Compiled, seconds: float) -> list[Row]:
-    kind, n, r = row["kind"], row["n"], row["r"]
-    row |= {
-        "compile_s": round(ours.compile_seconds, 3),
-        "load_s": round(ours.load_seconds, 3),
-        "nodes": ours.nodes,
-    }
-    masked = Masked(kind, n, r, VOCAB)
+    row |= _built(ours)
+    masked = Masked(row["kind"], row["n"], row["r"], VOCAB)
+    worst, inputs = _draft_errors(masked, ours)
+    if bad := [name for name, error in worst.items() if not error <= TOLERANCE]:
+        why = {k: f"{v:.3g}" for k, v in worst.items()}
+        return [
+            {**row, "baseline": name, "status": "parity failed", "parity_max_abs": worst[name],
+             "reason": f"q differs: {why}"}
+            for name in bad
+        ]  # fmt: skip
+    logits = _logits(inputs)
+    carry, u = torch.from_numpy(inputs["carry"]), torch.rand(1, masked.uniforms)
+
+    def base(form: Rows) -> Call:
+        return lambda: masked.draft(carry, u, *logits, rows=form)
+
+    calls: dict[str, Call] = {"pcc": lambda: ours.run(inputs), "pcc_raw": lambda: ours.raw(inputs)}
+    times = interleaved(calls | {k: base(f) for k, f in FORMS.items()}, seconds)
+    return [
+        _result({**row, "baseline": name, "parity_max_abs": worst[name]}, times, name)
+        for name in FORMS
+    ]
+
+
+def _draft_errors(
+    masked: Masked, ours: pcc_side.Compiled
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Return how far q is from each form's, on pcc's own tokens, and the last inputs."""
+    kind, n, r = masked.kind, masked.n, masked.r
     rng = np.random.default_rng(5)
     worst = dict.fromkeys(FORMS, 0.0)
     inputs: dict[str, Any] = {}
@@ -90,33 +112,28 @@ def _draft_rows(row: Row, ours: pcc_side.Compiled, seconds: float) -> list[Row]:
         inputs = pcc_side.draft_inputs(carry, u, emission, sums)
         got = ours.run(inputs)
         tokens = torch.from_numpy(np.concatenate((carry, got["x"][0])))
-        e, s = torch.from_numpy(emission), [torch.from_numpy(a) for a in sums]
         for name, form in FORMS.items():
-            want = masked.conditionals(tokens, e, s, rows=form).numpy()
+            want = masked.conditionals(tokens, *_logits(inputs), rows=form).numpy()
             q = got["q"][0]
             if form is False:
                 q = q[np.arange(n - 1), got["x"][0]]
             worst[name] = max(worst[name], _distance(q, want))
-    emission, sums = inputs["emission_logits"], [inputs[k] for k in inputs if k[:4] == "sum_"]
-    e, s = torch.from_numpy(emission), [torch.from_numpy(a) for a in sums]
-    carry_t, u_t = torch.from_numpy(inputs["carry"]), torch.rand(1, masked.uniforms)
+    return worst, inputs
 
-    def base(form: Rows) -> Call:
-        return lambda: masked.draft(carry_t, u_t, e, s, rows=form)
 
-    if bad := [name for name, error in worst.items() if not error <= TOLERANCE]:
-        why = {k: f"{v:.3g}" for k, v in worst.items()}
-        return [
-            {**row, "baseline": name, "status": "parity failed", "parity_max_abs": worst[name],
-             "reason": f"q differs: {why}"}
-            for name in bad
-        ]  # fmt: skip
-    calls: dict[str, Call] = {"pcc": lambda: ours.run(inputs), "pcc_raw": lambda: ours.raw(inputs)}
-    times = interleaved(calls | {k: base(f) for k, f in FORMS.items()}, seconds)
-    return [
-        _result({**row, "baseline": name, "parity_max_abs": worst[name]}, times, name)
-        for name in FORMS
-    ]
+def _logits(inputs: Mapping[str, Any]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Return the logits of emissions and of sums among the inputs of a draft."""
+    sums = [torch.from_numpy(a) for k, a in inputs.items() if k.startswith("sum_logits.")]
+    return torch.from_numpy(inputs["emission_logits"]), sums
+
+
+def _built(ours: pcc_side.Compiled) -> Row:
+    """Return what a row says of how a query was made."""
+    return {
+        "compile_s": round(ours.compile_seconds, 3),
+        "load_s": round(ours.load_seconds, 3),
+        "nodes": ours.nodes,
+    }
 
 
 def loglik_rows(kind: str, batches: tuple[int, ...], seconds: float) -> list[Row]:
@@ -134,40 +151,34 @@ def loglik_rows(kind: str, batches: tuple[int, ...], seconds: float) -> list[Row
         ours = pcc_side.loglik(case, THREADS)
     except pcc_side.UnavailableError as e:
         return [{**row, "status": "unavailable", "reason": str(e)}]
-    row |= {
-        "compile_s": round(ours.compile_seconds, 3),
-        "load_s": round(ours.load_seconds, 3),
-        "nodes": ours.nodes,
-    }
-    rows = []
+    row |= _built(ours)
     try:
-        for batch in batches:
-            x = np.random.default_rng(batch).integers(0, vocab, (batch, n))
-            got, theirs = ours.run({"x": x})["log_prob"], case.run(x)
-            error = _distance(got, theirs)
-            against = _distance(got, case.reference(x))
-            line = {
-                **row, "name": f"{row['name']}-b{batch}", "batch": batch,
-                "parity_max_abs": error, "error_f64_max_abs": against,
-                "baseline_error_f64_max_abs": _distance(theirs, case.reference(x)),
-            }  # fmt: skip
-            if not max(error, against) <= TOLERANCE:
-                reason = f"log_prob differs by {error:.3g}, from float64 by {against:.3g}"
-                rows.append({**line, "status": "parity failed", "reason": reason})
-                continue
-
-            def call(x: np.ndarray[Any, Any], f: Callable[[Any], object]) -> Call:
-                return lambda: f(x)
-
-            calls = {
-                "pcc": call(x, lambda x: ours.run({"x": x})),
-                "pcc_raw": call(x, lambda x: ours.raw({"x": x})),
-                "cirkit": call(x, case.run),
-            }
-            rows.append(_result(line, interleaved(calls, seconds), "cirkit"))
+        return [_loglik_row(row, ours, case, batch, seconds) for batch in batches]
     finally:
         ours.close()
-    return rows
+
+
+def _loglik_row(
+    row: Row, ours: pcc_side.Compiled, case: CirkitCase, batch: int, seconds: float
+) -> Row:
+    """Check and time one size of batch."""
+    x = np.random.default_rng(batch).integers(0, row["V"], (batch, row["n"]))
+    got, theirs, exact = ours.run({"x": x})["log_prob"], case.run(x), case.reference(x)
+    error, against = _distance(got, theirs), _distance(got, exact)
+    line = {
+        **row, "name": f"{row['name']}-b{batch}", "batch": batch,
+        "parity_max_abs": error, "error_f64_max_abs": against,
+        "baseline_error_f64_max_abs": _distance(theirs, exact),
+    }  # fmt: skip
+    if not max(error, against) <= TOLERANCE:
+        reason = f"log_prob differs by {error:.3g}, from float64 by {against:.3g}"
+        return {**line, "status": "parity failed", "reason": reason}
+    calls: dict[str, Call] = {
+        "pcc": lambda: ours.run({"x": x}),
+        "pcc_raw": lambda: ours.raw({"x": x}),
+        "cirkit": lambda: case.run(x),
+    }
+    return _result(line, interleaved(calls, seconds), "cirkit")
 
 
 def _distance(a: Any, b: Any) -> float:

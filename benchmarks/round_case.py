@@ -40,18 +40,38 @@ class Case:
         return int(self.emission.nbytes + sum(s.nbytes for s in self.sums))
 
 
+CONFIG: dict[str, Any] = {
+    "model_type": "llama", "vocab_size": VOCAB, "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": HEADS,
+    "intermediate_size": INNER, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+    "max_position_embeddings": 4096, "tie_word_embeddings": False, "hidden_act": "silu",
+    "bos_token_id": 256, "eos_token_id": None, "byte_offset": 0,
+}  # fmt: skip
+
+
 def make(folder: Path, kind: str, n: int, r: int, seed: int = 0) -> Case:
     """Write the verifier and return it with a head."""
     rng = np.random.default_rng(seed)
     code = rng.standard_normal((VOCAB, WIDTH))
     cycle = rng.permutation(VOCAB)
-    config: dict[str, Any] = {
-        "model_type": "llama", "vocab_size": VOCAB, "hidden_size": WIDTH,
-        "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": HEADS,
-        "intermediate_size": INNER, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-        "max_position_embeddings": 4096, "tie_word_embeddings": False, "hidden_act": "silu",
-        "bos_token_id": 256, "eos_token_id": None, "byte_offset": 0,
-    }  # fmt: skip
+    weights = _verifier(code, cycle, rng)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    save_file(weights, folder / "model.safetensors")
+    emission = rng.standard_normal((n, r, VOCAB, WIDTH), np.float32)
+    emission *= EXPERTS / np.sqrt(WIDTH) if r > 1 else 0.0
+    for i in range(n):
+        emission[i] += _successors(code, cycle, i + 1)
+    sums = [
+        rng.standard_normal((*s, WIDTH), np.float32) / np.sqrt(WIDTH).astype(np.float32)
+        for s in sum_shapes(kind, n, r)
+    ]
+    state = {k: torch.from_numpy(v) for k, v in weights.items()}
+    return Case(folder, dict(CONFIG), state, emission, sums)
+
+
+def _verifier(code: Values, cycle: Values, rng: np.random.Generator) -> dict[str, Values]:
+    """Return the weights f32 of a Llama that guesses the successor, and is disturbed."""
     t: dict[str, Values] = {
         "model.embed_tokens.weight": code,
         "model.norm.weight": np.ones(WIDTH),
@@ -69,20 +89,7 @@ def make(folder: Path, kind: str, n: int, r: int, seed: int = 0) -> Case:
             t[f"{at}{name}.weight"] = rng.standard_normal(shape) * scale / np.sqrt(shape[1])
         for name in ("input_layernorm", "post_attention_layernorm"):
             t[f"{at}{name}.weight"] = np.ones(WIDTH)
-    single = {k: v.astype(np.float32) for k, v in t.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    save_file(single, folder / "model.safetensors")
-    emission = rng.standard_normal((n, r, VOCAB, WIDTH), np.float32)
-    emission *= EXPERTS / np.sqrt(WIDTH) if r > 1 else 0.0
-    for i in range(n):
-        emission[i] += _successors(code, cycle, i + 1)
-    sums = [
-        rng.standard_normal((*s, WIDTH), np.float32) / np.sqrt(WIDTH).astype(np.float32)
-        for s in sum_shapes(kind, n, r)
-    ]
-    state = {k: torch.from_numpy(v) for k, v in single.items()}
-    return Case(folder, config, state, emission, sums)
+    return {k: v.astype(np.float32) for k, v in t.items()}
 
 
 def _successors(code: Values, cycle: Values, steps: int) -> Values:
