@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from byte_models import features, longest_words, read_folder
 from graphs import Compiled
-from model_runs import Runner, next_state, state_of
+from model_runs import Runner, close, in_passes, next_state, state_of
 
 from pcc.backends.onnx.ngram_rules import table_of
 from pcc.circuit.text import parse, resources, show
@@ -66,17 +66,6 @@ def folder(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def run_in(run: Runner, ids: Any, widths: list[int]) -> tuple[Any, Any]:
-    state, at, parts = state_of(run.model, run.rows, 1, fill=20.0), 0, []
-    for width in widths:
-        out = run(ids[None, at : at + width], np.array([at]), state)
-        state, at = next_state(out), at + width
-        parts.append(out)
-    assert at == len(ids)
-    hidden, logits = (np.concatenate([p[k][0] for p in parts]) for k in ("hidden", "logits"))
-    return hidden, logits
-
-
 @ENGINES
 def test_published_hidden_states_and_logits(shared: Shared, opset: int | None) -> None:
     with np.load(shared(TOLD) / "expected_first_round.npz") as file:
@@ -84,10 +73,9 @@ def test_published_hidden_states_and_logits(shared: Shared, opset: int | None) -
     model = load_model(shared(BACKBONE), max_rows=ROWS)
     assert isinstance(model, ByteLlama)
     ids = want["prompt"].astype(np.int64)
-    hidden, logits = run_in(Runner(model, ROWS, opset), ids, [len(ids)])
-    bound = 2e-5 * max(1.0, np.abs(want["base_logits_f32"]).max())
-    assert np.abs(hidden - want["base_hidden_f32"]).max() <= bound
-    assert np.abs(logits - want["base_logits_f32"]).max() <= bound
+    out = Runner(model, ROWS, opset)(ids[None], np.array([0]), state_of(model, ROWS, 1))
+    close(out["hidden"][0], want["base_hidden_f32"], want["base_logits_f32"])
+    close(out["logits"][0], want["base_logits_f32"])
 
 
 @ENGINES
@@ -102,10 +90,11 @@ def test_chunks_see_words_that_begin_before_them(
     plain = longest_words(config, ids)
     assert (plain >= 5).mean() > 0.3  # most words are longer than one id
     hidden, logits = features(config, weights, ids)
-    got, found = run_in(Runner(load_model(folder, max_rows=ROWS), ROWS, opset), ids, widths)
-    bound = 2e-5 * max(1.0, np.abs(logits).max())
-    assert np.abs(hidden - got).max() <= bound
-    assert np.abs(logits - found).max() <= bound
+    model = load_model(folder, max_rows=ROWS)
+    state = state_of(model, ROWS, 1, fill=20.0)
+    got = in_passes(Runner(model, ROWS, opset), ids[None], widths, state)
+    close(got["hidden"][0], hidden, logits)
+    close(got["logits"][0], logits)
 
 
 @pytest.mark.parametrize("width", [1, 4, pytest.param(16, marks=pytest.mark.slow)])
@@ -236,7 +225,9 @@ def test_a_forgotten_word_is_noticed(folder: Path) -> None:
     assert isinstance(model, ByteLlama)
     assert model.ngrams is not None
     short = replace(model.ngrams, keys=model.ngrams.keys[:40], rows=model.ngrams.rows[:40])
-    ids = np.random.default_rng(3).integers(0, 5, 60)
-    whole, _ = run_in(Runner(model, ROWS), ids, [60])
-    cut, _ = run_in(Runner(replace(model, ngrams=short), ROWS), ids, [60])
+    ids = np.random.default_rng(3).integers(0, 5, (1, 60))
+    whole, cut = (
+        Runner(m, ROWS)(ids, np.array([0]), state_of(m, ROWS, 1))["hidden"]
+        for m in (model, replace(model, ngrams=short))
+    )
     assert np.abs(whole - cut).max() > 1e-2

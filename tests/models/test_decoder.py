@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from model_runs import Runner, next_state, state_of, write_folder
+from model_runs import Runner, close, in_passes, next_state, state_of, write_folder
 from torch_reference import decoder, decoder_state
 
 from pcc.models.base import Model
@@ -76,13 +76,6 @@ def reference(config: Any, state: Any, ids: Values) -> tuple[Values, Values]:
     return hidden.numpy(), logits.numpy()
 
 
-def close(got: Values, want: Values) -> None:
-    """The bound of the project's promise: 2e-5 of the largest logit."""
-    limit = 2e-5 * max(1.0, float(np.abs(want).max()))
-    assert got.shape == want.shape
-    assert float(np.abs(got - want).max()) <= limit
-
-
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_one_pass_is_the_torch_model(name: str, form: str, tmp_path: Path) -> None:
@@ -96,17 +89,6 @@ def test_one_pass_is_the_torch_model(name: str, form: str, tmp_path: Path) -> No
     np.testing.assert_array_equal(out["hidden"], out["draft_hidden"])
 
 
-def through(run: Runner, ids: Values, widths: list[int], state: Any) -> tuple[Values, Any]:
-    """Run a sequence in passes of these widths; return all logits and the last state."""
-    length, parts = np.zeros(len(ids), np.int64), []
-    for width in widths:
-        at = int(length[0])
-        out = run(ids[:, at : at + width], length, state)
-        parts.append(out["logits"])
-        state, length = next_state(out), length + width
-    return np.concatenate(parts, axis=1), state
-
-
 @pytest.mark.parametrize("form", ["float64", "opset24", "opset17"])
 @pytest.mark.parametrize("name", ["llama-scaled", "qwen3", "mistral", "qwen2-window"])
 def test_chunks_and_steps_are_one_pass(name: str, form: str, tmp_path: Path) -> None:
@@ -114,8 +96,8 @@ def test_chunks_and_steps_are_one_pass(name: str, form: str, tmp_path: Path) -> 
     ids, opset = ids_of(2, 13, seed=1), FORMS[form]
     _, logits = reference(config, state, ids)
     run = Runner(model, ROWS, opset[0], fused=opset[1])
-    got, _ = through(run, ids, [6, 1, 1, 4, 1], state_of(model, ROWS, 2, fill=5.0))
-    close(got, logits)
+    got = in_passes(run, ids, [6, 1, 1, 4, 1], state_of(model, ROWS, 2, fill=5.0))
+    close(got["logits"], logits)
 
 
 @pytest.mark.parametrize("opset", [24, 17])
@@ -124,8 +106,8 @@ def test_rollback_is_the_length(opset: int, tmp_path: Path) -> None:
     model, config, state = made(tmp_path, "llama")
     kept, wrong, after = ids_of(1, 7), ids_of(1, 4, seed=2), ids_of(1, 4, seed=3)
     run = Runner(model, ROWS, opset)
-    _, caches = through(run, kept, [7], state_of(model, ROWS, 1))
-    caches = next_state(run(wrong, np.array([7]), caches))
+    out = run(kept, np.array([0]), state_of(model, ROWS, 1))
+    caches = next_state(run(wrong, np.array([7]), next_state(out)))
     out = run(after, np.array([7]), caches)
     _, logits = reference(config, state, np.concatenate([kept, after], 1))
     close(out["logits"], logits[:, 7:])
@@ -145,7 +127,7 @@ def test_rows_of_a_batch_have_their_own_length(name: str, opset: int, tmp_path: 
     for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
         if length:
             part = {k: v[row : row + 1] for k, v in caches.items()}
-            _, part = through(run, prompt[:, :length], [length], part)
+            part = next_state(run(prompt[:, :length], np.array([0]), part))
             for k, v in part.items():
                 caches[k][row] = v[0]
     out = run(after, np.array(lengths), caches)
@@ -171,8 +153,8 @@ def test_one_graph_serves_every_size_of_buffer(opset: int, tmp_path: Path) -> No
 def test_the_last_rows_of_the_buffer_can_be_used(tmp_path: Path) -> None:
     model, config, state = made(tmp_path, "llama")
     ids = ids_of(1, ROWS, seed=4)
-    got, _ = through(Runner(model, ROWS, 24), ids, [20, 4], state_of(model, ROWS, 1))
-    close(got, reference(config, state, ids)[1])
+    got = in_passes(Runner(model, ROWS, 24), ids, [20, 4], state_of(model, ROWS, 1))
+    close(got["logits"], reference(config, state, ids)[1])
 
 
 @pytest.mark.slow
@@ -183,8 +165,8 @@ def test_far_positions(name: str, tmp_path: Path) -> None:
     model = load_model(write_folder(tmp_path, config, state), max_rows=count)
     ids = ids_of(1, count)
     _, logits = reference(config, state, ids)
-    got, _ = through(Runner(model, count, 24), ids, [1500, 500], state_of(model, count, 1))
-    close(got, logits)
+    got = in_passes(Runner(model, count, 24), ids, [1500, 500], state_of(model, count, 1))
+    close(got["logits"], logits)
 
 
 def test_split_layers_give_the_draft_its_own_features(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from byte_models import eva_rows, features, read_folder
 from graphs import Compiled, agree
-from model_runs import Runner, next_state, state_of
+from model_runs import Runner, close, in_passes, next_state, state_of
 
 from pcc.circuit.text import parse, resources, show
 from pcc.errors import PccError
@@ -47,29 +47,13 @@ def expected(shared: Shared, name: str) -> tuple[dict[str, Any], Any]:
         return json.loads((folder / "expected.json").read_text()), dict(file)
 
 
-def close(want: Any, got: Any, logits: Any) -> None:
-    assert np.abs(want - got).max() <= 2e-5 * max(1.0, np.abs(logits).max())
-
-
-def passes(run: Runner, ids: Any, widths: list[int], fill: float = 0.0) -> tuple[Any, Any, Any]:
-    """Run `ids` in passes of these widths; hidden states, logits and the last state."""
-    state, at, parts = state_of(run.model, run.rows, 1, fill), 0, []
-    for width in widths:
-        out = run(ids[None, at : at + width], np.array([at]), state)
-        state, at = next_state(out), at + width
-        parts.append(out)
-    assert at == len(ids)
-    hidden, logits = (np.concatenate([p[k][0] for p in parts]) for k in ("hidden", "logits"))
-    return hidden, logits, state
-
-
 @pytest.mark.parametrize("name", FOLDERS)
 def test_published_hidden_states_and_logits(runner: Runner, shared: Shared, name: str) -> None:
     _, want = expected(shared, name)
     ids = want["prompt"].astype(np.int64)
-    hidden, logits, _ = passes(runner, ids, [len(ids)])
-    close(want["base_hidden_f32"], hidden, want["base_logits_f32"])
-    close(want["base_logits_f32"], logits, want["base_logits_f32"])
+    out = runner(ids[None], np.array([0]), state_of(runner.model, ROWS, 1))
+    close(out["hidden"][0], want["base_hidden_f32"], want["base_logits_f32"])
+    close(out["logits"][0], want["base_logits_f32"])
 
 
 @pytest.mark.parametrize(
@@ -84,9 +68,9 @@ def test_passes_of_any_width_cross_window_edges(
     ids = np.random.default_rng(0).integers(0, 320, 150)
     hidden, logits = features(config, weights, ids)
     # Old keys and summaries that nothing may read hold large numbers.
-    got, found, _ = passes(runner, ids, widths, fill=30.0)
-    close(hidden, got, logits)
-    close(logits, found, logits)
+    got = in_passes(runner, ids[None], widths, state_of(runner.model, ROWS, 1, fill=30.0))
+    close(got["hidden"][0], hidden, logits)
+    close(got["logits"][0], logits)
 
 
 @pytest.mark.parametrize("name", FOLDERS[:1])
@@ -157,8 +141,9 @@ def test_a_ring_that_wraps_keeps_what_is_read(shared: Shared) -> None:
     ids = np.random.default_rng(1).integers(0, 320, 240)
     hidden, logits = features(config, weights, ids)
     for opset in (None, 24, 17):
-        got, _, _ = passes(Runner(small, ROWS, opset), ids, [16, 11, 16, 5] * 5, fill=30.0)
-        close(hidden, got, logits)
+        run, state = Runner(small, ROWS, opset), state_of(small, ROWS, 1, fill=30.0)
+        got = in_passes(run, ids[None], [16, 11, 16, 5] * 5, state)
+        close(got["hidden"][0], hidden, logits)
 
 
 def test_a_ring_that_is_too_short_is_noticed(shared: Shared) -> None:
@@ -170,8 +155,9 @@ def test_a_ring_that_is_too_short_is_noticed(shared: Shared) -> None:
     config, weights = read_folder(shared(BACKBONE))
     ids = np.random.default_rng(1).integers(0, 320, 240)
     hidden, _ = features(config, weights, ids)
-    got, _, _ = passes(Runner(broken, ROWS), ids, [8, *[16] * 14, 8])
-    assert np.abs(hidden - got).max() > 1e-2
+    state = state_of(broken, ROWS, 1)
+    got = in_passes(Runner(broken, ROWS), ids[None], [8, *[16] * 14, 8], state)
+    assert np.abs(hidden - got["hidden"][0]).max() > 1e-2
 
 
 # ---------------------------------------------------------------- ops

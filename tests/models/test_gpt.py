@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from model_runs import Runner, next_state, state_of
+from model_runs import Runner, close, in_passes, next_state, state_of
 from torch.nn import functional
 
 from pcc.errors import PccError
@@ -77,10 +77,6 @@ def written(folder: Path, state: dict[str, torch.Tensor]) -> Path:
     return folder
 
 
-def close(got: Values, want: Values) -> None:
-    assert float(np.abs(got - want).max()) <= 2e-5 * max(1.0, float(np.abs(want).max()))
-
-
 @pytest.mark.parametrize("opset", [None, 24, 17])
 def test_random_weights_through_passes_of_any_width(opset: int | None, tmp_path: Path) -> None:
     state = random_state()
@@ -88,12 +84,10 @@ def test_random_weights_through_passes_of_any_width(opset: int | None, tmp_path:
     assert (model.vocab, model.width, model.vocabulary.byte_offset) == (V, WIDTH, None)
     ids = torch.randint(0, V, (2, 11), generator=torch.Generator().manual_seed(0))
     hidden, logits = torch_gpt(state, ids)
-    run, at, caches = Runner(model, ROWS, opset), 0, state_of(model, ROWS, 2, fill=4.0)
-    for width in (5, 1, 4, 1):
-        out = run(ids.numpy()[:, at : at + width], np.full(2, at), caches)
-        close(out["hidden"], hidden[:, at : at + width])
-        close(out["logits"], logits[:, at : at + width])
-        caches, at = next_state(out), at + width
+    caches = state_of(model, ROWS, 2, fill=4.0)
+    out = in_passes(Runner(model, ROWS, opset), ids.numpy(), (5, 1, 4, 1), caches)
+    close(out["hidden"], hidden)
+    close(out["logits"], logits)
 
 
 def test_the_published_checkpoint(shared: Callable[[str], Path]) -> None:

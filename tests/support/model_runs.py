@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,27 @@ class Runner:
         options.log_severity_level = 2
         data = ir.to_proto(made).SerializeToString()
         return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def in_passes(
+    run: Runner, ids: Values, widths: Sequence[int], state: dict[str, Values]
+) -> dict[str, Values]:
+    """Run `ids` i64[B,N] in passes of these widths; return what one pass over them would."""
+    at, parts = 0, []
+    for width in widths:
+        parts.append(run(ids[:, at : at + width], np.full(len(ids), at), state))
+        state, at = next_state(parts[-1]), at + width
+    assert at == ids.shape[1]
+    whole = {k: np.concatenate([p[k] for p in parts], axis=1)
+             for k in ("hidden", "draft_hidden", "logits")}  # fmt: skip
+    return parts[-1] | whole
+
+
+def close(got: Values, want: Values, logits: Values | None = None) -> None:
+    """The bound of the project's promise: 2e-5 of the largest logit (default: of `want`)."""
+    limit = 2e-5 * max(1.0, float(np.abs(want if logits is None else logits).max()))
+    assert got.shape == want.shape
+    assert float(np.abs(got - want).max()) <= limit
 
 
 def next_state(out: Mapping[str, Values]) -> dict[str, Values]:
