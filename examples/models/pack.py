@@ -1,4 +1,4 @@
-"""Make the shipped folders from trained ones: rows of integers, and the held-out text.
+"""Make the shipped folders from trained ones: coded rows of integers, and the held-out text.
 
     python examples/models/pack.py .train examples/models --bits 7
 

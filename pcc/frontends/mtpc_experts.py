@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from pcc.errors import PccError
-from pcc.frontends.rows import BITS, SCALE, restore
+from pcc.frontends.coded import STREAMS, Streams
+from pcc.frontends.rows import BITS, SCALE, integers, restore
 
 Array = np.ndarray[Any, Any]
 
@@ -47,14 +48,25 @@ class Trunk:
 
 
 def dequantise(named: Mapping[str, Array], at: str) -> dict[str, Array]:
-    """Replace rows of integers, their scales and bits by float32. Errors: F113."""
+    """Replace rows of integers, scales, bits and streams by float32. Errors: F104, F113."""
     whole = {k for k, v in named.items() if v.dtype in _STORED and k + SCALE in named}
-    parts = {k + end for k in whole for end in (SCALE, BITS)}
+    parts = {k + end for k in whole for end in (SCALE, BITS, STREAMS)}
     return {
-        k: restore(v, named[k + SCALE], named.get(k + BITS), f"{at}:{k}") if k in whole else v
+        k: restore(_integers(named, k, f"{at}:{k}"), named[k + SCALE], f"{at}:{k}")
+        if k in whole
+        else v
         for k, v in named.items()
         if k not in parts
     }
+
+
+def _integers(named: Mapping[str, Array], key: str, at: str) -> Array:
+    """Return rows of integers, however they are stored."""
+    stored = named[key]
+    if stored.dtype != np.uint8 or key + STREAMS not in named:
+        return integers(stored, named.get(key + BITS), at)
+    streams = Streams.of(stored.shape, named[key + SCALE].shape, named[key + STREAMS], at)
+    return streams.rows(lambda i, j: stored[i:j])
 
 
 def read_experts(

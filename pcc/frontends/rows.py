@@ -1,6 +1,7 @@
 """Rows of integers with a scale: w[.., k] ~ s[..] q[.., k], |q| < 2^(bits-1), bits from 2 to 8.
 
 A tensor T stored so is `T` and `T.scale` (T's shape without its last axis, floating point):
+coded  `T` U8 and `T.streams` hold q as an entropy code (`pcc.frontends.coded`): what is written.
 int8   `T` holds q, dtype I8.
 packed `T` holds u = q + 2^(bits-1) in `bits` bits each, the highest bit first, one after another:
        dtype U8, last axis K bits / 8 bytes; `T.bits` is a scalar U8. K bits is a multiple of 8.
@@ -28,16 +29,6 @@ def quantise(value: Array, bits: int = 8) -> tuple[Array, Array]:
     return np.clip(np.rint(x / safe), -top, top).astype(np.int8), scale
 
 
-def pack(rows: Array, bits: int) -> Array:
-    """Return i8[.., K] as u8[.., K bits / 8]."""
-    width = rows.shape[-1]
-    if width * bits % 8:
-        raise ValueError(f"rows of {width} in {bits} bits do not fill bytes")
-    u = (rows.astype(np.int16) + (1 << (bits - 1))).astype(np.uint8)
-    each = np.unpackbits(u[..., None], axis=-1)[..., 8 - bits :]
-    return np.packbits(each.reshape(*rows.shape[:-1], width * bits), axis=-1)
-
-
 def packed_width(stored: int, bits: int) -> int:
     """Return K of `stored` bytes, 0 where they hold no whole number of integers."""
     return stored * 8 // bits if 2 <= bits <= 8 and stored * 8 % bits == 0 else 0
@@ -56,17 +47,21 @@ def unpack(stored: Array, bits: int) -> Array:
     return out.reshape(*stored.shape[:-1], width)
 
 
-def restore(stored: Array, scale: Array, bits: Array | None, at: str) -> Array:
-    """Return s q as float32. Errors: F113 (scales or bits that do not fit the rows)."""
-    if scale.shape != stored.shape[:-1] or scale.dtype.kind != "f":
-        what = f"scales {scale.dtype} {scale.shape} for rows {stored.shape}"
+def integers(stored: Array, bits: Array | None, at: str) -> Array:
+    """Return q i8[.., K] of int8 or packed rows. Errors: F113 (bits that do not fit the rows)."""
+    if stored.dtype != np.uint8:
+        return stored
+    size = 0 if bits is None or bits.size != 1 or bits.dtype != np.uint8 else int(bits.item())
+    if not stored.ndim or not packed_width(stored.shape[-1], size):
+        what = f"rows {list(stored.shape)} of bytes hold no integers of {size} bits"
+        raise PccError("F113", what, at=f"{at}{BITS}", hint="bits: a scalar U8 from 2 to 8")
+    return unpack(stored, size)
+
+
+def restore(rows: Array, scale: Array, at: str) -> Array:
+    """Return s q as float32. Errors: F113 (scales that do not fit the rows)."""
+    if scale.shape != rows.shape[:-1] or scale.dtype.kind != "f":
+        what = f"scales {scale.dtype} {scale.shape} for rows {rows.shape}"
         raise PccError("F113", what, at=f"{at}{SCALE}")
-    rows = stored
-    if stored.dtype == np.uint8:
-        size = 0 if bits is None or bits.size != 1 or bits.dtype != np.uint8 else int(bits.item())
-        if not packed_width(stored.shape[-1], size):
-            what = f"rows of {stored.shape[-1]} bytes hold no integers of {size} bits"
-            raise PccError("F113", what, at=f"{at}{BITS}", hint="bits: a scalar U8 from 2 to 8")
-        rows = unpack(stored, size)
     with np.errstate(over="ignore", invalid="ignore"):
-        return rows.astype(np.float32) * scale.astype(np.float32)[..., None]
+        return rows.astype(np.float32) * np.asarray(scale, np.float32)[..., None]

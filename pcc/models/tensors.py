@@ -16,7 +16,8 @@ import numpy as np
 
 from pcc.errors import PccError
 from pcc.files import read_bounded
-from pcc.frontends.rows import BITS, SCALE, packed_width, restore
+from pcc.frontends.coded import STREAMS, Streams
+from pcc.frontends.rows import BITS, SCALE, integers, packed_width, restore
 from pcc.frontends.state import one_line, read_header, read_tensor
 from pcc.ir.recipe import named
 from pcc.knobs import LAZY_ELEMENTS, MAX_CONFIG_BYTES
@@ -126,9 +127,11 @@ class Tensors:
         return name in self.places
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return a tensor's shape without reading it (of packed rows: of what they hold)."""
+        """Return a tensor's shape without reading it (of rows of integers: of what they hold)."""
         self._require(name)
         dtype, shape, _ = self.places[name][2]
+        if self._coded(name):
+            return self._streams(name).shape
         if dtype != "U8" or not self._rows(name) or not shape:
             return shape
         return (*shape[:-1], packed_width(shape[-1], self._bits(name)))
@@ -137,21 +140,41 @@ class Tensors:
         """Report whether a tensor is stored as rows of integers with scales."""
         return self.places[name][2][0] in ("I8", "U8") and name + SCALE in self.places
 
+    def _coded(self, name: str) -> bool:
+        """Report whether these rows are streams."""
+        coded = self.places[name][2][0] == "U8" and name + STREAMS in self.places
+        return coded and self._rows(name)
+
+    def _beside(self, name: str) -> list[str]:
+        """Return the names of what belongs to a tensor's rows of integers."""
+        ends = (SCALE, STREAMS if self._coded(name) else BITS) if self._rows(name) else ()
+        return [name + end for end in ends if name + end in self.places]
+
     def _bits(self, name: str) -> int:
         """Return `T.bits`, 0 where there is no such scalar."""
         path, base, entry = self.places.get(name + BITS, (self.folder, 0, ("", (1,), 0)))
         return int(read_tensor(path, base, *entry).item()) if entry[:2] == ("U8", ()) else 0
 
+    def _streams(self, name: str) -> Streams:
+        """Return how coded rows are stored. Errors: F113."""
+        path, _, (_, stored, _) = self.places[name]
+        scales = self.places[name + SCALE][2][1]
+        return Streams.of(stored, scales, self._stored(name + STREAMS), f"{path}:{name}")
+
     def _value(self, name: str, start: int = 0, stop: int | None = None) -> Values:
         """Return a tensor, or some of its rows, read; rows of integers times their scales."""
-        stored = self._stored(name, start, stop)
         if not self._rows(name):
-            return stored
-        bits = np.array(self._bits(name), np.uint8)
-        scale = self._stored(name + SCALE, start, stop)
-        return restore(stored, scale, bits, f"{self.places[name][0]}:{name}")
+            return self._stored(name, start, stop)
+        at = f"{self.places[name][0]}:{name}"
+        if self._coded(name):
+            streams = self._streams(name)
+            rows = streams.rows(lambda i, j: self._stored(name, i, j), start, stop)
+        else:
+            bits = np.array(self._bits(name), np.uint8)
+            rows = integers(self._stored(name, start, stop), bits, at)
+        return restore(rows, self._stored(name + SCALE, start, stop), at)
 
-    def _stored(self, name: str, start: int, stop: int | None) -> Values:
+    def _stored(self, name: str, start: int = 0, stop: int | None = None) -> Values:
         """Return what lies in the file, or the part of it along the first axis."""
         path, base, (dtype, shape, begin) = self.places[name]
         if stop is None:
@@ -182,11 +205,10 @@ class Tensors:
     def _identity(self, name: str) -> str:
         """Name a tensor by its file, as it is now, and the tensor's place there."""
         parts: list[object] = []
-        for key in (name, name + SCALE, name + BITS) if self._rows(name) else (name,):
-            if key in self.places:
-                path, base, entry = self.places[key]
-                now = path.stat()
-                parts += [str(path.resolve()), now.st_size, now.st_mtime_ns, base, entry]
+        for key in (name, *self._beside(name)):
+            path, base, entry = self.places[key]
+            now = path.stat()
+            parts += [str(path.resolve()), now.st_size, now.st_mtime_ns, base, entry]
         return named("tensor", *parts)
 
     def _check(self, name: str, shape: tuple[int, ...]) -> None:
@@ -200,11 +222,9 @@ class Tensors:
             raise PccError("M105", what, at=str(path), hint=hint)
         if entry[0] not in FLOATS and not self._rows(name):
             what = f"{name!r} holds {entry[0]}, not floating-point numbers"
-            hint = f"read are fp32, fp16, bf16, and int8 rows with {name + SCALE!r}"
+            hint = f"read are fp32, fp16, bf16, and rows of integers with {name + SCALE!r}"
             raise PccError("M105", what, at=str(path), hint=hint)
-        self.left.discard(name)
-        if self._rows(name):
-            self.left -= {name + SCALE, name + BITS}
+        self.left -= {name, *self._beside(name)}
 
     def _finite(self, name: str, found: Values) -> Values:
         with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 import yaml  # type: ignore[import-untyped, unused-ignore]
 
+from pcc.frontends.coded import STREAMS, encode
 from pcc.frontends.mtpc_checkpoint import SCOPE
 from pcc.frontends.provenance import SINGLE, sha256
 from pcc.frontends.region_wiring import parse_regions, show_regions
-from pcc.frontends.rows import BITS, SCALE, pack, quantise
+from pcc.frontends.rows import SCALE, quantise
 from pcc.frontends.state import find_model, lookup, read_config
 from pcc.train import config as cfg
 from pcc.train.backbone import Backbone
@@ -147,44 +148,38 @@ def read_head(folder: Path, model: Backbone) -> tuple[CircuitHead, DraftLayers |
 
 
 def quantise_head(source: Path, out: Path, bits: int = 8) -> Path:
-    """Copy a head folder: large tensors as rows of integers, adapters in fp16."""
+    """Copy a head folder: large tensors as coded rows of integers, adapters in fp16."""
     path = find_model(source)
     tensors, meta = read_tensors(path)
     small = _small(tensors, bits, lambda k: k.startswith("mt_head.") and not k.endswith(".bias"))
     write(out / "config.yaml", (source / "config.yaml").read_bytes())
-    write_tensors(out / path.name, small, None, meta | {"storage": f"{bits}-bit rows"})
+    write_tensors(out / path.name, small, None, meta | {"storage": f"{bits}-bit rows, coded"})
     return out / path.name
 
 
 def quantise_backbone(source: Path, out: Path, bits: int = 8) -> Path:
-    """Copy a backbone folder: matrices as rows of integers, vectors in float32."""
+    """Copy a backbone folder: matrices as coded rows of integers, vectors in float32."""
     tensors, meta = read_tensors(source / SINGLE)
     write(out / "config.json", (source / "config.json").read_bytes())
     small = _small(tensors, bits, lambda _: True)
-    write_tensors(out / SINGLE, small, None, meta | {"storage": f"{bits}-bit rows"})
+    write_tensors(out / SINGLE, small, None, meta | {"storage": f"{bits}-bit rows, coded"})
     return out / SINGLE
 
 
 def _small(
     tensors: Mapping[str, torch.Tensor], bits: int, chosen: Callable[[str], bool]
 ) -> dict[str, torch.Tensor]:
-    """Return rows and fp16 scales of the chosen matrices; other matrices in fp16, vectors whole.
-
-    Rows that would not fill bytes with `bits` each take eight.
-    """
+    """Return the chosen matrices as coded rows with fp16 scales, others in fp16, vectors whole."""
     small: dict[str, torch.Tensor] = {}
     for key, value in tensors.items():
         if not value.is_floating_point():
             small[key] = value
         elif value.ndim < 2:
             small[key] = value.float()
-        elif not chosen(key):
+        elif not chosen(key) or not value.numel():
             small[key] = value.half()
         else:
-            whole = bits == 8 or value.shape[-1] * bits % 8 != 0
-            stored, scale = quantise(value.float().numpy(), 8 if whole else bits)
-            if not whole:
-                stored = pack(stored, bits)
-                small[key + BITS] = torch.tensor(bits, dtype=torch.uint8)
-            small[key], small[key + SCALE] = torch.from_numpy(stored), torch.from_numpy(scale)
+            rows, scale = quantise(value.float().numpy(), bits)
+            named = zip((key, key + STREAMS, key + SCALE), (*encode(rows), scale), strict=True)
+            small |= {k: torch.tensor(v) for k, v in named}
     return small

@@ -18,8 +18,11 @@ from torch_reference import decoder, decoder_state
 from pcc.backends.onnx.lower import lower
 from pcc.backends.onnx.weights import save_models
 from pcc.errors import PccError
+from pcc.frontends.coded import encode
+from pcc.models import tensors
 from pcc.models.config import read_config, tables
 from pcc.models.load import load_model
+from pcc.models.matrix import Matrix
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
@@ -35,6 +38,7 @@ CONFIG: dict[str, Any] = {
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 UP = "model.layers.1.mlp.up_proj.weight"
+CODED = 5
 
 
 def folder_of(path: Path, shards: int = 1, **changes: Any) -> Path:
@@ -54,7 +58,9 @@ def test_every_format_gives_its_numbers(dtype: torch.dtype, shards: int, tmp_pat
 
 
 def rows_of(bits: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Return a state with matrices as integers of `bits`, packed below 8, and what it stands for.
+    """Return a state with matrices as integers of `bits`, and what it stands for.
+
+    Those of 7, 6, 4 and 2 bits are packed, those of 5 are coded.
 
     Packing here is arithmetic on one big number per row, unlike the code under test.
     """
@@ -70,7 +76,10 @@ def rows_of(bits: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]
         wide[key] = torch.tensor(q) * scale.float()[:, None]
         stored[key + ".scale"] = scale
         stored[key] = torch.tensor(q.astype(np.int8))
-        if bits < 8:
+        if bits == CODED:
+            coded, streams = encode(q.astype(np.int8))
+            stored[key], stored[key + ".streams"] = torch.tensor(coded), torch.tensor(streams)
+        elif bits < 8:
             size = q.shape[1] * bits // 8
             numbers = [sum((int(v) + top) << bits * i for i, v in enumerate(r[::-1])) for r in q]
             raw = np.array([list(v.to_bytes(size, "big")) for v in numbers], np.uint8)
@@ -79,7 +88,7 @@ def rows_of(bits: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]
     return stored, wide
 
 
-@pytest.mark.parametrize("bits", [8, 7, 6, 4, 2])
+@pytest.mark.parametrize("bits", [8, 7, 6, CODED, 4, 2])
 def test_rows_of_integers(bits: int, tmp_path: Path) -> None:
     stored, wide = rows_of(bits)
     model = load_model(write_folder(tmp_path / "m", CONFIG, stored, 2), max_rows=9)
@@ -89,7 +98,7 @@ def test_rows_of_integers(bits: int, tmp_path: Path) -> None:
     assert np.abs(out["logits"] - want).max() <= 2e-5 * max(1.0, np.abs(want).max())
 
 
-BITS, SCALE = UP + ".bits", UP + ".scale"
+BITS, SCALE, STREAMS = UP + ".bits", UP + ".scale", UP + ".streams"
 
 
 @pytest.mark.parametrize(
@@ -104,19 +113,47 @@ BITS, SCALE = UP + ".bits", UP + ".scale"
         (7, BITS, torch.tensor(8, dtype=torch.uint8), "M105"),
         (7, BITS, torch.tensor([7, 7], dtype=torch.uint8), "M105"),
         (7, BITS, torch.tensor(7.0), "M105"),
+        (7, STREAMS, torch.ones(4, dtype=torch.int32), "F113"),
+        (8, STREAMS, torch.ones(4, dtype=torch.int32), "M106"),
+        (CODED, BITS, torch.tensor(7, dtype=torch.uint8), "M106"),
+        (CODED, SCALE, None, "M105"),
+        (CODED, SCALE, torch.ones(23), "M105"),
+        (CODED, SCALE, torch.ones(24, dtype=torch.int32), "F113"),
+        (CODED, STREAMS, None, "M105"),
+        (CODED, STREAMS, torch.ones(4), "F113"),
+        (CODED, STREAMS, torch.tensor([16, 1, 4096, 9], dtype=torch.int32), "F113"),
+        (CODED, UP, torch.zeros(300, dtype=torch.uint8), "F113"),
     ],
 )
 def test_broken_rows_are_refused(
     bits: int, key: str, value: torch.Tensor | None, code: str, tmp_path: Path
 ) -> None:
     stored, _ = rows_of(bits)
-    stored.pop(key)
+    stored.pop(key, None)
     if value is not None:
         stored[key] = value
     folder = write_folder(tmp_path / "m", CONFIG, stored)
     with pytest.raises(PccError) as caught:
         load_model(folder, max_rows=9)
     assert caught.value.code == code, caught.value
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_damaged_stream_is_refused(
+    lazy: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensors, "LAZY_ELEMENTS", 0 if lazy else 1 << 18)
+    stored, wide = rows_of(CODED)
+
+    def read() -> np.ndarray[Any, Any]:
+        found = tensors.Tensors(write_folder(tmp_path / "m", CONFIG, stored)).matrix(UP, 24, 16)
+        assert isinstance(found, Matrix) is lazy
+        return found.rows(3, 20) if isinstance(found, Matrix) else found[3:20]
+
+    np.testing.assert_array_equal(read(), wide[UP].numpy()[3:20])
+    stored[UP][len(stored[UP]) // 2] ^= 1
+    with pytest.raises(PccError, match=r"F104"):
+        read()
 
 
 def test_equal_weights_are_one_array(tmp_path: Path) -> None:

@@ -12,15 +12,16 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 
 import pcc  # noqa: E402
 from pcc.errors import PccError  # noqa: E402
+from pcc.frontends.coded import encode  # noqa: E402
 from pcc.frontends.mtpc import load_mtpc  # noqa: E402
 from pcc.frontends.mtpc_checkpoint import load  # noqa: E402
 from pcc.frontends.mtpc_experts import dequantise  # noqa: E402
 from pcc.frontends.region_wiring import parse_regions, show_regions  # noqa: E402
-from pcc.frontends.rows import pack, quantise  # noqa: E402
+from pcc.frontends.rows import quantise  # noqa: E402
 from pcc.interp.reference import reference  # noqa: E402
 from pcc.train import config as cfg  # noqa: E402
 from pcc.train import drafts  # noqa: E402
-from pcc.train.files import read_weights, write_tensors  # noqa: E402
+from pcc.train.files import read_tensors, read_weights, write_tensors  # noqa: E402
 from pcc.train.head import CircuitHead  # noqa: E402
 from pcc.train.layout import quantise_head, read_head, save_head  # noqa: E402
 
@@ -92,7 +93,7 @@ def test_low_rank_products_are_not_expanded(tmp_path: Path) -> None:
     assert (N, 3, V, D) not in shapes
 
 
-def test_int8_rows_are_read_back(tmp_path: Path) -> None:
+def test_stored_rows_are_read_back(tmp_path: Path) -> None:
     folder = stored(made("btree", "low-rank", trunk=5), tmp_path / "a")
     quantise_head(folder, tmp_path / "b")
     a, b = load(folder), load(tmp_path / "b")
@@ -100,23 +101,44 @@ def test_int8_rows_are_read_back(tmp_path: Path) -> None:
         bound = np.abs(x).max(-1, keepdims=True) / 253 + 1e-6
         assert (np.abs(x - y) <= bound).all()
         assert (x != y).any()
-    sizes = [next(p.glob("*.safetensors")).stat().st_size for p in (folder, tmp_path / "b")]
-    assert sizes[1] < sizes[0]
+    tensors, meta = read_tensors(next((tmp_path / "b").glob("*.safetensors")))
+    whole = {k.removesuffix(".streams") for k in tensors if k.endswith(".streams")}
+    assert {k.rpartition(".")[2] for k in whole} == {"base", "factor", "code", "proj", "up", "down"}
+    assert {tensors[k].dtype for k in whole} == {torch.uint8}
+    assert meta["storage"] == "8-bit rows, coded"
 
 
+def packed(rows: np.ndarray, bits: int) -> dict[str, np.ndarray]:
+    """Return `bits` bits of each number, the highest first, as the documentation says."""
+    width, top = rows.shape[-1], 1 << bits - 1
+    texts = ["".join(f"{v + top:0{bits}b}" for v in r) for r in rows.reshape(-1, width).tolist()]
+    raw = [int(text, 2).to_bytes(width * bits // 8, "big") for text in texts]
+    shape = (*rows.shape[:-1], width * bits // 8)
+    return {
+        "T": np.frombuffer(b"".join(raw), np.uint8).reshape(shape),
+        "T.bits": np.array(bits, np.uint8),
+    }
+
+
+@pytest.mark.parametrize("form", ["whole", "packed", "coded"])
 @pytest.mark.parametrize("bits", [8, 7, 4])
-def test_packed_rows_are_read_by_compiler_and_training(bits: int, tmp_path: Path) -> None:
+def test_rows_are_read_by_compiler_and_training(bits: int, form: str, tmp_path: Path) -> None:
     values = np.random.default_rng(bits).normal(size=(3, 5, 16)).astype(np.float32)
     rows, scale = quantise(values, bits)
-    stored = {"T": rows if bits == 8 else pack(rows, bits), "T.scale": scale}
-    stored |= {"T.bits": np.array(bits, np.uint8)} if bits < 8 else {}
+    made = {
+        "whole": lambda: {"T": rows},
+        "packed": lambda: packed(rows, bits),
+        "coded": lambda: dict(zip(("T", "T.streams"), encode(rows), strict=True)),
+    }
+    stored = made[form]() | {"T.scale": scale}
     write_tensors(tmp_path / "t.safetensors", {k: torch.tensor(v) for k, v in stored.items()})
     back = read_weights(tmp_path / "t.safetensors")
     assert set(back) == set(dequantise(stored, "here")) == {"T"}
     np.testing.assert_array_equal(back["T"].numpy(), dequantise(stored, "here")["T"])
+    np.testing.assert_array_equal(back["T"].numpy(), rows * np.float32(scale)[..., None])
     bound = np.abs(values).max(-1, keepdims=True) / (2**bits - 2) * 1.01
     assert (np.abs(back["T"].numpy() - values) <= bound).all()
-    with pytest.raises(PccError, match="F113"):
+    with pytest.raises(PccError, match="F104" if form == "coded" else "F113"):
         dequantise(stored | {"T.scale": scale[:-1]}, "here")
 
 
