@@ -12,18 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shipped import JOINT, PCIR, Command, Outcome, rewrite_manifest, small
+from shipped import JOINT, PCIR, Outcome, rewrite_manifest, small
 
 import pcc
 import pcc.environment
 
 Call = Callable[..., Outcome]
 COMMANDS = ("compile", "inspect", "verify", "opt", "doctor", "query")
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    return Command(capsys, monkeypatch)
 
 
 @pytest.fixture

@@ -30,11 +30,6 @@ TEMPLATE = (
 PROMPT = "def f("
 
 
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    return Command(capsys, monkeypatch)
-
-
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A verifier with a chat template, whose text may be any bytes."""

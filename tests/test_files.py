@@ -14,7 +14,7 @@ from typing import Any
 import engines
 import numpy as np
 import pytest
-from shipped import TINY, Arena, Command, archive, rewrite_manifest, small
+from shipped import TINY, Arena, archive, rewrite_manifest, small
 
 import pcc
 from pcc.bundle import seal, sha256
@@ -27,14 +27,6 @@ from pcc.files import read_bounded
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("files") / "small.pcc"
     return pcc.compile(small(), out=made, queries=["prefix"]).path
-
-
-@pytest.fixture
-def arena(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Arena:
-    monkeypatch.chdir(tmp_path)
-    return Arena(tmp_path, Command(capsys, monkeypatch))
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder"])

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from shipped import PCIR, TINY, Arena, Command, archive, npy, rewrite_manifest, small
+from shipped import PCIR, TINY, Arena, archive, npy, rewrite_manifest, small
 
 import pcc
 
@@ -43,14 +43,6 @@ def private_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pcc.compile(small(), out=tmp_path_factory.mktemp("hostile") / "small.pcc").path
-
-
-@pytest.fixture
-def arena(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Arena:
-    monkeypatch.chdir(tmp_path)
-    return Arena(tmp_path, Command(capsys, monkeypatch))
 
 
 # ------------------------------------------------------------------ checkpoints

@@ -331,11 +331,6 @@ def test_missing_heads_are_trained(config: Make, ground: Path, tmp_path: Path) -
 # ---------------------------------------------------------------- command line
 
 
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    return Command(capsys, monkeypatch)
-
-
 def test_command(command: Command, setting: Setting, copy: Path, tmp_path: Path) -> None:
     raw = setting(copy, target={"max_ms_per_round": 1e-6})
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(raw))

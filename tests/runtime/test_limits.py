@@ -158,11 +158,18 @@ def test_end_ids_and_special_ids(tmp_path: Path) -> None:
         session.generate(b"")
 
 
-def test_streams_keep_cut_characters_whole(engine: Any) -> None:
-    session = engine.session(greedy=True)
-    row = session.generate(PROMPT, 1) and session.rows[0]
+def only_done(session: Any) -> Any:
+    """Return the row of a session that has decided its first byte and no more."""
+    session.generate(PROMPT, 1)
+    (row,) = session.rows
     row.text[row.done_bytes :], row.ids[row.done_ids :] = b"", []
     row.owner = row.owner[: len(row.text)]
+    return row
+
+
+def test_streams_keep_cut_characters_whole(engine: Any) -> None:
+    session = engine.session(greedy=True)
+    row = only_done(session)
     row.decide(list("aéb".encode()), [0.0] * 4)
     assert b"".join(session.stream(None, 2)) == b"a"
     assert b"".join(session.stream(None, 3)) == "éb".encode()
@@ -176,9 +183,7 @@ def test_broken_characters_are_let_through_at_the_limit(engine: Any, text: bytes
     """What follows, decided but beyond the limit, shows that they are no cut characters."""
     for most in range(len(text) + 1):
         session = engine.session(greedy=True)
-        row = session.generate(PROMPT, 1) and session.rows[0]
-        row.text[row.done_bytes :], row.ids[row.done_ids :] = b"", []
-        row.owner = row.owner[: len(row.text)]
+        row = only_done(session)
         row.decide(list(text), [0.0] * len(text))
         assert b"".join(session.stream(None, most)) == text[:most]
 
@@ -188,9 +193,7 @@ def test_whether_a_character_is_cut_does_not_depend_on_the_rounds(engine: Any, c
     """A beginning of a character is decided last: further rounds say what follows it."""
     for seed in range(6):
         session = engine.session(seed=seed)
-        row = session.generate(PROMPT, 1) and session.rows[0]
-        row.text[row.done_bytes :], row.ids[row.done_ids :] = b"", []
-        row.owner = row.owner[: len(row.text)]
+        row = only_done(session)
         begun = b"a" + "\U0001f600".encode()[:cut]
         row.decide(list(begun), [0.0] * len(begun))
         out = b"".join(session.stream(None, len(begun)))
