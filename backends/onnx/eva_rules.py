@@ -98,7 +98,8 @@ def _bias(g: Graph, n: eva.EvaAttention) -> ir.Value:
     p = g("Unsqueeze", _positions(g, n.start, count, n), g.ints(-1))  # [B,N,1]
     w = g("Sub", p, g("Mod", p, g.const(np.int64(n.window))))
     size = _size(g, n.k)
-    last = g("Slice", p, g.ints(count - 1), g.ints(count), g.ints(1))  # [B,1,1]
+    first = g("Unsqueeze", with_rows(g, n.start, n), g.ints(-1, -2))  # [B,1,1]
+    last = g("Add", first, g.const(np.int64(count - 1)))
     # A ring row holds the newest position up to `last` that is congruent to it.
     held = g("Sub", last, g("Mod", g("Sub", last, g.steps(size)), size))
     exact = g("And", g("LessOrEqual", w, held), g("LessOrEqual", held, p))

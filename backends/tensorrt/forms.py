@@ -8,6 +8,7 @@
   the product all columns add in one order: where a mass is zero the sum does not rise, which is
   what the inverse CDF rests on. The doubling adds numbers only, so that -inf stays -inf.
 - *Logarithms*: where log(softmax(x)) would be computed as it reads, x - m - log sum exp(x - m) is.
+- *Constants* that only move are computed: sizes, and the places of rows that are written.
 - *Attention* says that it may be taken apart where no fused kernel has its type.
 """
 
@@ -19,10 +20,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from pcc.backends.onnx.graph import Stored
 from pcc.backends.tensorrt.runtimes import TensorRt
 from pcc.errors import PccError
 
 MASSES = ("t.inverse_cdf", "t.truncate")  # ops whose running sums are of finite, positive numbers
+FOLDED = 1 << 24  # bytes; the largest constant that folding makes
 Values = np.ndarray[Any, Any]
 
 
@@ -31,6 +34,7 @@ def prepare(model: ir.Model, r: TensorRt) -> ir.Model:
 
     Errors: E434 where a size is open.
     """
+    _fold(model)
     model = inferred(model)
     for node in list(model.graph):
         if node.op_type == "Attention":
@@ -39,7 +43,15 @@ def prepare(model: ir.Model, r: TensorRt) -> ir.Model:
             SPELLINGS[node.op_type](model, node)
     if not r.wide:
         _pairs(model)
+    drop_unread(model.graph)
     return inferred(model)
+
+
+def drop_unread(graph: ir.Graph) -> None:
+    """Drop constants that nothing reads any more: parsers warn of them."""
+    for name, value in list(graph.initializers.items()):
+        if not value.uses():
+            del graph.initializers[name]
 
 
 def inferred(model: ir.Model) -> ir.Model:
@@ -50,10 +62,22 @@ def inferred(model: ir.Model) -> ir.Model:
         if v.shape is None or not all(isinstance(d, int) for d in v.shape):
             what = f"the size of {v.name!r} is open: {v.shape}"
             raise PccError("E434", what, hint="engines have one batch size and one cache size")
-    return ShapeInferencePass(data_prop=True)(model).model
+    model = ShapeInferencePass(data_prop=False)(model).model
+    if name := _unknown(model):
+        raise PccError("E434", f"{name!r} has no fixed shape")
+    return model
 
 
-class _Site:
+def _unknown(model: ir.Model) -> str:
+    """Return the name of a result without type or fixed shape, if there is one."""
+    for node in model.graph:
+        for v in node.outputs:
+            if v.name and (v.dtype is None or v.shape is None or v.shape.is_dynamic()):
+                return str(v.name)
+    return ""
+
+
+class Site:
     """Adds nodes before `anchor`, with the origin of `like`."""
 
     def __init__(self, model: ir.Model, anchor: ir.Node | None, like: ir.Node | None) -> None:
@@ -111,6 +135,34 @@ def _fresh(graph: ir.Graph, base: str) -> str:
     return name
 
 
+# ---------------------------------------------------------------- constants
+
+
+FOLDS: dict[str, Callable[[ir.Node, list[Values]], Values]] = {
+    "Concat": lambda node, xs: np.concatenate(xs, node.attributes["axis"].as_int()),
+    "Expand": lambda _, xs: np.broadcast_to(xs[0], np.broadcast_shapes(xs[0].shape, tuple(xs[1]))),
+    "Reshape": lambda _, xs: xs[0].reshape(xs[1]),
+}
+
+
+def _fold(model: ir.Model) -> None:
+    """Compute what only moves constants: sizes of an `Expand`, and the places of rows."""
+    for node in list(model.graph):
+        tensors = [v.const_value if v is not None else None for v in node.inputs]
+        known = [x for x in tensors if x is not None and not isinstance(x, Stored)]
+        out = node.outputs[0]
+        if node.op_type not in FOLDS or len(known) < len(tensors) or out in model.graph.outputs:
+            continue
+        arrays = [x.numpy() for x in known]
+        if node.op_type == "Reshape" and 0 in arrays[1]:
+            continue  # it may mean "as it was"
+        y = FOLDS[node.op_type](node, arrays)
+        if y.nbytes > FOLDED:
+            continue
+        _replace(out, Site(model, node, node).const(np.ascontiguousarray(y)))
+        model.graph.remove(node, safe=True)
+
+
 # ---------------------------------------------------------------- running sums
 
 
@@ -125,7 +177,7 @@ def _spell_sum(model: ir.Model, node: ir.Node) -> None:
         raise PccError("E434", f"the operand of {node.name!r} has an open size: {x.shape}")
     axis = int(axis_value.const_value.numpy()) % len(shape)
     flag = node.attributes.get("exclusive")
-    site = _Site(model, node, node)
+    site = Site(model, node, node)
     site.kind = x.dtype.numpy()
     exclusive = flag is not None and flag.as_int() == 1
     masses = node.metadata_props.get("pcc.op") in MASSES and x.dtype == ir.DataType.FLOAT
@@ -135,12 +187,12 @@ def _spell_sum(model: ir.Model, node: ir.Node) -> None:
     model.graph.remove(node, safe=True)
 
 
-def _product(site: _Site, x: ir.Value, shape: list[int], axis: int, exclusive: bool) -> ir.Value:
+def _product(site: Site, x: ir.Value, shape: list[int], axis: int, exclusive: bool) -> ir.Value:
     ones = np.triu(np.ones((shape[axis], shape[axis]), np.float32), 1 if exclusive else 0)
     return site("MatMul", x, site.const(ones))
 
 
-def _doubling(site: _Site, x: ir.Value, shape: list[int], axis: int, exclusive: bool) -> ir.Value:
+def _doubling(site: Site, x: ir.Value, shape: list[int], axis: int, exclusive: bool) -> ir.Value:
     size, y = shape[axis], _shifted(site, x, shape, axis, 1) if exclusive else x
     reach = 1
     while reach < size:
@@ -149,7 +201,7 @@ def _doubling(site: _Site, x: ir.Value, shape: list[int], axis: int, exclusive: 
     return y if y is not x else site("Identity", x)
 
 
-def _shifted(site: _Site, x: ir.Value, shape: list[int], axis: int, by: int) -> ir.Value:
+def _shifted(site: Site, x: ir.Value, shape: list[int], axis: int, by: int) -> ir.Value:
     """Return x moved up by `by` along an axis, zeros in front."""
     assert site.kind is not None
     zeros = site.const(np.zeros([*shape[:axis], by, *shape[axis + 1 :]], site.kind))
@@ -174,7 +226,7 @@ def _replace(old: ir.Value, new: ir.Value) -> None:
 
 
 def _spell_log_softmax(model: ir.Model, node: ir.Node) -> None:
-    x, site = node.inputs[0], _Site(model, node, node)
+    x, site = node.inputs[0], Site(model, node, node)
     assert x is not None
     axis = node.attributes["axis"].as_int()
     lowered = site("Sub", x, _reduced(site, "ReduceMax", x, axis))
@@ -183,7 +235,7 @@ def _spell_log_softmax(model: ir.Model, node: ir.Node) -> None:
     model.graph.remove(node, safe=True)
 
 
-def _reduced(site: _Site, op: str, x: ir.Value, axis: int) -> ir.Value:
+def _reduced(site: Site, op: str, x: ir.Value, axis: int) -> ir.Value:
     if op == "ReduceSum" or site.graph.opset_imports[""] >= 18:
         return site(op, x, site.ints(axis), keepdims=1)
     return site(op, x, axes=[axis], keepdims=1)
@@ -210,7 +262,7 @@ def _pairs(model: ir.Model) -> None:
 
 def _low_word(model: ir.Model, first: ir.Node, v: ir.Value) -> ir.Value:
     assert v.shape is not None
-    name, site = str(v.name), _Site(model, first, None)
+    name, site = str(v.name), Site(model, first, None)
     pair = ir.Value(name=name, shape=ir.Shape([*v.shape, 2]), type=ir.TensorType(ir.DataType.INT32))
     v.name = f"{name}~wide"
     low = site("Gather", pair, site.const(np.array(0, np.int64)), axis=-1, name=f"{name}~low")
@@ -222,7 +274,7 @@ def _low_word(model: ir.Model, first: ir.Node, v: ir.Value) -> ir.Value:
 
 def _words(model: ir.Model, v: ir.Value) -> ir.Value:
     assert v.shape is not None
-    shape, name, site = v.shape, str(v.name), _Site(model, None, v.producer())
+    shape, name, site = v.shape, str(v.name), Site(model, None, v.producer())
     v.name = f"{name}~value"
     zero, ones = site.const(np.array(0, np.int32)), site.const(np.array(-1, np.int32))
     low = site("Cast", v, to=ir.DataType.INT32, name=f"{name}~low")
