@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -339,8 +340,9 @@ def _generation(job: Job, request: Request) -> None:
     job.of += ["generation"] * (len(job.manager.records) - before)
     for name, g in made.graphs.items():
         job.emissions[name] = Emission(
-            g.module, g.inputs, g.slots, {} if job.target.static else g.symbols
-        )
+            g.module, g.inputs, g.slots, {} if job.target.static else g.symbols,
+            partial(made.parts, name),
+        )  # fmt: skip
     job.generation = {
         "vocabulary": made.vocabulary,
         "verifier": made.verifier,

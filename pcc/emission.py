@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias, cast
 
 from pcc.ir.array import Array
+from pcc.ir.core import Op, tensor
 from pcc.ir.module import Module
 from pcc.targets import Target
 from pcc.tensor.ops import Input
@@ -30,13 +31,30 @@ class Emission:
     """A tensor module to emit as a graph: its inputs in order, uniforms, and open axes.
 
     `slots` have `role`, `layer` and `index`. `symbols`: by name of an input or output, the per-row
-    axes whose size the caller leaves open.
+    axes whose size the caller leaves open. `parts` makes the graphs that a target may write in its
+    place, to be run one after the other, if there is such a division.
     """
 
     module: Module
     inputs: tuple[Input, ...]
     slots: tuple[Any, ...] = ()
     symbols: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    parts: Callable[[], tuple[Part, ...]] | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the graphs that a query is divided into.
+
+    Parts of one `name` are one graph at several sizes (`size` tokens). `arrays`: the query's name
+    of what the part calls otherwise. Other names are the query's too where it has such an array;
+    the rest is handed from part to part.
+    """
+
+    name: str
+    size: int
+    emission: Emission
+    arrays: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -78,6 +96,26 @@ class Written:
     variants: tuple[Mapping[str, Any], ...]
     placed: Places | None = None
     hashes: Mapping[str, str] = field(default_factory=dict)
+
+
+def described(name: str, value: Op, e: Emission) -> dict[str, Any]:
+    """Return what the manifest says of an input or output."""
+    kind = tensor(value)
+    batch = {"b": ["B"], "c": ["Bc"], "": []}[kind.batch]
+    open_axes = e.symbols.get(name, {})
+    sizes = [open_axes.get(i, d) for i, d in enumerate(kind.shape)]
+    return {"name": name, "dtype": kind.dtype, "shape": [*batch, *sizes]}
+
+
+def listed(e: Emission) -> dict[str, list[dict[str, Any]]]:
+    """Return what the manifest says of a graph's inputs and outputs."""
+    names = {i.key for i in e.inputs}
+    return {
+        "inputs": [described(i.key, i, e) for i in e.inputs],
+        "outputs": [
+            {**described(o, v, e), "onnx": graph_name(o, names)} for o, v in e.module.outputs
+        ],
+    }
 
 
 def graph_name(output: str, inputs: Collection[str | None]) -> str:

@@ -10,16 +10,19 @@ from typing import Any
 from pcc import knobs
 from pcc.bundle import sha256
 from pcc.circuit.circuit import Circuit
+from pcc.emission import Emission, Part
 from pcc.errors import PccError
 from pcc.files import read_bounded
 from pcc.frontends.provenance import backbone_of
+from pcc.ir.core import tensor
 from pcc.models.base import Model, StateSpec
+from pcc.models.divided import PASS, halves
 from pcc.models.load import load_model
 from pcc.models.proposal import ff_from_heads
 from pcc.models.step import StepGraph, StepOptions, Steps
 from pcc.passes.manager import Manager
 from pcc.shapes import Synthetic
-from pcc.tensor.ops import Const
+from pcc.tensor.ops import Const, Input
 
 EXTRAS = ("margin", "log_probs")  # outputs that every engine has
 
@@ -33,6 +36,7 @@ class Generation:
     manifest: dict[str, Any]
     vocabulary: dict[str, Any]
     verifier: dict[str, Any]
+    parts: Callable[[str], tuple[Part, ...]]  # of a graph by name
 
 
 @dataclass(frozen=True)
@@ -87,14 +91,7 @@ def build(
     rows = request.max_seq + max(circuit.n, request.chunk)
     work = Steps(model, circuit, rows, options, manager)
     graphs: dict[str, StepGraph] = {}
-    for name, make in (
-        ("step", work.step),
-        ("step_greedy", work.step_greedy),
-        ("prefill", lambda: work.prefill(request.chunk)),
-        ("prefill_greedy", lambda: work.prefill_greedy(request.chunk)),
-        ("verify", lambda: work.verify(circuit.n)),
-        ("decode", lambda: work.verify(1, "decode")),
-    ):
+    for name, make in _makers(work, request.chunk).items():
         say(f"graph '{name}'")
         graphs[name] = make()
     verifier = {
@@ -106,8 +103,37 @@ def build(
     if isinstance(request.folder, Synthetic):
         verifier["synthetic"] = {"shape": request.folder.shape, "seed": request.folder.seed}
     return Generation(
-        model, graphs, _manifest(request, circuit, model, graphs), _ids(model), verifier
-    )
+        model, graphs, _manifest(request, circuit, model, graphs), _ids(model), verifier,
+        lambda name: _divided(work, request.chunk, name, graphs[name]),
+    )  # fmt: skip
+
+
+def _makers(work: Steps, chunk: int) -> dict[str, Callable[[], StepGraph]]:
+    """Return what makes each graph, by name."""
+    return {
+        "step": work.step,
+        "step_greedy": work.step_greedy,
+        "prefill": lambda: work.prefill(chunk),
+        "prefill_greedy": lambda: work.prefill_greedy(chunk),
+        "verify": lambda: work.verify(work.n),
+        "decode": lambda: work.verify(1, "decode"),
+    }
+
+
+def _divided(work: Steps, chunk: int, name: str, whole: StepGraph) -> tuple[Part, ...]:
+    """Return a graph as the verifier's pass and what follows it."""
+    ids = whole.inputs[0]  # the window, or a piece of a prompt
+    passed, (count,) = work.passed(tensor(ids).shape[0]), tensor(ids).shape
+    follows = _makers(work.following(), chunk)[name]()
+    cut = halves(passed.module, whole.module, follows.module)
+    first = Emission(passed.module, passed.inputs)
+    parts = [Part(PASS, count, first, {"input_ids": ids.key, **cut.given})]
+    if cut.follows is not None:
+        read = set(cut.follows.nodes())
+        known = (*follows.inputs, *(n for n in cut.follows.nodes() if isinstance(n, Input)))
+        inputs = tuple(i for i in dict.fromkeys(known) if i in read)
+        parts.append(Part(name, count, Emission(cut.follows, inputs), cut.given))
+    return tuple(parts)
 
 
 def _trained_together(request: Request, say: Callable[[str], None]) -> str:

@@ -13,9 +13,9 @@ from pcc.bundle import write_manifest
 from pcc.circuit import text
 from pcc.circuit.queries import QUERIES
 from pcc.circuit.text import write as write_file
-from pcc.emission import Emission, Places, graph_name, write_graphs
+from pcc.emission import Emission, Places, listed, write_graphs
 from pcc.ir.array import Array
-from pcc.ir.core import Op, tensor
+from pcc.ir.core import Op
 from pcc.ir.module import Module
 from pcc.ir.text import large_arrays
 from pcc.knobs import CHECK_PARAMETERS
@@ -51,16 +51,12 @@ def write(job: Job, folder: Path, parameters: str) -> dict[str, Any]:
 
 def _spec(job: Job, q: str, e: Emission) -> dict[str, Any]:
     """Return what the manifest says of a query whatever the format."""
-    names = {i.key for i in e.inputs}
-    spec: dict[str, Any] = {
-        "inputs": [_io(i.key, i, e) for i in e.inputs],
-        "outputs": [{**_io(o, v, e), "onnx": graph_name(o, names)} for o, v in e.module.outputs],
-    }
+    spec: dict[str, Any] = {**listed(e)}
     if job.target.static:
         spec["batch"] = job.batch
     if e.slots:
-        listed = [{"role": s.role, "layer": s.layer, "index": s.index} for s in e.slots]
-        spec["random"] = {"slots": listed}
+        slots = [{"role": s.role, "layer": s.layer, "index": s.index} for s in e.slots]
+        spec["random"] = {"slots": slots}
     if q == "mode":
         spec["exact"] = deterministic(job.root(q))
     return spec
@@ -155,11 +151,3 @@ def structure_hash(module: Module) -> str:
         at[n] = len(at)
     digest.update(repr([at[r] for r in module.roots]).encode())
     return digest.hexdigest()
-
-
-def _io(name: str, n: Op, e: Emission) -> dict[str, Any]:
-    kind = tensor(n)
-    batch = {"b": ["B"], "c": ["Bc"], "": []}[kind.batch]
-    open_axes = e.symbols.get(name, {})
-    sizes = [open_axes.get(i, d) for i, d in enumerate(kind.shape)]
-    return {"name": name, "dtype": kind.dtype, "shape": [*batch, *sizes]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from pcc.backends.tensorrt.options import BuildOptions
 from pcc.backends.tensorrt.precision import pin
 from pcc.backends.tensorrt.runtimes import TensorRt
 from pcc.errors import PccError
+
+Sizes = Mapping[str, Sequence[int]]  # of inputs by name
 
 
 @dataclass
@@ -47,9 +50,10 @@ class Builder:
         self.messages.take()  # what it says of the machine is not about a graph
         self.cache, self._timings = cache, None
 
-    def build(self, model: ir.Model, path: Path) -> Built:
+    def build(self, model: ir.Model, path: Path, profiles: Sequence[Sizes] = ()) -> Built:
         """Build a prepared graph that lies at `path`, beside its weights.
 
+        `profiles`: of a graph with open sizes the shapes of its inputs at each width.
         Errors: E431 to E435 where the engine would not be the graph, or is not to be had.
         """
         start, r = time.perf_counter(), self.runtime
@@ -58,6 +62,8 @@ class Builder:
         check_network(network, model, r, self.module)
         pinned = {} if r.typed else pin(network, model, self.module)
         config = self._config(half=bool(pinned.get("HALF")))
+        for shapes in profiles:
+            self._profile(config, shapes)
         plan = self.builder.build_serialized_network(network, config)
         said = self.messages.take()
         if plan is None:
@@ -107,6 +113,17 @@ class Builder:
             self._timings = config.create_timing_cache(self.cache)
             config.set_timing_cache(self._timings, ignore_mismatch=False)
         return config
+
+    def _profile(self, config: Any, shapes: Sizes) -> None:
+        """Add a profile of exactly these shapes."""
+        profile = self.builder.create_optimization_profile()
+        for name, shape in shapes.items():
+            profile.set_shape(name, *[tuple(shape)] * 3)  # the least, the best, the most
+        if config.add_optimization_profile(profile) < 0:
+            what = f"TensorRT {self.runtime.name} refuses a profile: {_why(self.messages.take())}"
+            raise PccError("E435", what)
+        for name in self.runtime.previews:
+            config.set_preview_feature(getattr(self.module.PreviewFeature, name), True)
 
     def _capability(self) -> Any:
         name = f"SM{self.options.capability.replace('.', '')}"

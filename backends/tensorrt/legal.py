@@ -161,9 +161,8 @@ def _same(name: str, dtype: str, shape: tuple[int, ...], v: ir.Value, r: TensorR
     want = SAME[v.dtype.name]
     if want == "INT64" and not r.wide:
         want = "INT32"
-    sizes = tuple(v.shape)
-    fixed = all(isinstance(d, int) for d in sizes)
-    if dtype != want or (fixed and shape != sizes):
+    sizes = tuple(d if isinstance(d, int) else -1 for d in v.shape)  # -1: a profile says it
+    if dtype != want or shape != sizes:
         what = f"TensorRT {r.name} made {name!r} {dtype}{list(shape)}"
         raise PccError("E432", what, hint=f"it is {want}{list(sizes)} in the graph")
 

@@ -24,8 +24,10 @@ class BuildOptions:
     "same" compute capability and "ampere_plus". `capability`: for builders that work without a GPU,
     "8.9". `level`: 0 to 5, how long tactics are searched. `workspace`: bytes that tactics may use.
     `timing_cache`: measurements of tactics, shared by builds; `timings`: the file of an earlier
-    one. `keep_onnx`: the graphs stay in the bundle. `only`: names of queries, with commas, that get
-    an engine; the others stay graphs, which nothing here runs.
+    one. `profiles`: the verifier's pass is one engine, with an optimisation profile for each number
+    of tokens, which rounds and prompts share. `keep_onnx`: the graphs stay in the bundle. `only`:
+    names of queries, with commas, that get an engine; the others stay graphs, which nothing here
+    runs.
     """
 
     refit: str = "none"
@@ -37,6 +39,7 @@ class BuildOptions:
     workspace: int = 4 << 30
     timing_cache: bool = True
     timings: str = ""
+    profiles: bool = False
     keep_onnx: bool = True
     only: str = ""
 

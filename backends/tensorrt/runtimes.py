@@ -17,6 +17,7 @@
 | `refused` | operators that the parser refuses or understands otherwise |
 | `attributes` | attributes that it drops, or reads otherwise, unless they have this value |
 | `benign` | how warnings begin that say nothing about the result, after the place in the parser's source; regular expressions |
+| `previews` | features that engines with profiles need: several contexts of one profile |
 | `timings` | keeps a cache of timed tactics |
 | `offline` | builds without a GPU, for a named compute capability |
 """  # noqa: E501
@@ -63,6 +64,7 @@ class TensorRt:
     refused: frozenset[str]
     attributes: Mapping[tuple[str, str], object]
     benign: tuple[str, ...]
+    previews: tuple[str, ...] = ()
     timings: bool = True
     offline: bool = False
 
@@ -136,6 +138,7 @@ RUNTIMES: dict[str, TensorRt] = {
             refused=NOWHERE | NOT_BEFORE_10,
             attributes=ATTRIBUTES,
             benign=(*BINDINGS, *OLD_REMARKS),
+            previews=("PROFILE_SHARING_0806",),  # later releases do so anyway
         ),
         TensorRt(
             "10",

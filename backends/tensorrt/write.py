@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,16 +13,18 @@ import onnx_ir as ir
 
 from pcc.backends.onnx.lower import lower
 from pcc.backends.onnx.weights import save_models
-from pcc.backends.tensorrt.build import Builder
+from pcc.backends.tensorrt.build import Builder, Built
 from pcc.backends.tensorrt.forms import prepare
 from pcc.backends.tensorrt.library import gpu_architecture
 from pcc.backends.tensorrt.options import BuildOptions
+from pcc.backends.tensorrt.parts import Engines, Tables, document, engines_of
 from pcc.backends.tensorrt.runtimes import TensorRt, runtime_of
 from pcc.emission import Emission, Order, Say, Written
 from pcc.errors import PccError
 from pcc.files import read_bounded
 
 CACHE, MAX_CACHE = "timing.cache", 1 << 28
+TABLES = "tables.bin"
 
 
 def write_graphs(order: Order, folder: Path, say: Say) -> Written:
@@ -32,19 +36,24 @@ def write_graphs(order: Order, folder: Path, say: Say) -> Written:
     # First of all, so that a missing library costs nothing.
     builder = Builder(r, _for_gpu(options, order.gpu, r), _timings(options))
     arch = _architecture(builder)
-    models: dict[str, ir.Model] = {}
-    for q, e in order.emissions.items():
-        say(f"graph '{q}'")
-        models[q] = static_model(order, q, e, r)
+
+    def lowered(name: str, e: Emission) -> ir.Model:
+        say(f"graph '{name}'")
+        return static_model(order, name, e, r)
+
+    engines = engines_of(order.emissions, lowered, divide=options.profiles, wide=r.wide)
     graphs = folder / "graphs"
     graphs.mkdir()
-    file = save_models(models, graphs, say=say)
+    file = save_models(engines.models, graphs, say=say)
     place = f"engines/{r.target}-{arch}"
     (folder / place).mkdir(parents=True)
-    specs, said = _engines(builder, models, folder, place, say)
+    built = _built(builder, engines, order.emissions, folder, place, say)
+    tables = Tables()
+    specs = {q: _spec(q, engines, built, tables, f"{place}/{TABLES}") for q in order.emissions}
+    tables.write(folder / place / TABLES)
     if builder.cache:
         (folder / place / CACHE).write_bytes(builder.cache)
-    variant = _variant(builder, order, arch, said)
+    variant = _variant(builder, order, arch, engines, built)
     if not options.keep_onnx:
         shutil.rmtree(graphs)
         return Written(specs, (variant,))
@@ -70,26 +79,49 @@ def static_model(order: Order, query: str, e: Emission, r: TensorRt) -> ir.Model
     return prepare(lower(e.module, target, batch=order.batch, inputs=e.inputs, doc=doc), r)
 
 
-def _engines(
-    builder: Builder, models: dict[str, ir.Model], folder: Path, place: str, say: Say
-) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    specs: dict[str, dict[str, Any]] = {}
-    said: list[str] = []
-    for q, model in models.items():
-        specs[q] = {"graph": f"graphs/{q}.onnx", "nodes": len(model.graph)}
-        if not builder.options.builds(q):
+def _built(
+    builder: Builder, engines: Engines, queries: Collection[str], folder: Path, place: str, say: Say
+) -> dict[str, tuple[str, Built]]:
+    """Build the engines that are asked for; return the file and the making of each by name."""
+    wanted = {name for q in queries if builder.options.builds(q) for name in engines.of(q)}
+    out: dict[str, tuple[str, Built]] = {}
+    for name, model in engines.models.items():
+        if name not in wanted:
             continue
-        made = builder.build(model, folder / "graphs" / f"{q}.onnx")
-        name = f"{place}/{q}.plan"
-        with (folder / name).open("wb") as out:
-            out.write(made.plan)
-        size = (folder / name).stat().st_size
-        say(f"engine '{q}': {made.layers} layers, {size / 1e6:.1f} MB, {made.seconds:.1f} s")
-        specs[q] |= {"graph": name, "layers": made.layers}
-        if made.pinned:
-            specs[q]["pinned"] = made.pinned
-        said += [f"{q}: {x}" for x in made.said]
-    return specs, said
+        made = builder.build(model, folder / "graphs" / f"{name}.onnx", engines.profiles(name))
+        file = f"{place}/{name}.plan"
+        with (folder / file).open("wb") as plan:
+            plan.write(made.plan)
+        made.plan = None  # it may be as large as the model
+        size = (folder / file).stat().st_size
+        say(f"engine '{name}': {made.layers} layers, {size / 1e6:.1f} MB, {made.seconds:.1f} s")
+        out[name] = file, made
+    return out
+
+
+def _spec(
+    query: str, engines: Engines, built: Mapping[str, tuple[str, Built]], tables: Tables, file: str
+) -> dict[str, Any]:
+    """Return what the manifest says of a query: its engine, the last of its parts."""
+    names = engines.of(query)
+    spec: dict[str, Any] = {
+        "graph": f"graphs/{names[-1]}.onnx",
+        "nodes": sum(len(engines.models[name].graph) for name in names),
+    }
+    if not all(name in built for name in names):
+        return spec
+    spec |= {
+        "graph": built[names[-1]][0],
+        "layers": sum(built[name][1].layers for name in names),
+    }
+    pinned = Counter[str]()
+    for name in names:
+        pinned.update(built[name][1].pinned)
+    if pinned:
+        spec["pinned"] = dict(pinned)
+    plans = {name: built[name][0] for name in names}
+    parts = document(engines, query, plans, tables, file)
+    return spec | ({"parts": parts} if parts else {})
 
 
 def _for_gpu(options: BuildOptions, gpu: str, r: TensorRt) -> BuildOptions:
@@ -111,8 +143,17 @@ def _architecture(builder: Builder) -> str:
     return gpu_architecture()
 
 
-def _variant(builder: Builder, order: Order, arch: str, said: list[str]) -> dict[str, Any]:
+def _variant(
+    builder: Builder, order: Order, arch: str, engines: Engines,
+    built: Mapping[str, tuple[str, Built]],
+) -> dict[str, Any]:  # fmt: skip
     r, options = builder.runtime, builder.options
+    said = [f"{name}: {x}" for name, (_, made) in built.items() for x in made.said]
+    profiles = {
+        file: [{"tokens": w, "shapes": s}
+               for w, s in zip(engines.widths[name], engines.profiles(name), strict=True)]
+        for name, (file, _) in built.items() if name in engines.merged
+    }  # fmt: skip
     return {
         "provider": "tensorrt",
         "format": "tensorrt",
@@ -125,4 +166,5 @@ def _variant(builder: Builder, order: Order, arch: str, said: list[str]) -> dict
         "options": options.document(),
         "flags": options.flags(r),
         "said": said[:100],
+        **({"profiles": profiles} if profiles else {}),
     }

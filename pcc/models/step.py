@@ -8,6 +8,7 @@ the features at the last token that stays. Names of inputs and outputs are those
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ from pcc.ir.verify import verify as check_module
 from pcc.models import acceptance as ac
 from pcc.models import proposal as pr
 from pcc.models.base import Model, Pass, StateSpec
+from pcc.models.divided import PASS, Handed, handed_on
 from pcc.passes import pieces as mk
 from pcc.passes.draw import Slot
 from pcc.passes.manager import Manager
@@ -89,7 +91,8 @@ class Steps:
         manager: Manager | None = None,
     ) -> None:
         _matching(model, circuit)
-        self.model, self.circuit, self.rows = model, circuit, rows
+        self.model: Model = model
+        self.circuit, self.rows = circuit, rows
         self.options, self.manager = options or StepOptions(), manager or Manager()
         self.n = circuit.n
         self.states = model.states(rows)
@@ -164,6 +167,17 @@ class Steps:
         outs = {"logits": made.logits, "hidden_states": made.hidden}
         outs.update(_present(made, mk.const(np.int64(width))))
         return self._graph(name, [ids, length], outs)
+
+    def passed(self, count: int) -> StepGraph:
+        """Process `count` tokens: the part of every graph that `pcc.models.divided` names."""
+        ids, length = _ids("input_ids", count), _scalar("length")
+        return self._graph(PASS, [ids, length], handed_on(self._forward(ids, length)))
+
+    def following(self) -> Steps:
+        """Return the graphs of what follows such a pass; proposals are compiled once for both."""
+        other = copy(self)
+        other.model = Handed(self.model)
+        return other
 
     # ------------------------------------------------------------ proposals
 

@@ -232,6 +232,32 @@ def test_generation_of_toy_verifiers_builds(
     assert kinds.count("KV_CACHE_UPDATE") == 4
 
 
+@pytest.mark.parametrize(
+    ("kind", "precision"), [("llama", "fp32"), ("llama", "bf16"), ("evabyte", "fp16"),
+                            pytest.param("byte-llama", "fp16", marks=SLOW)],
+)  # fmt: skip
+def test_the_pass_builds_with_a_profile_for_each_width(
+    builder: Builder, tmp_path: Path, kind: str, precision: str
+) -> None:
+    source, folder = KINDS[kind](tmp_path)
+    made = pcc.compile(
+        source, verifier=folder, out=tmp_path / "m.pcc", queries=["draft"], max_seq=64, chunk=16,
+        target="tensorrt-rtx", precision=precision, validate=False,
+        engine={"profiles": True, "only": "verify,decode" if kind == "byte-llama" else "step"},
+    )  # fmt: skip
+    (variant,) = made.manifest["variants"]
+    assert variant["said"] == []
+    ((plan, profiles),) = variant["profiles"].items()
+    assert (made.path / plan).stat().st_size > 1000
+    assert [p["tokens"] for p in profiles] == [1, 8 if kind == "byte-llama" else 4, 16]
+    network, _parser = builder._parse(made.path / "graphs/pass.onnx")
+    ids = next(network.get_input(i) for i in range(network.num_inputs)
+               if network.get_input(i).name == "input_ids")  # fmt: skip
+    assert tuple(ids.shape) == (1, -1)
+    kinds = [network.get_layer(i).type.name for i in range(network.num_layers)]
+    assert kinds.count("KV_CACHE_UPDATE") == 4  # in place, with an open axis too
+
+
 def check_bundle(made: Any, built: set[str] | None = None) -> None:
     """Engines are there, and the manifest says what they need."""
     (variant,) = made.manifest["variants"]

@@ -32,7 +32,7 @@ class DeviceRunner:
         if kind == "tensorrt":
             from pcc.runtime.device.tensorrt import Opener as TensorRt
 
-            return TensorRt(self.device, self.path, self.manifest)
+            return TensorRt(self.device, self.path, self.manifest, self.stream)
         if kind == "cuda":
             from pcc.runtime.device.own import Plans
 

@@ -17,7 +17,9 @@ from typing import Any
 from pcc.bundle import inside
 from pcc.errors import PccError
 from pcc.runtime.device.driver import Device, Memory
-from pcc.runtime.device.executor import arrays
+from pcc.runtime.device.executor import Executor, arrays
+from pcc.runtime.device.parts import Part, PartsExecutor, parts_of, select
+from pcc.runtime.device.upload import upload
 from pcc.runtime.dtypes import ITEM
 from pcc.runtime.weights import FILE as WEIGHTS
 
@@ -107,8 +109,10 @@ def check_gpu(device: Device, variant: Mapping[str, Any]) -> None:
 class Opener:
     """Opens engines of one bundle with one TensorRT runtime."""
 
-    def __init__(self, device: Device, folder: Path, manifest: Mapping[str, Any]) -> None:
-        self.device, self.folder, self.manifest = device, folder, manifest
+    def __init__(
+        self, device: Device, folder: Path, manifest: Mapping[str, Any], stream: int = 0
+    ) -> None:
+        self.device, self.folder, self.manifest, self.stream = device, folder, manifest, stream
         self.variant = variant_of(manifest, str(folder))
         self.module = import_tensorrt(self.variant)
         check_gpu(device, self.variant)
@@ -117,6 +121,7 @@ class Opener:
         if self.runtime is None:
             raise PccError("X334", f"TensorRT does not start: {self.why()}")
         self._engines: dict[str, Any] = {}
+        self._tables: dict[str, Memory] = {}
 
     def why(self) -> str:
         """Return the first error since the last call."""
@@ -132,18 +137,40 @@ class Opener:
             return self.device.too_little(size)
         return PccError(code, f"{what}: {why}", at=str(at), hint=AGAIN)
 
-    def executor(self, query: str) -> TensorRtExecutor:
-        """Open the engine of a query. Errors: X330 to X335, X305."""
+    def executor(self, query: str) -> Executor:
+        """Open the engines of a query. Errors: X330 to X335, X305, B215."""
         spec = self.manifest["queries"][query]
         name = str(spec["graph"])
         if not name.endswith(".plan"):
             hint = f"compile again, with {query} among `only`"
             raise PccError("X334", f"'{query}' has no engine in this bundle", hint=hint)
-        if name not in self._engines:
-            self._engines[name] = self._open(inside(self.folder, name), query)
-        return TensorRtExecutor(self, self._engines[name], spec, query)
+        if parts := parts_of(spec, query, self.manifest):
+            return PartsExecutor(self, query, spec, parts)
+        return TensorRtExecutor(self, self._engine(name), spec, query)
 
-    def _open(self, path: Path, query: str) -> Any:
+    def part(self, part: Part, query: str) -> TensorRtExecutor:
+        """Return one of the engines of a query."""
+        tables = {name: size for name, (_, size) in part.tables.items()}
+        return TensorRtExecutor(
+            self, self._engine(part.graph), part.spec, query, part.profile, tables
+        )
+
+    def tables(self, file: str) -> Memory:
+        """Return a file of tables on the device."""
+        if file not in self._tables:
+            path = inside(self.folder, file)
+            size = path.stat().st_size
+            memory = Memory(self.device, size)
+            upload(self.device, path, [(0, size, memory.address)], self.stream)
+            self._tables[file] = memory
+        return self._tables[file]
+
+    def _engine(self, name: str) -> Any:
+        if name not in self._engines:
+            self._engines[name] = self._open(inside(self.folder, name))
+        return self._engines[name]
+
+    def _open(self, path: Path) -> Any:
         self.errors.clear()
         self.device.enter()
         with path.open("rb") as f:
@@ -159,16 +186,16 @@ class Opener:
             size = path.stat().st_size
             raise self.failed("X334", "TensorRT refuses the engine", path, size)
         if self.variant["options"].get("strip"):
-            self._refit(engine, query)
+            self._refit(engine, path.stem)
         return engine
 
-    def _refit(self, engine: Any, query: str) -> None:
+    def _refit(self, engine: Any, name: str) -> None:
         """Fill a stripped plan from the graph that it was built from."""
-        graph = inside(self.folder, f"graphs/{query}.onnx")
+        graph = inside(self.folder, f"graphs/{name}.onnx")
         refitter = self.module.Refitter(engine, self.logger)
         parser = self.module.OnnxParserRefitter(refitter, self.logger)
         if not parser.refit_from_file(str(graph)) or not refitter.refit_cuda_engine():
-            what = f"the engine of '{query}' cannot be refitted"
+            what = f"the engine '{name}' cannot be refitted"
             weights = inside(self.folder, WEIGHTS)
             size = weights.stat().st_size if weights.is_file() else 0
             raise self.failed("X335", what, graph, size)
@@ -181,13 +208,20 @@ class TensorRtExecutor:
     their own, and are copied to where the caller wants them, after each run.
     """
 
-    def __init__(self, opener: Opener, engine: Any, spec: Mapping[str, Any], query: str) -> None:
+    def __init__(
+        self, opener: Opener, engine: Any, spec: Mapping[str, Any], query: str,
+        profile: int | None = None, tables: Mapping[str, int] | None = None,
+    ) -> None:  # fmt: skip
         self.opener, self.engine, self.query = opener, engine, query
-        self.names = [name for name, _ in arrays(spec)]
-        self.sizes = self._checked(spec)
+        self.tables = dict(tables or {})
+        self.names = [*(name for name, _ in arrays(spec)), *self.tables]
         self.context = engine.create_execution_context()
         if self.context is None:
             raise opener.device.too_little(self.scratch)
+        if profile is not None:
+            select(engine, self.context, profile, opener.stream, query)
+            opener.device.wait(opener.stream)
+        self.sizes = self._checked(spec)
         self.at: dict[str, int] = {}
         self.own: dict[str, Memory] = {}
         self.aliased = self._aliases()
@@ -202,7 +236,10 @@ class TensorRtExecutor:
         return 0
 
     def _checked(self, spec: Mapping[str, Any]) -> dict[str, int]:
-        """Return the bytes of each array by its name; the engine's must be the manifest's."""
+        """Return the bytes of each array by its name; the engine's must be the manifest's.
+
+        The context knows the sizes that an engine with profiles leaves open.
+        """
         engine, batch = self.engine, int(spec.get("batch", 1))
         found = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
         if found != set(self.names):
@@ -216,13 +253,20 @@ class TensorRtExecutor:
             if kind not in IN_ENGINE[io["dtype"]]:
                 what = f"{io['name']!r} of '{self.query}' is {kind}, not {io['dtype']}"
                 raise PccError("X334", what, hint=AGAIN)
-            have = math.prod(engine.get_tensor_shape(name)) * ENGINE_ITEM.get(kind, 0)
-            want = self._rows(io["name"], shape) * ITEM[io["dtype"]]
-            if have != want:
-                what = f"{io['name']!r} of '{self.query}' takes {have} bytes, not {want}"
-                raise PccError("X334", what, hint=AGAIN)
-            sizes[name] = have
-        return sizes
+            sizes[name] = self._bytes(name, self._rows(io["name"], shape) * ITEM[io["dtype"]])
+        return sizes | {name: self._bytes(name, want) for name, want in self.tables.items()}
+
+    def _bytes(self, name: str, want: int) -> int:
+        """Return the bytes of an array, which are to be so many."""
+        kind = self.engine.get_tensor_dtype(name).name
+        shape = self.engine.get_tensor_shape(name)
+        if any(d < 0 for d in shape):
+            shape = self.context.get_tensor_shape(name)
+        have = int(math.prod(shape)) * ENGINE_ITEM.get(kind, 0)
+        if have != want or min(shape, default=0) < 0:
+            what = f"{name!r} of '{self.query}' takes {have} bytes, not {want}"
+            raise PccError("X334", what, hint=AGAIN)
+        return have
 
     def _rows(self, name: str, shape: list[Any]) -> int:
         """Return the elements of an array; open axes are those of the state."""

@@ -1,0 +1,378 @@
+"""The verifier's pass as one engine with a profile for each width; what follows it apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from fake_tensorrt import stand_in
+from onnx import TensorProto, helper
+
+import pcc
+from pcc.backends.onnx.lower import lower
+from pcc.backends.tensorrt.forms import prepare
+from pcc.backends.tensorrt.merge import merge
+from pcc.backends.tensorrt.runtimes import RUNTIMES, TensorRt
+from pcc.conformance import models
+from pcc.conformance.verifiers import KINDS
+from pcc.errors import PccError
+from pcc.generation import Request, build
+from pcc.interp.run import run
+from pcc.ir.module import Module
+from pcc.ir.semiring import Real
+from pcc.models.load import load_model
+from pcc.models.step import Steps
+from pcc.passes.manager import Manager
+from pcc.runtime.device.parts import parts_of, select
+from pcc.targets import TARGETS
+
+OLD, RTX = RUNTIMES["8.6"], RUNTIMES["rtx"]
+ROWS, WIDTHS = 256, (1, 4, 33)
+PROMPT = b"\x07\x50ab"
+
+
+def session(model: ir.Model) -> ort.InferenceSession:
+    """Open a graph; ONNX Runtime does not know the attribute that TensorRT wants."""
+    for node in model.graph:
+        node.attributes.pop("TRT_decomposable", None)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    data = ir.to_proto(model).SerializeToString()
+    return ort.InferenceSession(data, options, ["CPUExecutionProvider"])
+
+
+def steps(kind: str, folder: Path) -> Steps:
+    source, model = KINDS[kind](folder)
+    loaded = load_model(model, max_rows=ROWS, precision="fp32")
+    if source is None or not hasattr(source, "cards"):
+        source = models.head("ff", 4, 1, vocab=loaded.vocab)
+    return Steps(loaded, source, ROWS)
+
+
+def random_feed(model: ir.Model, r: TensorRt, seed: int) -> dict[str, Any]:
+    """Return inputs of a pass: ids, a length of 5, and whatever in the states."""
+    rng, feed = np.random.default_rng(seed), dict[str, Any]()
+    for v in model.graph.inputs:
+        shape = [int(d) for d in v.shape or ()]  # type: ignore[arg-type]
+        ids = v.name == "input_ids" or "recent" in str(v.name)
+        x: Any = rng.integers(0, 200, shape) if ids else rng.normal(size=shape)
+        if v.name == "length":
+            x = np.full(shape, 5)
+        if v.name in ("input_ids", "length") and not r.wide:
+            x[..., 1] = 0  # the high word
+        assert v.dtype is not None
+        feed[str(v.name)] = x.astype(v.dtype.numpy())
+    return feed
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "batch"),
+    [("llama", "8.6", 1), ("llama", "8.6", 2), ("llama", "rtx", 2), ("gpt", "8.6", 1),
+     ("byte-llama", "rtx", 1), ("byte-llama", "rtx", 2), ("evabyte", "8.6", 1),
+     ("evabyte", "8.6", 2), ("evabyte", "rtx", 1), ("lora", "8.6", 1)],
+)  # fmt: skip
+def test_at_each_width_the_merged_graph_is_the_static_one(
+    tmp_path: Path, kind: str, name: str, batch: int
+) -> None:
+    r, work = RUNTIMES[name], steps(kind, tmp_path)
+
+    def lowered() -> list[ir.Model]:
+        graphs = [work.passed(w) for w in WIDTHS]
+        target = TARGETS[r.target]
+        return [prepare(lower(g.module, target, batch=batch, inputs=g.inputs), r) for g in graphs]
+
+    merged = merge(lowered(), wide=r.wide)
+    assert set(merged.sizes.values()) >= {WIDTHS}
+    assert merged.tables
+    whole = session(merged.model)
+    assert [i.name for i in whole.get_inputs()][-1] in merged.tables
+    for at, static in enumerate(lowered()):
+        feed = random_feed(static, r, seed=at)
+        want = session(static).run(None, feed)
+        got = whole.run(None, feed | {k: v[at] for k, v in merged.tables.items()})
+        for a, b in zip(want, got, strict=True):
+            assert a.shape == b.shape
+            assert a.tobytes() == b.tobytes()
+
+
+def answers(module: Module, feed: Mapping[str, Any]) -> dict[str, Any]:
+    values = run(module.roots, feed, Real())
+    return dict(zip([name for name, _ in module.outputs], values, strict=True))
+
+
+def test_pass_and_rest_are_the_round(tmp_path: Path) -> None:
+    """In the float64 evaluator, whatever the graph, its two halves give what it gives."""
+    source, folder = KINDS["byte-llama"](tmp_path)
+    made = build(Request(folder, 32, chunk=3, static=True), source, Manager(), lambda _: None)
+    rng = np.random.default_rng(0)
+    for name, graph in made.graphs.items():
+        feed: dict[str, Any] = {}
+        for i in graph.inputs:
+            shape = (2, *i.shape)
+            x: Any = rng.random(shape)
+            if i.dtype == "i64":
+                x = rng.integers(0, 4 if i.key == "valid" else 9, shape)
+            elif i.dtype == "bool":
+                x = np.array([True, False])
+            feed[i.key] = x
+        feed |= {"draft_q": np.full_like(feed["draft_q"], 1 / 268)} if "draft_q" in feed else {}
+        whole = answers(graph.module, feed)
+        have = dict(feed)
+        first, *rest = made.parts(name)
+        assert (first.name, first.size) == ("pass", graph.inputs[0].shape[0])
+        got: dict[str, Any] = {}
+        for part in (first, *rest):
+            given = {i.key: have[part.arrays.get(i.key, i.key)] for i in part.emission.inputs}
+            outs = answers(part.emission.module, given)
+            for local, value in outs.items():
+                have[part.arrays.get(local, local)] = got[part.arrays.get(local, local)] = value
+        for o, value in whole.items():
+            assert np.array_equal(got[o], value), (name, o)
+        read = {i.key for p in rest for i in p.emission.inputs}
+        assert not any(k.startswith("past.key") for k in read)
+        assert bool(rest)  # recent ids, at least
+
+
+# ---------------------------------------------------------------- what cannot be merged
+
+
+def graph(nodes: list[Any], sizes: Mapping[str, Any], shape: list[int], out: list[int]) -> ir.Model:
+    value = helper.make_tensor_value_info
+    initial = []
+    for name, x in sizes.items():
+        a = np.asarray(x)
+        kind = TensorProto.INT64 if a.dtype.kind == "i" else TensorProto.FLOAT
+        a = a.astype(np.int64 if a.dtype.kind == "i" else np.float32)
+        initial.append(helper.make_tensor(name, kind, a.shape, a.tobytes(), raw=True))
+    made = helper.make_graph(
+        nodes, "g", [value("x", TensorProto.FLOAT, shape)], [value("y", TensorProto.FLOAT, out)],
+        initial,
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 24)]
+    model = ir.from_proto(helper.make_model(made, opset_imports=opsets, ir_version=10))
+    return prepare(model, RTX)
+
+
+def one(op: str, *xs: str, **attributes: Any) -> list[Any]:
+    return [helper.make_node(op, ["x", *xs], ["y"], name=op, **attributes)]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "says"),
+    [
+        (graph(one("Neg"), {}, [2], [2]), graph(one("Abs"), {}, [3], [3]), "differ"),
+        (graph(one("Softmax", axis=0), {}, [2, 2], [2, 2]),
+         graph(one("Softmax", axis=1), {}, [3, 2], [3, 2]), "differ"),
+        (graph([*one("Neg")], {}, [2], [2]),
+         graph([helper.make_node("Neg", ["x"], ["t"]), helper.make_node("Neg", ["t"], ["y"])],
+               {}, [3], [3]), "numbers of nodes"),
+        (graph(one("Slice", "s", "e"), {"s": [0], "e": [1]}, [4], [1]),
+         graph(one("Slice", "s", "e"), {"s": [0], "e": [2]}, [5], [2]), "sizes that differ"),
+        (graph(one("Expand", "s"), {"s": [2, 4]}, [1, 4], [2, 4]),
+         graph(one("Expand", "s"), {"s": [3, 4]}, [1, 4], [3, 4]), "repeats"),
+        (graph(one("Reshape", "s"), {"s": [2, 3]}, [6], [2, 3]),
+         graph(one("Reshape", "s"), {"s": [3, 4]}, [12], [3, 4]), "2 sizes that differ"),
+        (graph(one("Add", "k"), {"k": [1.0]}, [2], [2]),
+         graph(one("Add", "k"), {"k": [[1.0]]}, [3], [1, 3]), "numbers of axes"),
+        (graph(one("Sub", "x"), {}, [2], [2]),
+         graph(one("Sub", "k"), {"k": [1.0, 2.0, 3.0]}, [3], [3]), "same kind"),
+    ],
+)  # fmt: skip
+def test_graphs_that_are_not_one_are_refused(a: ir.Model, b: ir.Model, says: str) -> None:
+    with pytest.raises(PccError, match=says) as found:
+        merge([a.clone(), b.clone()], wide=True)
+    assert found.value.code == "E436"
+
+
+def test_wiring_is_compared() -> None:
+    def pair(first: str, second: str, size: int) -> ir.Model:
+        nodes = [helper.make_node("Neg", ["x"], ["a"]), helper.make_node("Abs", ["x"], ["b"]),
+                 helper.make_node("Sub", [first, second], ["y"])]  # fmt: skip
+        return graph(nodes, {}, [size], [size])
+
+    assert merge([pair("a", "b", 2), pair("a", "b", 3)], wide=True).sizes == {"n_2_3": (2, 3)}
+    with pytest.raises(PccError, match="unlike places"):
+        merge([pair("a", "b", 2), pair("b", "a", 3)], wide=True)
+
+
+def test_tables_beyond_32_bits_are_refused_where_there_are_none() -> None:
+    def added(size: int) -> ir.Model:
+        nodes = [helper.make_node("Cast", ["x"], ["i"], to=TensorProto.INT64),
+                 helper.make_node("Add", ["i", "k"], ["j"]),
+                 helper.make_node("Cast", ["j"], ["y"], to=TensorProto.FLOAT)]  # fmt: skip
+        return graph(nodes, {"k": np.arange(size) + (1 << 31)}, [size], [size])
+
+    assert merge([added(2), added(3)], wide=True).tables["table.0"][1].dtype == np.int64
+    with pytest.raises(PccError, match="64-bit"):
+        merge([added(2), added(3)], wide=False)
+
+
+# ---------------------------------------------------------------- a bundle, and its texts
+
+
+def compiled(kind: str, r: TensorRt, folder: Path, **engine: Any) -> Any:
+    source, model = KINDS[kind](folder)
+    return pcc.compile(
+        source, verifier=model, out=folder / "m.pcc", target=r.target, max_seq=128, chunk=8,
+        queries=["draft"], validate=False, engine={"profiles": True, **engine},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["llama", "evabyte", "lora"])
+def test_texts_through_profiles_are_those_of_the_host(
+    tmp_path: Path, monkeypatch: Any, kind: str
+) -> None:
+    trt = stand_in(monkeypatch, OLD, tmp_path / "m.pcc")
+    made = compiled(kind, OLD, tmp_path)
+    source, model = KINDS[kind](tmp_path / "again")
+    how: dict[str, Any] = {"max_seq": 128, "chunk": 8, "queries": ["draft"], "truncation": False}
+    pcc.compile(source, verifier=model, out=tmp_path / "host.pcc", **how)
+    host = pcc.load(tmp_path / "host.pcc", threads=1)
+    engine = pcc.load(made.path, provider="tensorrt")
+    for options in ({"greedy": True}, {"seed": 4, "temperature": 0.8}):
+        want = host.session(**options).generate(PROMPT, 60)
+        got = engine.session(**options).generate(PROMPT, 60)
+        assert got.bytes == want.bytes
+    # One engine for the pass: rounds and prompts have contexts of their own, of their profile.
+    assert set(trt.engines) == {"pass", "step", "prefill", "step_greedy", "prefill_greedy"}
+    ran = sorted(c.profile for c in trt.engines["pass"].contexts if c.runs)
+    assert ran == [1, 1, 2, 2]
+    assert trt.cu.calls["cuGraphLaunch"] > 10
+
+
+def test_the_manifest_names_profiles(tmp_path: Path, monkeypatch: Any) -> None:
+    stand_in(monkeypatch, OLD, tmp_path / "m.pcc")
+    made = compiled("llama", OLD, tmp_path)
+    (variant,) = made.manifest["variants"]
+    ((plan, profiles),) = variant["profiles"].items()
+    assert plan == "engines/tensorrt-sm_90/pass.plan"
+    assert [p["tokens"] for p in profiles] == [1, 4, 8]
+    assert [p["shapes"]["input_ids"] for p in profiles] == [[1, 1, 2], [1, 4, 2], [1, 8, 2]]
+    queries = made.manifest["queries"]
+    at = {q: [p.get("profile") for p in spec.get("parts", ())] for q, spec in queries.items()}
+    assert at == {"draft": [], "step": [1, None], "step_greedy": [1, None],
+                  "prefill": [2, None], "prefill_greedy": [2, None], "verify": [1],
+                  "decode": [0]}  # fmt: skip
+    assert not (made.path / "graphs/verify.onnx").exists()
+
+
+def test_only_some_queries(tmp_path: Path, monkeypatch: Any) -> None:
+    stand_in(monkeypatch, OLD, tmp_path / "m.pcc")
+    made = compiled("llama", OLD, tmp_path, only="step_greedy,prefill_greedy")
+    plans = {p.name for p in made.path.glob("engines/*/*.plan")}
+    assert plans == {"pass.plan", "step_greedy.plan", "prefill_greedy.plan"}
+    engine = pcc.load(made.path, provider="tensorrt")
+    assert len(engine.session(greedy=True).generate(PROMPT, 9).bytes) == 9
+    with pytest.raises(PccError, match="'step' has no engine"):
+        engine.executor("step")
+
+
+def test_a_head_alone_has_no_pass(tmp_path: Path, monkeypatch: Any) -> None:
+    stand_in(monkeypatch, OLD, tmp_path / "m.pcc")
+    with pytest.raises(PccError, match="no verifier") as found:
+        pcc.compile(models.head("hmm", 4, 3, vocab=40), target="tensorrt", queries=["draft"],
+                    out=tmp_path / "m.pcc", engine={"profiles": True})  # fmt: skip
+    assert found.value.code == "E430"
+
+
+# ---------------------------------------------------------------- what is read of strangers
+
+
+def spec() -> dict[str, Any]:
+    io = {"name": "x", "dtype": "i64", "shape": ["B", 4], "onnx": "x"}
+    part = {
+        "graph": "e/pass.plan", "profile": 1, "inputs": [io], "outputs": [{**io, "onnx": "y"}],
+        "arrays": {"x": "window"}, "file": "e/tables.bin",
+        "tables": [{"name": "t", "offset": 0, "bytes": 8}],
+    }  # fmt: skip
+    return {"graph": "e/step.plan", "batch": 1, "inputs": [], "outputs": [], "parts": [part]}
+
+
+FILES = {"files": {"e/pass.plan": "", "e/tables.bin": ""}}
+
+
+def test_parts_are_read() -> None:
+    (part,) = parts_of(spec(), "step", FILES)
+    assert (part.profile, part.tables, part.names) == (1, {"t": (0, 8)}, {"x": "window"})
+    assert parts_of({"graph": "x"}, "step", FILES) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"graph": "/etc/passwd"}, {"graph": 5}, {"profile": -1}, {"profile": True},
+        {"profile": "0"}, {"profile": 1 << 40}, {"inputs": None}, {"inputs": [{}]},
+        {"outputs": [{"name": "x", "dtype": "i64", "shape": ["B"]}]},
+        {"inputs": [{"name": "x", "dtype": "i9", "shape": ["B"]}]},
+        {"inputs": [{"name": "x", "dtype": "i64", "shape": ["B", -4]}]},
+        {"inputs": [{"name": "x", "dtype": "i64", "shape": ["B", 1 << 60]}]},
+        {"inputs": [{"name": "x", "dtype": "i64", "shape": [["B"]]}]},
+        {"arrays": {"x": 5}}, {"arrays": []}, {"file": "elsewhere"}, {"file": 3}, {"tables": {}},
+        {"tables": [{"name": "t", "offset": -1, "bytes": 8}]},
+        {"tables": [{"name": "t", "offset": 0, "bytes": True}]},
+        {"tables": [{"name": "x", "offset": 0, "bytes": 8}]},
+        {"tables": [{"name": "t", "offset": 0, "bytes": 8}] * 2},
+    ],
+)  # fmt: skip
+def test_malformed_parts_are_refused(change: dict[str, Any]) -> None:
+    bad = spec()
+    bad["parts"][0] |= change
+    with pytest.raises(PccError) as found:
+        parts_of(bad, "step", FILES)
+    assert found.value.code == "B215"
+
+
+@pytest.mark.parametrize("parts", [{}, [], [3], 7, [spec()["parts"][0]] * 9])
+def test_lists_of_parts_that_are_none_are_refused(parts: Any) -> None:
+    with pytest.raises(PccError) as found:
+        parts_of({"parts": parts}, "step", FILES)
+    assert found.value.code == "B215"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda m: m["queries"]["step_greedy"]["parts"].pop(), "none gives"),
+        (lambda m: m["queries"]["step_greedy"]["parts"].reverse(), "nothing gives 'logits'"),
+        (lambda m: m["queries"]["step_greedy"]["parts"][0].__setitem__("profile", 9), "3 profiles"),
+        (lambda m: m["queries"]["step_greedy"]["parts"][0].__setitem__("profile", 2), "bytes, not"),
+        (lambda m: m["queries"]["step_greedy"]["parts"][0].__setitem__("profile", None),
+         "bytes, not"),
+        (lambda m: m["queries"]["step_greedy"]["parts"][0]["tables"][0].__setitem__(
+            "offset", 1 << 20), "outside its file"),
+        (lambda m: m["queries"]["step_greedy"]["parts"][0]["tables"].pop(), "other arrays"),
+    ],
+)  # fmt: skip
+def test_bundles_whose_parts_do_not_fit_are_refused(
+    tmp_path: Path, monkeypatch: Any, change: Any, says: str
+) -> None:
+    stand_in(monkeypatch, OLD, tmp_path / "m.pcc")
+    made = compiled("llama", OLD, tmp_path)
+    engine = pcc.load(made.path, provider="tensorrt")
+    change(engine.manifest)
+    with pytest.raises(PccError, match=says) as found:
+        engine.executor("step_greedy")
+    assert found.value.code in ("B215", "X334")
+
+
+def test_a_profile_of_ranges_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
+    trt = stand_in(monkeypatch, OLD, tmp_path / "m.pcc")
+    made = compiled("llama", OLD, tmp_path)
+    engine = pcc.load(made.path, provider="tensorrt")
+    engine.executor("decode")
+    found = trt.engines["pass"]
+    plain = found.get_tensor_profile_shape
+    found.get_tensor_profile_shape = lambda n, p: [(1, 1, 2), *plain(n, p)[1:]]
+    with pytest.raises(PccError, match="has sizes") as refused:
+        engine.executor("step_greedy")
+    assert refused.value.code == "X334"
+    found.get_tensor_profile_shape = plain
+    context = found.create_execution_context()
+    context.set_optimization_profile_async = lambda p, s: False
+    with pytest.raises(PccError, match="refuses profile 0"):
+        select(found, context, 0, 0, "decode")

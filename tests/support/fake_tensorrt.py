@@ -1,0 +1,155 @@
+"""A TensorRT whose engines run their ONNX graph on the CPU, in the memory of `fake_cuda`.
+
+A plan is JSON: where the graph lies, and the shapes of its profiles. The builder parses nothing;
+what the real one refuses is tested with the real one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from fake_cuda import Cuda
+
+from pcc.backends.tensorrt import write
+from pcc.backends.tensorrt.build import Built
+from pcc.backends.tensorrt.options import BuildOptions
+from pcc.backends.tensorrt.runtimes import TensorRt
+from pcc.runtime.device import gpu
+from pcc.runtime.device.driver import Device
+
+TYPES = {1: "FLOAT", 10: "HALF", 7: "INT64", 6: "INT32", 9: "BOOL"}  # of ONNX
+NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "INT64": np.int64, "INT32": np.int32,
+         "BOOL": np.bool_}  # fmt: skip
+
+
+class Builder:
+    """Stands in for `pcc.backends.tensorrt.build.Builder`."""
+
+    def __init__(self, r: TensorRt, options: BuildOptions, cache: bytes = b"") -> None:
+        options.check(r)
+        self.runtime, self.options, self.cache = r, options, cache
+        self.module = SimpleNamespace(__version__=".".join(map(str, (*r.least, 0))))
+
+    def build(self, model: Any, path: Path, profiles: Sequence[Mapping[str, Any]] = ()) -> Built:
+        """Return a plan that names the graph of the finished bundle."""
+        text = json.dumps({"name": path.stem, "profiles": list(profiles)})
+        return Built(text.encode(), len(model.graph), 0.0, [])
+
+
+class Engine:
+    """A plan and its graph."""
+
+    def __init__(self, plan: Mapping[str, Any], folder: Path, cu: Cuda) -> None:
+        self.cu, self.name, self.profiles = cu, plan["name"], plan["profiles"]
+        self.path = folder / "graphs" / f"{self.name}.onnx"
+        graph = onnx.load(str(self.path), load_external_data=False).graph
+        self.types = {v.name: v.type.tensor_type for v in (*graph.input, *graph.output)}
+        self.inputs = {v.name for v in graph.input}
+        self.outputs = [v.name for v in graph.output]
+        self.names = list(self.types)
+        self.num_io_tensors, self.device_memory_size = len(self.names), 0
+        self.num_optimization_profiles = max(len(self.profiles), 1)
+        self.contexts: list[Context] = []
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        self.session = ort.InferenceSession(str(self.path), options, ["CPUExecutionProvider"])
+
+    def get_tensor_name(self, i: int) -> str:
+        return self.names[i]
+
+    def get_tensor_mode(self, name: str) -> Any:
+        return SimpleNamespace(name="INPUT" if name in self.inputs else "OUTPUT")
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        return SimpleNamespace(name=TYPES[self.types[name].elem_type])
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return tuple(-1 if d.dim_param else d.dim_value for d in self.types[name].shape.dim)
+
+    def get_tensor_profile_shape(self, name: str, profile: int) -> list[Any]:
+        return [tuple(self.profiles[profile][name])] * 3
+
+    def create_execution_context(self) -> Context:
+        self.contexts.append(Context(self))
+        return self.contexts[-1]
+
+
+class Context:
+    """Runs the graph when its turn comes, on the addresses that it had when it was enqueued."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.profile = engine, 0
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.at: dict[str, int] = {}
+        self.runs = 0
+
+    def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
+        self.profile = profile
+        return True
+
+    def set_input_shape(self, name: str, shape: Sequence[int]) -> bool:
+        self.shapes[name] = tuple(shape)
+        return tuple(shape) == tuple(self.engine.profiles[self.profile][name])
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        """Return a shape: open axes of one name have one size."""
+        engine, known = self.engine, dict[str, int]()
+        for other, shape in self.shapes.items():
+            for d, size in zip(engine.types[other].shape.dim, shape, strict=True):
+                known[d.dim_param] = size
+        dims = engine.types[name].shape.dim
+        return tuple(known.get(d.dim_param, -1) if d.dim_param else d.dim_value for d in dims)
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.at[name] = address
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        at = dict(self.at)
+        self.engine.cu.enqueue(lambda: self._run(at))
+        return True
+
+    def _view(self, name: str, at: int) -> Any:
+        shape, kind = self.get_tensor_shape(name), self.engine.get_tensor_dtype(name).name
+        dtype = np.dtype(NUMPY[kind])
+        raw = (ctypes.c_uint8 * (math.prod(shape) * dtype.itemsize)).from_address(at)
+        return np.frombuffer(raw, dtype).reshape(shape)
+
+    def _run(self, at: Mapping[str, int]) -> None:
+        self.runs += 1
+        engine = self.engine
+        feed = {k: self._view(k, at[k]).copy() for k in engine.names if k in engine.inputs}
+        values = engine.session.run(engine.outputs, feed)
+        for name, value in zip(engine.outputs, values, strict=True):
+            view = self._view(name, at[name])
+            assert value.shape == view.shape, (engine.name, name, value.shape, view.shape)
+            view[:] = value
+
+
+def stand_in(monkeypatch: Any, r: TensorRt, folder: Path) -> Any:
+    """Let bundles for `r` be built here, and opened in `folder`; `engines` of it are those open."""
+    cu = Cuda()
+    module: Any = ModuleType(r.module)
+    module.ILogger = type("ILogger", (), {"Severity": SimpleNamespace(ERROR=1, WARNING=2)})
+    module.__version__ = ".".join(map(str, (*r.least, 0)))
+    module.engines, module.cu = {}, cu
+
+    def deserialize(data: Any) -> Any:
+        plan = json.loads(bytes(data))
+        return module.engines.setdefault(plan["name"], Engine(plan, folder, cu))
+
+    module.Runtime = lambda logger: SimpleNamespace(deserialize_cuda_engine=deserialize)
+    monkeypatch.setitem(__import__("sys").modules, r.module, module)
+    monkeypatch.setattr(write, "Builder", Builder)
+    monkeypatch.setattr(write, "gpu_architecture", lambda: "sm_90")
+    monkeypatch.setattr(gpu, "device", lambda: Device(0, cu))
+    return module
