@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,25 @@ def test_memory_is_given_back(folder: Path) -> None:
     for _ in range(3):
         session.generate(b"again", 30)
     assert engine.cu.used == held  # states and arrays of the sequence before are gone
+
+
+def test_a_session_in_a_cycle_waits_for_a_stream_that_is_still_there(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of garbage in a cycle, streams may be finalized before the calls that wait for them."""
+    faults: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", faults.append)
+    engine = on_device(folder / "1.pcc")
+    device, session = engine.runner.device, engine.session(seed=3)
+    session.generate(PROMPT, 30)
+    engine.within = [session, engine]
+    del engine, session
+    gc.collect()
+    assert not faults
+    for _ in range(2):
+        assert not device.cu.ended
+        device.stream()
+    assert device.cu.ended
 
 
 def test_what_cannot_be_recorded_runs_plainly(folder: Path, host: Any) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import ptx_threads
 
 Work = Callable[[], None]
+INVALID_HANDLE = 400
 
 
 class _Number(int):
@@ -38,6 +39,7 @@ class Cuda:
         self.fails: dict[str, int] = {}  # function: code
         self.launched: list[Any] = []
         self.open: Counter[str] = Counter()  # streams, events, modules that are not given back
+        self.ended: set[int] = set()  # streams that were given back
         self.CUdevice_attribute = SimpleNamespace(
             CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR="major",
             CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR="minor",
@@ -182,10 +184,11 @@ class Cuda:
 
     def cuStreamSynchronize(self, stream: int) -> Any:  # noqa: N802
         self.drain()
-        return (_Number(0),)
+        return (_Number(INVALID_HANDLE if stream in self.ended else 0),)  # a true driver crashes
 
     def cuStreamDestroy(self, stream: int) -> Any:  # noqa: N802
         self.open["stream"] -= 1
+        self.ended.add(stream)
         return (_Number(0),)
 
     def cuEventCreate(self, flags: int) -> Any:  # noqa: N802

@@ -91,9 +91,10 @@ class Kernel:
 
 
 class Held(int):
-    """A stream or an event as a number, given back with the last reference to it.
+    """A stream or an event as a number, given back some time after the last reference to it.
 
-    The driver frees it once what was enqueued is done.
+    Not at once: where a session is garbage in a cycle, Python finalizes its parts in any order, and
+    others still wait for their stream then (`Device.bury`).
     """
 
     device: Device
@@ -108,7 +109,7 @@ class Held(int):
 
     def __del__(self) -> None:
         if hasattr(self, "end") and not sys.is_finalizing():
-            getattr(self.device.cu, self.end)(int(self))
+            self.device.bury(self.end, int(self))
 
 
 class Functions(dict[str, Any]):
@@ -119,11 +120,11 @@ class Functions(dict[str, Any]):
         self.device, self._module = device, module
 
     def free(self) -> None:
-        """Unload the module; nothing of it may be on its way."""
+        """Have the module unloaded; nothing of it may be on its way."""
         if self._module is not None:
             module, self._module = self._module, None
             self.clear()
-            self.device.cu.cuModuleUnload(module)
+            self.device.bury("cuModuleUnload", module)  # recorded graphs of it may be forgotten yet
 
 
 class Device:
@@ -132,6 +133,7 @@ class Device:
     def __init__(self, ordinal: int = 0, cu: Any = None) -> None:
         self.cu = bindings() if cu is None else cu
         self._kept: dict[str, Functions] = {}
+        self._buried: tuple[list[tuple[str, Any]], ...] = ([], [])
         self.ordinal = ordinal
         try:
             self._start(ordinal)
@@ -194,6 +196,20 @@ class Device:
     def enter(self) -> None:
         """Make this GPU the calling thread's."""
         self("cuCtxSetCurrent", self.context)
+
+    def bury(self, end: str, handle: Any) -> None:
+        """Let the driver's function `end` give a handle back when nobody can be using it."""
+        self._buried[-1].append((end, handle))
+
+    def _give_back(self) -> None:
+        """Give back what was buried before the last time this was called.
+
+        What was buried since waits: the finalizers beside it may be on their way, in any thread.
+        """
+        old, new = self._buried
+        self._buried = (new, [])
+        for end, handle in old:
+            getattr(self.cu, end)(handle)
 
     # ------------------------------------------------------------ memory
 
@@ -271,6 +287,7 @@ class Device:
 
     def stream(self) -> Held:
         """Return a new stream that does not wait for the default one."""
+        self._give_back()
         return Held.of(self, "cuStreamDestroy", self("cuStreamCreate", SYNC_STREAM))
 
     def wait(self, stream: int) -> None:
