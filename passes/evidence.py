@@ -105,6 +105,17 @@ class Evidence:
         return t.Exp(t.Sub(t.Mul(half, t.Mul(z, z)), gaussian_norm(sigma)))
 
 
+def started(carry: Op, n: int) -> Op:
+    """[carry, 0, .., 0]: i64[n]."""
+    rest = t.Expand(mk.const(np.zeros(n - 1, np.int64)), carry, (n - 1,))
+    return mk.concat([mk.reshape(carry, (1,)), rest])
+
+
+def carried(carry: Op, n: int) -> Evidence:
+    """Of n variables the first is known: x_1 = carry."""
+    return Evidence(started(carry, n), [True] + [False] * (n - 1))
+
+
 def gaussian_norm(sigma: Op) -> Op:
     """Return log sigma + log(2 pi)/2, `[F,K]`, the constant in two parts.
 

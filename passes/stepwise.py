@@ -21,6 +21,7 @@ from pcc.ir.core import Op, postorder, tensor, units, use_counts
 from pcc.passes import pieces as mk
 from pcc.passes.evidence import Evidence
 from pcc.passes.messages import Down, Free, Up
+from pcc.passes.unfold import paths
 from pcc.tensor import ops as t
 
 DECADES = 20  # a linear message may lose this many; float32 has 38 below one
@@ -145,11 +146,10 @@ def ordered_laws(flat: Op, prefix: Prefix, card: int) -> list[Op]:
 
 def cut_laws(flat: Op, prefix: Prefix) -> list[Op]:
     """Return the same where products do not split intervals: the path from each leaf upward."""
-    free, order = Free(), [n for n in postorder(flat) if isinstance(n, c.CircuitOp)]
-    laws: list[Op] = []
-    for i in range(1, prefix.n):
-        above: set[Op] = {n for n in order if units(n).scopes[0] >> i & 1}
-        laws.append(_law(Flat(flat, Up(prefix.before(i), free), prefix=False, only=above), i))
+    free, laws = Free(), list[Op]()
+    for i, above in enumerate(paths(flat, prefix.n)):
+        if i:  # the first variable is the carry
+            laws.append(_law(Flat(flat, Up(prefix.before(i), free), prefix=False, only=above), i))
     return laws
 
 

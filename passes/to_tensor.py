@@ -6,6 +6,7 @@ arithmetic is safe.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -19,7 +20,7 @@ from pcc.ir.core import Op, postorder, tensor, units
 from pcc.ir.module import Module
 from pcc.passes import pieces as mk
 from pcc.passes.draw import Draw, Slot, plan_slots, values
-from pcc.passes.evidence import Evidence
+from pcc.passes.evidence import Evidence, carried
 from pcc.passes.manager import Exact, Notes, Pass
 from pcc.passes.messages import (
     Down,
@@ -32,7 +33,7 @@ from pcc.passes.messages import (
     single_folds,
 )
 from pcc.passes.stepwise import Prefix, choices, cut_laws, inside, ordered_laws
-from pcc.passes.unfold import unfold
+from pcc.passes.unfold import paths, unfold
 from pcc.passes.upward import known_from, rowwise, value
 from pcc.tensor import ops as t
 
@@ -98,7 +99,8 @@ def all_rows(q: Rows, notes: Notes) -> Op:
         up = Up(Evidence(q.x, [True] * q.variables))
         return rowwise(rows(root, Down(root, up, prefix=True), entry, q.card), q.x)
     except NotOrderedError:
-        return rowwise(_cut_rows(root, q, entry, notes), q.x)
+        flat = _cut(root, notes, "conditionals")
+        return rowwise(_cut_rows(flat, Evidence(q.x, [True] * q.variables), entry, q.card), q.x)
 
 
 def _cut(root: Op, notes: Notes, query: str) -> Op:
@@ -116,20 +118,18 @@ def _cut(root: Op, notes: Notes, query: str) -> Op:
     return flat
 
 
-def _cut_rows(root: Op, q: Rows, entry: object, notes: Notes) -> Op:
+def _cut_rows(flat: Op, ev: Evidence, entry: Callable[[c.InputOp, Op], Op], width: int) -> Op:
     """Rows when products do not split intervals: per variable, the path from its leaf upward.
 
-    Subcircuits whose evidence does not change between prefixes are the same nodes, once.
+    Row i has the evidence of the variables before i. Subcircuits whose evidence does not change
+    between prefixes are the same nodes, once.
     """
-    flat = _cut(root, notes, "conditionals")
-    parts: list[Op] = []
-    order = [n for n in postorder(flat) if isinstance(n, c.CircuitOp)]
-    free = Free()
-    for i in range(q.variables):
-        above: set[Op] = {n for n in order if units(n).scopes[0] >> i & 1}
-        up = Up(Evidence(q.x, [j < i for j in range(q.variables)]), free)
+    parts, free = list[Op](), Free()
+    for i, above in enumerate(paths(flat, len(ev.known))):
+        known = [k if j < i else False for j, k in enumerate(ev.known)]
+        up = Up(Evidence(ev.x, known, ev.mask, trusted=ev.trusted), free)
         down = Down(flat, up, prefix=False, only=above)
-        parts.append(mk.take(rows(flat, down, entry, q.card), [i]))  # type: ignore[arg-type]
+        parts.append(mk.take(rows(flat, down, entry, width), [i]))
     return mk.concat(parts)
 
 
@@ -282,9 +282,7 @@ def draft(q: Query, notes: Notes) -> dict[str, Op]:
     if n < 2:
         raise PccError("E134", "'draft' needs at least two variables")
     first = mk.reshape(carry, (1,))
-    spare = t.Expand(mk.const(np.zeros(n - 1, np.int64)), carry, (n - 1,))
-    before = Evidence(mk.concat([first, spare]), [True] + [False] * (n - 1))
-    up = Up(before)
+    up = Up(carried(carry, n))
     ok = possible(up(root))
     drawn = Ancestral(root, up, ok, u, list(range(1, n)))
     new = mk.take(values(root, drawn.draw, drawn.leaf, "i64"), range(1, n))
@@ -338,17 +336,7 @@ def _conditional_rows(root: Op, ev: Evidence, card: int, notes: Notes) -> Op:
             return rows(root, down, entry, card)
         logs = t.Log(rows(root, down, plain, card))
     except NotOrderedError:
-        flat = _cut(root, notes, "draft")
-        parts: list[Op] = []
-        n = len(ev.known)
-        order = [x for x in postorder(flat) if isinstance(x, c.CircuitOp)]
-        for i in range(n):
-            above: set[Op] = {x for x in order if units(x).scopes[0] >> i & 1}
-            known = [k if j < i else False for j, k in enumerate(ev.known)]
-            up = Up(Evidence(ev.x, known, ev.mask, trusted=True))
-            down = Down(flat, up, prefix=False, only=above)
-            parts.append(mk.take(rows(flat, down, plain, card), [i]))
-        logs = t.Log(mk.concat(parts))
+        logs = t.Log(_cut_rows(_cut(root, notes, "draft"), ev, plain, card))
     return t.Softmax(logs)
 
 

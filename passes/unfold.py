@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from pcc.circuit import ops as c
 from pcc.errors import PccError
-from pcc.ir.core import Op, postorder
+from pcc.ir.core import Op, postorder, units
 from pcc.passes import pieces as mk
 
 
@@ -16,6 +18,13 @@ def unfold(root: Op) -> Op:
             folds[n] = _split(n, folds)
     (only,) = folds[root]
     return only
+
+
+def paths(flat: Op, n: int) -> Iterator[set[Op]]:
+    """Yield, for each of n variables, the ops of a circuit above it: its path from leaf to root."""
+    ops = [x for x in postorder(flat) if isinstance(x, c.CircuitOp)]
+    for i in range(n):
+        yield {x for x in ops if units(x).scopes[0] >> i & 1}
 
 
 def _split(n: Op, folds: dict[Op, list[Op]]) -> list[Op]:

@@ -24,7 +24,7 @@ from pcc.ir.module import Module
 from pcc.ir.types import HALVES
 from pcc.passes import pieces as mk
 from pcc.passes.draw import Draw, Slot
-from pcc.passes.evidence import Evidence
+from pcc.passes.evidence import carried, started
 from pcc.passes.manager import Manager
 from pcc.passes.messages import MaxUp, Up, expand_fused
 from pcc.passes.pipelines import (
@@ -34,6 +34,7 @@ from pcc.passes.pipelines import (
     tensor_pipeline,
 )
 from pcc.passes.to_tensor import Ancestral, largest, possible, slots_of
+from pcc.passes.upward import rowwise
 from pcc.tensor import ops as t
 from pcc.tensor.sampling import Temper, Truncate
 
@@ -196,12 +197,6 @@ def splice(roots: tuple[Op, ...], values: dict[str, Op]) -> tuple[Op, ...]:
     return rewrite(roots, lambda n, _: values.get(n.key) if isinstance(n, t.Input) else None)
 
 
-def started(carry: Op, n: int) -> Op:
-    """[carry, 0, .., 0]: i64[n]."""
-    rest = t.Expand(mk.const(np.zeros(n - 1, np.int64)), carry, (n - 1,))
-    return mk.concat([mk.reshape(carry, (1,)), rest])
-
-
 def _optimised(circuit: Circuit, manager: Manager, *, maximise: bool) -> Op:
     if not all(circuit.cards):
         raise PccError("E132", "a draft needs every variable to be finite")
@@ -220,12 +215,12 @@ def latent_first(root: Op, carry: Op, u: Op, card: int) -> tuple[Op, Op]:
     Where the carry has probability zero, z follows its prior.
     """
     n = units(root).scopes[0].bit_count()
-    up = Up(Evidence(started(carry, n), [True] + [False] * (n - 1)))
+    up = Up(carried(carry, n))
     tokens = list(range(1, n))
     drawn = Ancestral(root, up, possible(up(root)), u, tokens)
     q = _experts(root, drawn.draw, n, card)
     x = t.InverseCdf(q, mk.take(u, [drawn.token[v] for v in tokens]))
-    return _rowwise(x, carry), _rowwise(q, carry)
+    return rowwise(x, carry), rowwise(q, carry)
 
 
 class Latent(MaxUp):
@@ -238,13 +233,13 @@ class Latent(MaxUp):
 def latent_first_mode(root: Op, carry: Op) -> Op:
     """argmax_z q(z, x_1 = carry), then argmax_x q(x_i | z) for each i >= 2."""
     n = units(root).scopes[0].bit_count()
-    up = Latent(Evidence(started(carry, n), [True] + [False] * (n - 1)))
+    up = Latent(carried(carry, n))
     up(root)
 
     draw = largest(root, up)
     leaves = [x for x in postorder(root) if isinstance(x, c.Categorical)]
     card = max(tensor(x.p).shape[2] for x in leaves)
-    return _rowwise(t.ArgMax(_experts(root, draw, n, card)), carry)
+    return rowwise(t.ArgMax(_experts(root, draw, n, card)), carry)
 
 
 def _experts(root: Op, draw: Draw, n: int, card: int) -> Op:
@@ -267,10 +262,6 @@ def _experts(root: Op, draw: Draw, n: int, card: int) -> Op:
             rows = mk.concat([rows, mk.full((f, card - width), 0.0)], 1)
         parts.append(([leaf.vars[i] - 1 for i in folds], rows))
     return mk.assemble(n - 1, parts)
-
-
-def _rowwise(x: Op, like: Op) -> Op:
-    return x if tensor(x).batch == "b" else t.Expand(x, like, tensor(x).shape)
 
 
 def renamed(proposal: Proposal, name: str) -> Proposal:
