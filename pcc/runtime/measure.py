@@ -7,7 +7,6 @@ for another text.
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ import numpy as np
 
 from pcc import knobs
 from pcc.errors import PccError
+from pcc.runtime.bound import quantiles
 from pcc.runtime.runner import Calls
 from pcc.runtime.session import Session
 
@@ -198,7 +198,7 @@ def graph_times(engine: Engine, length: int, repeats: int) -> dict[str, dict[str
             began = time.perf_counter()
             c.run()
             times.append((time.perf_counter() - began) * 1e3)
-        out[query] = _quantiles(times[3:])
+        out[query] = {f"{k}_ms": v for k, v in quantiles(times[3:]).items()}
     return out
 
 
@@ -210,11 +210,6 @@ def _plausible(c: Calls, length: int) -> None:
             b.array[:] = fill[name]
         elif name == "draft_q":
             b.array[:] = 1.0 / b.array.shape[-1]
-
-
-def _quantiles(times: Sequence[float]) -> dict[str, float]:
-    cut = statistics.quantiles(times, n=10, method="inclusive")
-    return {"p10_ms": cut[0], "p50_ms": statistics.median(times), "p90_ms": cut[-1]}
 
 
 def break_even(times: dict[str, dict[str, float]], query: str = "step_greedy") -> float | None:
