@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from pcc.errors import PccError
+from pcc.frontends.regions import levels
 
 Pair = tuple[int, int]
 Shape = tuple[int, ...]
@@ -141,17 +142,9 @@ def _tree_wiring(order: Sequence[Pair], n: int, s: int) -> Wiring:
     frontier = [(rep, at, at + 1) for rep, at in order]
     place: dict[Span, Pair] = {x: (LEAVES, i) for i, x in enumerate(frontier)}
     sums: list[tuple[SumFold, ...]] = []
-    missing = dict.fromkeys(children, 2)
-    while frontier:
-        ready = []
-        for node in (parent[x] for x in frontier if x in parent):
-            missing[node] -= 1
-            if not missing[node]:
-                ready.append(node)
-        if ready:
-            sums.append(tuple(SumFold(tuple(place[c] for c in children[x])) for x in ready))
-            place.update((x, (len(sums) - 1, i)) for i, x in enumerate(ready))
-        frontier = ready
+    for level in levels(frontier, parent, dict.fromkeys(children, 2)):
+        sums.append(tuple(SumFold(tuple(place[c] for c in children[x])) for x in level))
+        place.update((x, (len(sums) - 1, i)) for i, x in enumerate(level))
     if s > 1:
         sums.append((SumFold(tuple((len(sums) - 1, i) for i in range(s)), mix=True),))
     return Wiring(tuple(sums), ((len(sums) - 1, 0),))

@@ -6,9 +6,9 @@ region may have several partitions and several parents.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from pcc.errors import PccError
 from pcc.ir.types import mask_of, show_scope, variables_of
 
 Nested: TypeAlias = Any  # int | tuple[Nested, ...]
+Name = TypeVar("Name")
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,25 @@ class RegionGraph:
         for ways in self.partitions:
             out.append(max((1 + out[p] for parts in ways for p in parts), default=0))
         return out
+
+
+def levels(
+    leaves: Iterable[Name], parent: Mapping[Name, Name], arity: Mapping[Name, int]
+) -> Iterator[list[Name]]:
+    """Yield the inner nodes of a forest by level, in the published order of folds.
+
+    A node comes right after the level that completes its `arity` parts, where its last part lies.
+    """
+    frontier, missing = list(leaves), dict(arity)
+    while frontier:
+        ready = []
+        for node in (parent[x] for x in frontier if x in parent):
+            missing[node] -= 1
+            if not missing[node]:
+                ready.append(node)
+        if ready:
+            yield ready
+        frontier = ready
 
 
 def from_nested(tree: Nested) -> RegionGraph:

@@ -22,7 +22,7 @@ import numpy as np
 from pcc.circuit import ops as c
 from pcc.circuit.circuit import Circuit
 from pcc.errors import PccError
-from pcc.frontends.regions import Nested, RegionGraph, balanced, from_nested, shuffled
+from pcc.frontends.regions import Nested, RegionGraph, balanced, from_nested, levels, shuffled
 from pcc.ir.array import Array
 from pcc.ir.core import Op, Values
 from pcc.ir.types import variables_of
@@ -279,20 +279,11 @@ def _order(graphs: list[RegionGraph]) -> list[list[Node]]:
         for i, height in enumerate(g.heights()):
             if height:
                 key[rep, i] = (height, i == len(g.scopes) - 1, len(g.partitions[i][0]))
-    missing = {node: key[node][2] for node in key}
-    frontier = [x for x in queue if x not in key]
-    found: list[Node] = []
-    while frontier:
-        ready = []
-        for node in (parent[x] for x in frontier if x in parent):
-            missing[node] -= 1
-            if not missing[node]:
-                ready.append(node)
-        found += ready
-        frontier = ready
+    leaves, arity = [x for x in queue if x not in key], {node: k[2] for node, k in key.items()}
     layers: dict[tuple[int, bool, int], list[Node]] = {}
-    for node in found:
-        layers.setdefault(key[node], []).append(node)
+    for level in levels(leaves, parent, arity):
+        for node in level:
+            layers.setdefault(key[node], []).append(node)
     # Roots of unequal height still wait for nothing above them, so they may come where they fall.
     return [layers[k] for k in sorted(layers)]
 
