@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from byte_models import features, longest_words, read_folder
 from graphs import Compiled
-from model_runs import Runner, close, in_passes, next_state, state_of
+from model_runs import Runner, close, follow, in_passes, state_of
 
 from pcc.backends.onnx.ngram_rules import table_of
 from pcc.circuit.text import parse, resources, show
@@ -113,22 +113,6 @@ def test_recent_ids_follow_what_is_committed(folder: Path, width: int) -> None:
     for _ in range(30):
         ids.append(int(features(config, weights, np.array(ids))[1][-1].argmax()))
     assert follow(Runner(model, ROWS, 24), np.array(ids), 9, width, 5) == ids[9:]
-
-
-def follow(run: Runner, ids: Any, length: int, width: int, vocab: int) -> list[int]:
-    """Verify drafts that are wrong from a random place on: rollback by length, then go on."""
-    rng, goal, text = np.random.default_rng(width), len(ids) - length, ids[length:]
-    state = next_state(run(ids[None, :length], np.array([0]), state_of(run.model, run.rows, 1)))
-    found = [int(text[0])]
-    while len(found) < goal:
-        draft = np.resize(ids[length : length + width], width)
-        good = int(rng.integers(1, width + 1))
-        draft[good:] = rng.integers(0, vocab, width - good)
-        out = run(draft[None], np.array([length]), state, np.array([good]))
-        kept = min(good, goal - len(found))
-        found += out["logits"][0, :kept].argmax(axis=-1).tolist()
-        state, length = next_state(out), length + kept
-    return found
 
 
 def test_nothing_committed_changes_nothing(folder: Path) -> None:

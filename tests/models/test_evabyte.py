@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from byte_models import eva_rows, features, read_folder
 from graphs import Compiled, agree
-from model_runs import Runner, close, in_passes, next_state, state_of
+from model_runs import Runner, close, follow, in_passes, state_of
 
 from pcc.circuit.text import parse, resources, show
 from pcc.errors import PccError
@@ -76,32 +76,19 @@ def test_passes_of_any_width_cross_window_edges(
 @pytest.mark.parametrize("name", FOLDERS[:1])
 @pytest.mark.parametrize("width", [1, 8])
 def test_greedy_text_is_reproduced(model: EvaByte, shared: Shared, name: str, width: int) -> None:
-    greedy_text(Runner(model, ROWS, 24), *expected(shared, name), width)
+    greedy_text(Runner(model, ROWS, 24), expected(shared, name)[0], width)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FOLDERS)
 @pytest.mark.parametrize("width", [1, 3, 8, 16])
 def test_all_greedy_texts(runner: Runner, shared: Shared, name: str, width: int) -> None:
-    greedy_text(runner, *expected(shared, name), width)
+    greedy_text(runner, expected(shared, name)[0], width)
 
 
-def greedy_text(run: Runner, told: dict[str, Any], want: Any, width: int) -> None:
-    """Verify drafts that are wrong from a random place on: rollback by length, then go on."""
-    text, rng = told["ar_greedy_f32_tokens"], np.random.default_rng(width)
-    ids = np.array([*told["prompt"], *text])
-    length = len(told["prompt"])
-    state = next_state(run(ids[None, :length], np.array([0]), state_of(run.model, run.rows, 1)))
-    found = [text[0]]
-    while len(found) < len(text):
-        draft = np.resize(ids[length : length + width], width)
-        good = int(rng.integers(1, width + 1))
-        draft[good:] = rng.integers(0, 320, width - good)
-        out = run(draft[None], np.array([length]), state, np.array([good]))
-        good = min(good, len(text) - len(found))
-        found += out["logits"][0, :good].argmax(axis=-1).tolist()
-        state, length = next_state(out), length + good
-    assert found == text
+def greedy_text(run: Runner, told: dict[str, Any], width: int) -> None:
+    prompt, text = told["prompt"], told["ar_greedy_f32_tokens"]
+    assert follow(run, np.array([*prompt, *text]), len(prompt), width, 320) == text
 
 
 def test_rows_of_a_batch_do_not_meet(model: EvaByte) -> None:

@@ -139,6 +139,25 @@ def in_passes(
     return parts[-1] | whole
 
 
+def follow(run: Runner, ids: Values, length: int, width: int, vocab: int) -> list[int]:
+    """Return the greedy text after `ids[:length]`, as long as `ids` says, through wrong drafts.
+
+    Each pass verifies `width` ids of `ids`, wrong from a random place on: rollback by length.
+    """
+    rng, goal = np.random.default_rng(width), len(ids) - length
+    state = next_state(run(ids[None, :length], np.array([0]), state_of(run.model, run.rows, 1)))
+    found = [int(ids[length])]
+    while len(found) < goal:
+        draft = np.resize(ids[length : length + width], width)
+        good = int(rng.integers(1, width + 1))
+        draft[good:] = rng.integers(0, vocab, width - good)
+        out = run(draft[None], np.array([length]), state, np.array([good]))
+        kept = min(good, goal - len(found))
+        found += out["logits"][0, :kept].argmax(axis=-1).tolist()
+        state, length = next_state(out), length + kept
+    return found
+
+
 def close(got: Values, want: Values, logits: Values | None = None) -> None:
     """The bound of the project's promise: 2e-5 of the largest logit (default: of `want`)."""
     limit = 2e-5 * max(1.0, float(np.abs(want if logits is None else logits).max()))
