@@ -7,6 +7,9 @@
   masses is a product with a triangle of ones, and any other one doubles its reach in each step. In
   the product all columns add in one order: where a mass is zero the sum does not rise, which is
   what the inverse CDF rests on. The doubling adds numbers only, so that -inf stays -inf.
+- *Short reductions*: where the builder writes a reduction over few elements out, with what makes
+  each of them, neutral elements make it longer. A circuit of rank 3 is a chain of such
+  reductions, and each would hold the ones before it again: code doubles with every variable.
 - *Logarithms*: where log(softmax(x)) would be computed as it reads, x - m - log sum exp(x - m) is.
 - *Constants* that only move are computed: sizes, and the places of rows that are written.
 - *Attention* says that it may be taken apart where no fused kernel has its type.
@@ -14,6 +17,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -41,6 +45,9 @@ def prepare(model: ir.Model, r: TensorRt) -> ir.Model:
             node.attributes.add(ir.AttrInt64("TRT_decomposable", 1))
         elif node.op_type in r.spelled:
             SPELLINGS[node.op_type](model, node)
+    if r.unrolled:
+        model = inferred(model)
+        _lengthen(model, r.unrolled)
     if not r.wide:
         _pairs(model)
     drop_unread(model.graph)
@@ -245,6 +252,38 @@ SPELLINGS: dict[str, Callable[[ir.Model, ir.Node], None]] = {
     "CumSum": _spell_sum,
     "LogSoftmax": _spell_log_softmax,
 }
+
+NEUTRAL = {"ReduceMax": -np.inf, "ReduceSum": 0.0, "ReduceProd": 1.0}
+
+
+def _lengthen(model: ir.Model, most: int) -> None:
+    """Give reductions of floats over 2 to `most` elements neutral ones, so that they have more."""
+    for node in list(model.graph):
+        x = node.inputs[0] if node.op_type in NEUTRAL else None
+        if x is None or x.dtype != ir.DataType.FLOAT:
+            continue
+        assert x.shape is not None
+        shape = [int(d) for d in x.shape]  # type: ignore[arg-type]
+        axes = [a % len(shape) for a in _axes(node)]
+        if not axes or not 1 < math.prod(shape[a] for a in axes) <= most:
+            continue
+        axis = max(axes, key=lambda a: shape[a])
+        site, rest = Site(model, node, node), list(shape)
+        rest[axis] = most + 1 - shape[axis]
+        more = site.const(np.full(rest, NEUTRAL[node.op_type], np.float32))
+        node.replace_input_with(0, site("Concat", x, more, axis=axis))
+
+
+def _axes(node: ir.Node) -> list[int]:
+    """Return the axes of a reduction, none if they are not known."""
+    given = node.attributes.get("axes")
+    if given is not None:
+        return list(given.as_ints())
+    operand = node.inputs[1] if len(node.inputs) > 1 else None
+    if operand is None or operand.const_value is None:
+        return []
+    return [int(a) for a in operand.const_value.numpy().ravel()]
+
 
 # ---------------------------------------------------------------- integers
 

@@ -14,6 +14,7 @@
 | `aliased` | a cache is updated in place; else the runtime copies what the engine returns |
 | `fused` | ONNX's attention operator, by the precisions that it may have |
 | `spelled` | operators that are written out: `CumSum`, of which the parser makes a loop; `LogSoftmax`, of which it makes log(softmax), -inf where a probability leaves float32 |
+| `unrolled` | up to how many elements a reduction is written out element by element |
 | `refused` | operators that the parser refuses or understands otherwise |
 | `attributes` | attributes that it drops, or reads otherwise, unless they have this value |
 | `benign` | how warnings begin that say nothing about the result, after the place in the parser's source; regular expressions |
@@ -61,6 +62,7 @@ class TensorRt:
     aliased: bool
     fused: tuple[str, ...]
     spelled: tuple[str, ...]
+    unrolled: int
     refused: frozenset[str]
     attributes: Mapping[tuple[str, str], object]
     benign: tuple[str, ...]
@@ -109,6 +111,7 @@ MODERN: dict[str, Any] = {
     "aliased": True,
     "fused": ("fp16", "bf16"),
     "spelled": ("LogSoftmax",),
+    "unrolled": 4,
     "refused": NOWHERE,
     "attributes": ATTRIBUTES,
     "benign": BINDINGS,
@@ -135,6 +138,7 @@ RUNTIMES: dict[str, TensorRt] = {
             aliased=False,
             fused=(),
             spelled=("LogSoftmax", "CumSum"),
+            unrolled=0,
             refused=NOWHERE | NOT_BEFORE_10,
             attributes=ATTRIBUTES,
             benign=(*BINDINGS, *OLD_REMARKS),

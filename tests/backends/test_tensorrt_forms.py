@@ -102,6 +102,52 @@ def test_old_forms_compute_the_same(
                 np.testing.assert_allclose(y, x, rtol=1e-5, atol=5e-6, err_msg=f"{q} {o.name}")
 
 
+@pytest.mark.parametrize("op", ["ReduceMax", "ReduceSum", "ReduceProd"])
+@pytest.mark.parametrize(
+    ("shape", "axes", "longer"),
+    [([2, 3], [1], True), ([3, 2], [0], True), ([2, 4, 3], [-2], True), ([2, 2, 5], [0, 1], True),
+     ([3, 1, 4], [1, 2], True), ([5, 5], [1], False), ([5, 1], [1], False), ([3, 2], [], False)],
+)  # fmt: skip
+@pytest.mark.parametrize("keep", [0, 1])
+def test_short_reductions_get_neutral_elements(
+    op: str, shape: list[int], axes: list[int], longer: bool, keep: int
+) -> None:
+    value, out = (
+        helper.make_tensor_value_info,
+        np.zeros(shape).sum(tuple(axes), keepdims=bool(keep)),
+    )
+    node = helper.make_node(op, ["x", "a"], ["y"], keepdims=keep, noop_with_empty_axes=1)
+    made = helper.make_graph(
+        [node], "g", [value("x", TensorProto.FLOAT, shape)],
+        [value("y", TensorProto.FLOAT, out.shape)],
+        [helper.make_tensor("a", TensorProto.INT64, [len(axes)], axes)],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 24)]
+    model = ir.from_proto(helper.make_model(made, opset_imports=opsets, ir_version=10))
+    plain, formed = session(model.clone()), prepare(model, RTX)
+    assert sum(n.op_type == "Concat" for n in formed.graph) == longer
+    reduced = [n for n in formed.graph if n.op_type == op]
+    whole = np.array([d for d in reduced[0].inputs[0].shape])  # type: ignore[union-attr]
+    assert not axes or np.prod(whole[axes]) in (1, 5) or np.prod(whole[axes]) > 4
+    rng = np.random.default_rng(0)
+    for x in (rng.normal(size=shape), rng.normal(size=shape) - np.inf, np.zeros(shape)):
+        feed = {"x": x.astype(np.float32)}
+        (want,), (got,) = plain.run(None, feed), session(formed).run(None, feed)
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def test_a_reduction_of_integers_stays() -> None:
+    value = helper.make_tensor_value_info
+    node = helper.make_node("ReduceSum", ["x", "a"], ["y"], keepdims=0)
+    made = helper.make_graph(
+        [node], "g", [value("x", TensorProto.INT64, [3])], [value("y", TensorProto.INT64, [])],
+        [helper.make_tensor("a", TensorProto.INT64, [1], [0])],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 24)]
+    model = ir.from_proto(helper.make_model(made, opset_imports=opsets, ir_version=10))
+    assert [n.op_type for n in prepare(model, RTX).graph] == ["ReduceSum"]
+
+
 def test_64_bit_tables_are_refused_where_integers_have_32_bits(
     tmp_path: Path, monkeypatch: Any
 ) -> None:
