@@ -105,10 +105,15 @@ def projected(tensors, sizes, b):
 
 
 def written(got, want, before, step):
-    """Compare a cache: within a rounding where it was written, else untouched."""
-    got, want = got.double(), want.double()
+    """Compare a cache: within a rounding where it was written, else untouched.
+
+    What is written may happen to be what was there, of 16 bits in one number of some hundred.
+    """
+    got, want, before = got.double(), want.double(), before.double()
     near = (got - want).abs() <= step * want.abs() + 1e-5 * want.abs().max()
-    assert bool((near & ((want != before.double()) | (got == before.double()))).all())
+    assert bool(near.all())
+    by_chance = ((want == before) & (got != before)).sum()
+    assert int(by_chance) <= int((want != before).sum()) // 50
 
 
 @pytest.fixture(scope="module")
