@@ -19,7 +19,7 @@ from pcc.ir.module import Module
 from pcc.ir.noise import Noise
 from pcc.ir.recipe import Recipe, named
 from pcc.ir.text import Resources
-from pcc.ir.types import HALVES, STORED
+from pcc.ir.types import NARROW, TRAINED
 from pcc.knobs import MAX_EXTENT, MAX_TEXT_BYTES
 
 WEIGHTS, ARRAYS = "graphs/weights.bin", "ir/arrays.safetensors"
@@ -77,7 +77,7 @@ class Stages:
         try:
             kind, shape, offset = spot["dtype"], tuple(spot["shape"]), spot["offset"]
             kind = KINDS.get(kind, kind)
-            plain = kind in STORED and all(type(d) is int and d >= 0 for d in (*shape, offset))
+            plain = kind in TRAINED and all(type(d) is int and d >= 0 for d in (*shape, offset))
             if not plain or offset + math.prod(shape) > path.stat().st_size:
                 raise ValueError("malformed entry")
             turned = bool(spot.get("turned"))
@@ -104,7 +104,7 @@ class Stages:
         try:
             seed, name, scale = spot["noise"]
             kind, shape = spot["dtype"], tuple(spot["shape"])
-            good = kind in ("f32", *HALVES) and all(type(d) is int and d >= 0 for d in shape)
+            good = kind in ("f32", *NARROW) and all(type(d) is int and d >= 0 for d in shape)
             good = good and type(seed) is int and 0 <= seed < 1 << 32 and type(name) is str
             if not good or not 0.0 < float(scale) < 1e3 or math.prod(shape) > MAX_EXTENT:
                 raise ValueError("malformed noise")

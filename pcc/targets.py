@@ -9,6 +9,7 @@ from pcc.errors import PccError
 
 HALF_OF: Mapping[str, str] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 PRECISIONS = tuple(HALF_OF)
+INT8 = ("head", "verifier", "all")  # whose matrices may be 8-bit integers
 
 # Faults. The largest of numbers that are all -inf is the lowest finite one, and its index may be
 # out of range: a reduction begins at the lowest number.
@@ -27,6 +28,7 @@ class Target:
 
     `format`: who writes the files: "onnx", "tensorrt" or "cuda". `provider`: of `pcc.load`.
     `opset`: of the ONNX graphs, 0 for none. `precisions`: of stored weights and caches.
+    `int8`: the precisions beside which matrices may be 8-bit integers.
     `static`: the batch and the rows of caches are fixed when compiling, and no node computes a
     size. `branches`: graphs may skip work by `If`.
     `weights`: "file", initializers in one file beside the graphs, or "inputs", where large ones are
@@ -45,6 +47,7 @@ class Target:
     provider: str
     opset: int
     precisions: tuple[str, ...] = PRECISIONS
+    int8: tuple[str, ...] = ()
     static: bool = False
     branches: bool = True
     weights: str = "file"
@@ -71,7 +74,7 @@ class Target:
 OPSETS: Mapping[str, tuple[int, ...]] = {"onnx": (17, 24)}
 _ALL = (
     # ONNX Runtime on a CPU has no bf16 products.
-    Target("onnx", "onnx", "cpu", 24, ("fp32", "fp16"), one_row=True),
+    Target("onnx", "onnx", "cpu", 24, ("fp32", "fp16"), ("fp32", "fp16"), one_row=True),
     Target(
         "onnx-cuda", "onnx", "cuda", 24,
         static=True, branches=False, weights="inputs", attention="nonpad", rings=True,
@@ -95,7 +98,8 @@ _ALL = (
         "tensorrt-rtx", "tensorrt", "tensorrt", 24,
         static=True, branches=False, attention="mask",
     ),
-    Target("cuda", "cuda", "cuda", 0, static=True, branches=False),
+    # Its products round x to a half type: f32 products use no tensor cores.
+    Target("cuda", "cuda", "cuda", 0, int8=("fp16", "bf16"), static=True, branches=False),
 )  # fmt: skip
 TARGETS: Mapping[str, Target] = {t.name: t for t in _ALL}
 
@@ -110,3 +114,16 @@ def target_of(name: object, precision: object = "fp32", opset: int | None = None
         what = f"precision={str(precision)[:60]!r} is not supported by target {found.name!r}"
         raise PccError("E141", what, hint=f"it has: {', '.join(found.precisions)}")
     return found.at_opset(opset)
+
+
+def int8_of(target: Target, precision: str, int8: object) -> tuple[bool, bool]:
+    """Return whether the head's, and the verifier's, matrices become integers. Errors: E141."""
+    if int8 is None:
+        return False, False
+    if int8 not in INT8:
+        raise PccError("E141", f"int8={str(int8)[:60]!r}", hint=f"one of {', '.join(INT8)}")
+    if precision not in target.int8:
+        what = f"int8 is not supported by target {target.name!r} with precision {precision!r}"
+        known = (f"{t.name} ({', '.join(t.int8)})" for t in TARGETS.values() if t.int8)
+        raise PccError("E141", what, hint=f"it is by: {', '.join(known)}")
+    return int8 != "verifier", int8 != "head"

@@ -25,7 +25,7 @@ from typing import Any
 VERSION = 1
 KINDS = ("input", "output", "state", "weight", "scratch")
 # As `pcc.runtime.dtypes` has it, which no backend imports.
-ITEM = {"f32": 4, "i64": 8, "bool": 1, "f16": 2, "bf16": 2, "u8": 1, "u32": 4}
+ITEM = {"f32": 4, "i64": 8, "bool": 1, "f16": 2, "bf16": 2, "u8": 1, "i8": 1, "u32": 4}
 ALIGN = 256  # of every offset: what the driver gives to an allocation of its own
 
 

@@ -9,15 +9,37 @@ import onnx_ir as ir
 
 from pcc.backends.onnx.graph import Graph
 from pcc.backends.onnx.rules import lowers
+from pcc.errors import PccError
 from pcc.ir.core import Op, tensor
 from pcc.ir.semiring import split_equation
-from pcc.ir.types import HALVES
+from pcc.ir.types import HALVES, INT8
 from pcc.tensor import ops as t
 
 
 @lowers(t.Contract)
 def _(g: Graph, n: t.Contract) -> ir.Value:
     return contract(g, g.values[n.a], n.a, n.b, n.eq)
+
+
+@lowers(t.ScaledContract)
+def _(g: Graph, n: t.ScaledContract) -> ir.Value:
+    x = g.values[n.a]
+    if n.dtype in HALVES:
+        x = g.cast(g.cast(x, n.dtype), "f32")
+    return g("Mul", _product(g, x, n.a, n.b, n.eq), _scales(g, n))  # type: ignore[no-any-return]
+
+
+def _scales(g: Graph, n: t.ScaledContract) -> ir.Value:
+    """Return the scales so that they broadcast with the result."""
+    _, out = split_equation(n.eq)
+    sizes = dict(zip(n.kept, tensor(n.scale).shape, strict=True))
+    if not isinstance(n.scale, t.Const):
+        raise PccError("E411", f"'{n.name}' has scales that are computed", at=n.loc)
+    order = [n.kept.index(c) for c in out if c in sizes]
+    wide = n.scale.value.value.transpose(order).reshape([sizes.get(c, 1) for c in out])
+    if tensor(n).batch and g.layout.position == 1 and out:
+        wide = np.expand_dims(wide, 1)
+    return g.const(wide)
 
 
 def contract(g: Graph, x: ir.Value, a: Op, b: Op, eq: str) -> ir.Value:
@@ -40,6 +62,8 @@ def _product(g: Graph, x: ir.Value, a: Op, b: Op, eq: str) -> ir.Value:
             return g("MatMul", x, g.weight(b.value, transposed=True))  # type: ignore[no-any-return]
         if tb == ta[1] + out[1] and out[0] == ta[0]:
             return g("MatMul", x, g.weight(b.value))  # type: ignore[no-any-return]
+    if tensor(b).dtype == INT8:
+        return _einsum(g, x, a, b, eq)
     if len(ta) == 2 and len(tb) == 3 and len(out) == 2 and ta[0] == tb[0] == out[0]:
         if ta[1] == tb[2] and out[1] == tb[1]:
             return _rows(g, x, a, b, transposed=True)

@@ -11,13 +11,13 @@ import onnx_ir as ir
 
 from pcc.ir.array import Array, dtype_of, kind_of
 from pcc.ir.core import Op, tensor
-from pcc.ir.types import HALVES
+from pcc.ir.types import HALVES, INT8
 from pcc.targets import INFINITE_MAX, Target
 from pcc.tensor import ops as t
 
 DTYPE = {
     "f32": ir.DataType.FLOAT, "f16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16,
-    "i64": ir.DataType.INT64, "bool": ir.DataType.BOOL,
+    "i64": ir.DataType.INT64, "i8": ir.DataType.INT8, "bool": ir.DataType.BOOL,
 }  # fmt: skip
 BATCH = {"b": "batch", "c": "context_batch"}
 MOVES = ("Transpose", "Reshape", "Squeeze", "Unsqueeze")
@@ -135,8 +135,19 @@ class Graph:
         With `stream`, and if the graph may, a large one is an initializer that is a graph input as
         well: a default that could be overridden. Runtimes neither copy it into another order nor
         fold it. Where the target wants weights as inputs, every large one is `bound`: the writer
-        takes the default away.
+        takes the default away. Integers of 8 bits are stored so, and widened when the graph is
+        loaded: as inputs they would be at each call, and DequantizeLinear would be made a product
+        of the runtime's own that rounds x to 8 bits too.
         """
+        if array.dtype != INT8:
+            return self._weight(array, transposed=transposed, stream=stream)
+        found = self._weight(array, transposed=transposed, stream=False)
+        key: object = ("wide", id(found))
+        if key not in self.memo:
+            self.memo[key] = self.cast(found, "f32")
+        return self.memo[key]
+
+    def _weight(self, array: Array, *, transposed: bool, stream: bool) -> ir.Value:
         if array.nbytes < INLINE:
             flat = array.value.reshape(-1, array.shape[-1]) if transposed else array.value
             return self.const(flat.T if transposed else flat)

@@ -55,7 +55,9 @@ def may_be_log_zero(x: Op) -> bool:
         x = x.x
     if isinstance(x, t.Const):
         return bool(np.isneginf(x.value.value).any())
-    return not isinstance(x, t.Input | t.Contract | t.Softmax | t.Mul | t.Div | t.LogSoftmax)
+    return not isinstance(
+        x, t.Input | t.Contract | t.ScaledContract | t.Softmax | t.Mul | t.Div | t.LogSoftmax
+    )
 
 
 def may_reach_log_zero(x: Op) -> bool:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from pcc.conformance.cases import Case, each
+from pcc.ir.array import Array
 from pcc.tensor import ops as t
 
 
@@ -151,6 +154,30 @@ def _contractions() -> Iterator[Case]:
                 )
 
 
+INTEGER_EQUATIONS = {  # with weights of 8 bits: what a head, a layer, a vector and folds have
+    "d,abcd->abc": (((6,), (2, 3, 4, 6)), ((40,), (3, 2, 9, 40))),
+    "nd,dk->nk": (((3, 5), (5, 4)), ((17, 48), (48, 33)), ((1, 64), (64, 1))),
+    "d,dn->n": (((5,), (5, 3)),),
+    "d,nd->n": (((130,), (70, 130)),),
+    "fd,fkd->fk": (((2, 5), (2, 3, 5)),),
+}
+
+
+def integer_products(dtype: str) -> Iterator[Case]:
+    """Products with 8-bit integers, each output with a scale; x rounded to `dtype`."""
+    rng = np.random.default_rng(8)
+    for eq, shapes in INTEGER_EQUATIONS.items():
+        for a, b in shapes:
+            letters, out = eq[eq.index(",") + 1 :].split("->")
+            kept = [n for c, n in zip(letters, b, strict=True) if c in out]
+            q = t.Const(Array.of(rng.integers(-127, 128, b), "i8"))
+            s = t.Const(Array.of(rng.uniform(1e-3, 1e-2, kept)))
+            yield Case(
+                t.ScaledContract, (("finite", a),),
+                lambda x, q=q, s=s, eq=eq, k=dtype: t.ScaledContract(x, q, s, eq, k), 5e-5,
+            )  # fmt: skip
+
+
 def _indices() -> Iterator[Case]:
     for f, k, v in [(3, 2, 5), (1, 1, 1), (1, 4, 3), (2, 1, 6)]:
         pair = (("log", (f, k, v)), (f"index:{v}", (f,)))
@@ -161,4 +188,7 @@ def _indices() -> Iterator[Case]:
             yield Case(t.InverseCdf, ((mass, (f, v)), ("uniform", (f,))), t.InverseCdf)
 
 
-CASES = (*_movement(), *_elementwise(), *_reductions(), *_contractions(), *_indices())
+CASES = (
+    *_movement(), *_elementwise(), *_reductions(), *_contractions(), *integer_products("f32"),
+    *_indices(),
+)  # fmt: skip

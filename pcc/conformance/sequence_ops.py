@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from pcc.conformance.cases import Case, each
+from pcc.conformance.core_ops import integer_products
 from pcc.conformance.edge import values
 from pcc.ir.array import Array
 from pcc.ir.core import Op, tensor
@@ -152,4 +153,5 @@ def cases(halves: tuple[str, ...] = ()) -> tuple[Case, ...]:
     out = [*_norms(), *_tables(""), *_caches(""), *_attention(""), *_sampling(), *_words()]
     for half in halves:
         out += [*_tables(half), *_products(half), *_caches(half), *_attention(half)]
+        out += integer_products(half)
     return tuple(out)

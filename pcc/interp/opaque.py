@@ -39,6 +39,11 @@ def fold_keys(x: Op) -> list[str] | None:
             return [f"{key}[{f}]" for f in range(shape[0])]
         case t.Contract(a=t.Input(key=key), b=t.Const(value=array), eq="d,abcd->abc"):
             return [f"{key}.{k}" for k in _of_array(array)]
+        case t.ScaledContract(
+            a=t.Input(key=key), b=t.Const(value=q), scale=t.Const(value=s), eq="d,abcd->abc"
+        ):
+            pairs = zip(_of_array(q), _of_array(s), strict=True)
+            return [f"{key}.{x.dtype}.{k}*{step}" for k, step in pairs]
         case t.Take(x=y, axis=0, indices=rows):
             keys = fold_keys(y)
             return None if keys is None else [keys[r] for r in rows]

@@ -14,10 +14,11 @@ import numpy as np
 
 from pcc.errors import PccError
 from pcc.ir.recipe import Recipe, named, selected
-from pcc.ir.types import HALVES
+from pcc.ir.types import HALVES, INT8, NARROW
 
 _DTYPES: dict[str, Any] = {
     "f32": np.dtype("<f4"), "f16": np.dtype("<f2"), "i64": np.dtype("<i8"), "bool": np.dtype("?"),
+    "i8": np.dtype("i1"),
 }  # fmt: skip
 _LIVE: WeakValueDictionary[str, Array] = WeakValueDictionary()
 _LOCK = threading.Lock()
@@ -42,8 +43,8 @@ def kind_of(a: np.ndarray[Any, Any]) -> str:
 
 
 def widened(a: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return half numbers as f32, which holds them exactly; other arrays as they are."""
-    return a.astype(np.float32) if kind_of(a) in HALVES else a
+    """Return half numbers and i8 as f32, which holds them exactly; other arrays as they are."""
+    return a.astype(np.float32) if kind_of(a) in NARROW else a
 
 
 def rounded(a: np.ndarray[Any, Any], kind: str) -> np.ndarray[Any, Any]:
@@ -73,7 +74,7 @@ def _refuse_overflow(
 
 
 class Array:
-    """A read-only array of dtype f32, f16, bf16, i64 or bool with its content hash `ref`.
+    """A read-only array of dtype f32, f16, bf16, i64, i8 or bool with its content hash `ref`.
 
     A lazy array has a recipe instead of numbers. `value` and, while it is not `known`, `ref` then
     make all of them anew: whoever goes through large arrays takes `parts`.
@@ -89,11 +90,15 @@ class Array:
 
     @staticmethod
     def of(value: object, dtype: str = "") -> Array:
-        """Intern an array; floats become f32, or `dtype` (f16 and bf16 too), integers i64.
+        """Intern an array; floats become f32, or `dtype` (f16 and bf16 too), integers i64 (or i8).
 
-        Rounding to half numbers may not make a finite number infinite: E107.
+        Rounding to half numbers may not make a finite number infinite, integers must fit: E107.
         """
         a = np.asarray(value)
+        if dtype == INT8 and a.dtype.kind in "iu":
+            if a.size and not -128 <= int(a.min()) <= int(a.max()) <= 127:
+                raise PccError("E107", f"{a.min()} .. {a.max()} do not fit into i8")
+            return Array.adopt(np.array(a, np.int8, order="C"))
         floats = a.dtype.kind == "f" or kind_of(a) == "bf16"
         kind = "f32" if floats else {"i": "i64", "u": "i64", "b": "bool"}.get(a.dtype.kind)
         if kind is None or (dtype not in ("", kind) and not (floats and dtype in HALVES)):

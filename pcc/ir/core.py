@@ -19,7 +19,7 @@ import numpy as np
 from pcc.errors import PccError
 from pcc.ir.array import Array
 from pcc.ir.places import place, place_of
-from pcc.ir.types import HALVES, Tensor, Type, Units
+from pcc.ir.types import NARROW, Tensor, Type, Units
 
 Uses: TypeAlias = dict["Op", int]
 Values: TypeAlias = np.ndarray[Any, Any]
@@ -101,7 +101,7 @@ class _Interned(type):
                 store[name] = value
             place(node, loc)
             store["args"] = cls._operands(values)
-            node.refuse_halves()
+            node.refuse_narrow()
             store["type"] = node.infer()
             with _LOCK:
                 return _LIVE.setdefault(key, node)
@@ -115,7 +115,7 @@ class Op(metaclass=_Interned):
     fields: ClassVar[tuple[str, ...]] = ()
     kinds: ClassVar[tuple[str, ...]] = ()
     opaque: ClassVar[bool] = False  # not a polynomial of its operands: a leaf in exact checks
-    stored: ClassVar[tuple[str, ...]] = ()  # the operands that may be held in half precision
+    stored: ClassVar[tuple[str, ...]] = ()  # the operands that may be held in fewer bits
     _keys: ClassVar[tuple[Callable[[Any], object], ...]] = ()
     if TYPE_CHECKING:
         type: Type
@@ -165,12 +165,15 @@ class Op(metaclass=_Interned):
         """Return the result type, or raise `PccError` for an ill-typed node."""
         raise NotImplementedError(self.name)
 
-    def refuse_halves(self) -> None:
-        """Refuse operands in half precision where the op does not say how it rounds: E112."""
+    def refuse_narrow(self) -> None:
+        """Refuse operands in half precision, or i8, where the op does not say how it takes them.
+
+        Errors: E112.
+        """
         for arg in self.args:
-            if isinstance(arg.type, Tensor) and arg.type.dtype in HALVES:
+            if isinstance(arg.type, Tensor) and arg.type.dtype in NARROW:
                 allowed = [getattr(self, field) for field in self.stored]
-                what = f"an operand is {arg.type}: half precision is for stored values"
+                what = f"an operand is {arg.type}: {arg.type.dtype} is for stored values"
                 self.require(any(a is arg for a in allowed), "E112", what)
 
     @property

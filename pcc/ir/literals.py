@@ -10,10 +10,11 @@ import numpy as np
 from pcc.ir.array import Array, dtype_of, kind_of, rounded
 from pcc.ir.core import Values
 from pcc.ir.scan import Cursor, quote
-from pcc.ir.types import STORED
+from pcc.ir.types import TRAINED
 from pcc.knobs import INLINE_ELEMENTS, MAX_INLINE_ELEMENTS
 
 TRUTH = {"true": True, "false": False}
+_BITS = {"i64": 64, "i8": 8}
 # The least numbers that round to infinity.
 _TOO_LARGE = {"f32": 2.0**128 - 2.0**103, "f16": 65520.0, "bf16": 2.0**128 - 2.0**119}
 
@@ -58,8 +59,8 @@ def _float(x: float, dtype: str) -> Any:
 def read_array(c: Cursor) -> Values:
     """Read an inline array such as `f32[2,3](0.1 0.2 ...)`."""
     dtype = c.word("an array, 'f32[2](0.5 0.5)' or '#sha256-..'")
-    if dtype not in STORED:
-        raise c.error("E007", f"unknown dtype {quote(dtype)}", f"one of {', '.join(STORED)}")
+    if dtype not in TRAINED:
+        raise c.error("E007", f"unknown dtype {quote(dtype)}", f"one of {', '.join(TRAINED)}")
     c.need("[")
     dims = [d.strip() for d in c.inside("]").split(",", 17)]
     dims = [] if dims == [""] else dims
@@ -87,8 +88,9 @@ def _element(c: Cursor, s: str, dtype: str) -> object:
     if dtype == "bool" and s in TRUTH:
         return TRUTH[s]
     digits = s.removeprefix("-")
-    if dtype == "i64" and digits.isascii() and digits.isdigit() and len(digits) < 20:
-        if -(1 << 63) <= int(s) < 1 << 63:
+    if dtype in _BITS and digits.isascii() and digits.isdigit() and len(digits) < 20:
+        top = 1 << (_BITS[dtype] - 1)
+        if -top <= int(s) < top:
             return int(s)
     raise c.error("E007", f"{quote(s)} is not an element of type {dtype}")
 

@@ -44,8 +44,11 @@ class Module:
 
     @property
     def stored(self) -> str:
-        """Return the coarsest dtype of stored floats: "f32", "f16" or "bf16"."""
-        kinds = {str(getattr(n.type, "dtype", "")) for n in self.nodes()}
+        """Return the coarsest dtype of stored floats: "f32", "f16" or "bf16".
+
+        To what an op rounds its operand counts as well: products with i8 say so.
+        """
+        kinds = {str(getattr(x, "dtype", "")) for n in self.nodes() for x in (n.type, n)}
         return next((k for k in reversed(HALVES) if k in kinds), "f32")
 
     def with_roots(self, roots: tuple[Op, ...]) -> Module:

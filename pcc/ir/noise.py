@@ -42,8 +42,13 @@ class Noise:
         """Where in the block the numbers begin."""
         return int(named(self.seed, self.name), 16) % PERIOD
 
+    @property
+    def step(self) -> np.float32:
+        """What one of the integers of dtype "i8" stands for: of the block, the largest is 127."""
+        return np.float32(np.abs(_block(self.seed, self.scale, "f32")).max() / np.float32(127))
+
     def recipe(self, dtype: str) -> Recipe:
-        """Return the recipe of an array of any shape."""
+        """Return the recipe of an array of any shape; "i8": of integers of `step` each."""
         identity = named("noise", self.seed, self.name, self.scale, dtype)
         again = (self.seed, self.name, self.scale)
         return Recipe(identity, lambda i, j: self.read(dtype, i, j), cast=self.recipe, noise=again)
@@ -51,5 +56,7 @@ class Noise:
 
 @lru_cache(maxsize=8)
 def _block(seed: int, scale: float, dtype: str) -> Values:
+    if dtype == "i8":
+        return np.rint(_block(seed, scale, "f32") / Noise(seed, "", scale).step).astype(np.int8)
     numbers = np.random.default_rng([seed, 61]).standard_normal(PERIOD, np.float32)
     return (numbers * np.float32(scale)).astype(dtype_of(dtype))

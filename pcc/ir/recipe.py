@@ -27,7 +27,8 @@ class Recipe:
     axis comes from, (identity, index) pairs, if the array is a selection of others' rows.
     `cast`: makes the recipe of the nearest numbers of another dtype, where there is a shorter way
     than to make these and round them. `noise`: seed, name and scale of random numbers
-    (`pcc.ir.noise`), which need not be stored.
+    (`pcc.ir.noise`), which need not be stored. `columns`: of a matrix [D,K] whose columns are read
+    one after another: makes its recipe as 8-bit integers, and the K scales (`pcc.ir.quantise`).
     What is read from a file must be checked by the recipe: an array of one holds no NaN.
     """
 
@@ -37,6 +38,7 @@ class Recipe:
     rows: tuple[tuple[str, int], ...] | None = None
     cast: Callable[[str], Recipe] | None = None
     noise: tuple[int, str, float] | None = None
+    columns: Callable[[], tuple[Recipe, Values]] | None = None
 
     def part(self, start: int, stop: int) -> Values:
         """Return elements `start..stop-1`, flat, whatever it costs."""

@@ -33,7 +33,7 @@ from pcc.ir.literals import TRUTH, read_array, read_float, show_array, show_ints
 from pcc.ir.module import Module
 from pcc.ir.places import place
 from pcc.ir.scan import Cursor, is_comment, quote
-from pcc.ir.types import HALVES, Type, Units, show_scope
+from pcc.ir.types import NARROW, Type, Units, show_scope
 from pcc.knobs import INLINE_ELEMENTS, MAX_LINE, MAX_LINES, MAX_SCOPE_RUNS
 
 # By hash: numbers, or a lazy array whose hash is known.
@@ -367,7 +367,7 @@ class _Parser:
     def intern(self, c: Cursor, value: object) -> Array:
         try:
             a = np.asarray(value)
-            return Array.of(a, kind_of(a) if kind_of(a) in HALVES else "")
+            return Array.of(a, kind_of(a) if kind_of(a) in NARROW else "")
         except PccError as e:
             raise c.error(e.code, e.what, e.hint) from None
 

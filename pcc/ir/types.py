@@ -10,6 +10,9 @@ from pcc.knobs import MAX_SHOWN_FOLDS
 DTYPES = ("f32", "i64", "bool")  # of results of ops
 HALVES = ("f16", "bf16")  # of stored values only: trained arrays and states
 STORED = (*DTYPES, *HALVES)
+INT8 = "i8"  # of trained arrays only: what `t.scaled_contract` multiplies
+NARROW = (*HALVES, INT8)  # of values that an op must say how it takes
+TRAINED = (*STORED, INT8)
 BATCHES = ("", "c", "b")
 
 

@@ -13,7 +13,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from pcc.errors import PccError
 from pcc.ir.array import Array, dtype_of, finite_cast
+from pcc.ir.quantise import integers, scales
 from pcc.ir.recipe import Recipe, named
 
 Values: TypeAlias = np.ndarray[Any, Any]
@@ -91,7 +93,34 @@ class Matrix:
             return whole().reshape(-1)[start:stop]
 
         identity = named("turned", *(m.identity for m in all_of), dtype)
-        return Recipe(identity, read, whole, cast=lambda kind: self.turned(others, kind))
+        return Recipe(identity, read, whole, cast=lambda kind: self.turned(others, kind),
+                      columns=lambda: _in_integers(all_of))  # fmt: skip
+
+
+def _in_integers(all_of: Sequence[Matrix]) -> tuple[Recipe, Values]:
+    """Return the recipe of [D, sum K] as 8-bit integers, and the scale of each column."""
+    scale = np.concatenate([_scales(m) for m in all_of])
+    shape = (all_of[0].shape[1], len(scale))
+
+    def whole() -> Values:
+        out, at = np.empty(shape, np.int8), 0
+        for m in all_of:
+            for block in m.blocks():
+                out[:, at : at + len(block)] = integers(block, scale[at : at + len(block)]).T
+                at += len(block)
+        return out
+
+    def read(start: int, stop: int) -> Values:
+        return whole().reshape(-1)[start:stop]
+
+    return Recipe(named("int8 turned", *(m.identity for m in all_of)), read, whole), scale
+
+
+def _scales(m: Matrix) -> Values:
+    try:
+        return np.concatenate([scales(block) for block in m.blocks()])
+    except PccError as e:
+        raise PccError(e.code, e.what, at=e.at or m.at, hint=e.hint) from None
 
 
 def cut(m: Values | Matrix, start: int, stop: int) -> Values | Matrix:

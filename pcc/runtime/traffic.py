@@ -23,7 +23,7 @@ from pcc.runtime.dtypes import ITEM
 
 LINE = re.compile(
     r"\s*%(?P<name>\w+) = (?P<op>[\w.]+)(?P<args>[^{:]*)(?:\{(?P<attrs>.*)\})?"
-    r" : (?P<type>(?:f32|f16|bf16|i64|bool)\[[^\]]*\])(?: loc\(.*\))?\s*"
+    r" : (?P<type>(?:f32|f16|bf16|i64|i8|bool)\[[^\]]*\])(?: loc\(.*\))?\s*"
 )
 WORD = re.compile(r"%(\w+)")
 # Operands of which an op reads single rows: by position.

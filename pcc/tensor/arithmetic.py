@@ -8,7 +8,7 @@ import numpy as np
 
 from pcc.ir.core import Op, Values, tensor
 from pcc.ir.semiring import Semiring
-from pcc.ir.types import DTYPES, Type
+from pcc.ir.types import DTYPES, STORED, Type
 from pcc.tensor.core import LOWEST, NUMBERS, TensorOp, finite
 
 
@@ -172,7 +172,7 @@ class Cast(TensorOp, name="t.cast"):
 
     def infer(self) -> Type:
         self.require(self.dtype in DTYPES, "E112", f"unknown dtype {self.dtype!r}")
-        return self.like(tensor(self.x).shape, self.dtype)
+        return self.like(self.takes(self.x, *STORED).shape, self.dtype)
 
     def eval(self, s: Semiring, *args: Values) -> Values:
         kind = {"f32": np.float64, "i64": np.int64, "bool": np.bool_}[self.dtype]

@@ -6,7 +6,7 @@ import numpy as np
 
 from pcc.ir.core import Op, Values, tensor
 from pcc.ir.semiring import Semiring
-from pcc.ir.types import HALVES, Type
+from pcc.ir.types import HALVES, INT8, Type
 from pcc.tensor.arithmetic import Unary
 from pcc.tensor.core import TensorOp
 
@@ -82,7 +82,7 @@ class SelectRow(TensorOp, name="t.select_row"):
 
     def infer(self) -> Type:
         w, i = tensor(self.w), tensor(self.sel)
-        ok = len(w.shape) == 3 and i.shape == w.shape[:1] and i.dtype == "i64"
+        ok = len(w.shape) == 3 and i.shape == w.shape[:1] and i.dtype == "i64" and w.dtype != INT8
         self.require(ok, "E110", f"cannot select rows {i} of {w}")
         return self.like((w.shape[0], w.shape[2]), "f32" if w.dtype in HALVES else w.dtype)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from pcc.ir.core import Op, Values, tensor
 from pcc.ir.semiring import Semiring
-from pcc.ir.types import HALVES, Tensor, Type
+from pcc.ir.types import HALVES, INT8, Tensor, Type
 from pcc.tensor.core import stored_as
 from pcc.tensor.ops import TensorOp, Unary
 
@@ -129,6 +129,7 @@ class Embedding(NetworkOp, name="t.embedding"):
     def infer(self) -> Type:
         table, ids = tensor(self.table), tensor(self.ids)
         ok = len(table.shape) == 2 and not table.batch and ids.dtype == "i64"
+        ok = ok and table.dtype != INT8
         self.require(ok, "E110", f"cannot look up {ids} in {table}")
         dtype = "f32" if table.dtype in HALVES else table.dtype
         return self.like((*ids.shape, table.shape[1]), dtype)

@@ -39,6 +39,7 @@ from pcc.tensor.reductions import (
     ReduceProd,
     ReduceSum,
     Reduction,
+    ScaledContract,
 )
 
 __all__ = [
@@ -46,6 +47,6 @@ __all__ = [
     "Contract", "CumProd", "Cumsum", "Div", "Equal", "Exp", "Expand", "FloorDiv", "Input",
     "InverseCdf", "Less", "Log", "LogContract", "LogSoftmax", "Lookup", "MaxContract", "Mul",
     "Normalisation", "Not", "Or", "ReduceLse", "ReduceMax", "ReduceProd", "ReduceSum",
-    "Reduction", "Remainder", "Reshape", "SelectRow", "Softmax", "Sub", "Take", "TensorOp",
-    "Transpose", "Unary", "Where",
+    "Reduction", "Remainder", "Reshape", "ScaledContract", "SelectRow", "Softmax", "Sub", "Take",
+    "TensorOp", "Transpose", "Unary", "Where",
 ]  # fmt: skip

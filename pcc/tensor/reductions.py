@@ -7,9 +7,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from pcc.ir.array import rounded
 from pcc.ir.core import Op, Values, tensor
 from pcc.ir.semiring import LogReal, MaxPlus, Semiring, rows, split_equation
-from pcc.ir.types import HALVES, Type
+from pcc.ir.types import HALVES, INT8, Type
 from pcc.tensor.core import NUMBERS, TensorOp, finite, stored_as
 
 
@@ -150,6 +151,48 @@ class Contract(TensorOp, name="t.contract"):
 
     def eval(self, s: Semiring, *args: Values) -> Values:
         return s.einsum(rows(self.eq), stored_as(args[0], self.b, s), args[1])
+
+
+class ScaledContract(TensorOp, name="t.scaled_contract"):
+    """Binary einsum with integers `b` i8, times `scale` f32, one for each of b's kept indices.
+
+    y = einsum(eq, x, b) scale, where x is `a` rounded to `dtype` (f32: as it is): W = b scale is a
+    matrix in 8 bits, and as an index of `scale` is one of the result, the sums are scaled once, at
+    their end. `scale` has b's axes that the result has, in b's order. Products are exact, sums and
+    result wide.
+    """
+
+    a: Op
+    b: Op
+    scale: Op
+    eq: str
+    dtype: str
+    stored = ("b",)
+
+    def infer(self) -> Type:
+        self.takes(self.a, "f32")
+        b, scale = self.takes(self.b, INT8), self.takes(self.scale, "f32")
+        self.require(self.dtype in ("f32", *HALVES), "E112", f"x cannot be {self.dtype!r}")
+        shape = _equation(self, self.eq, self.a, self.b)
+        (_, letters), _ = split_equation(self.eq)
+        kept = tuple(n for c, n in zip(letters, b.shape, strict=True) if c in self.kept)
+        ok = scale.shape == kept and not scale.batch
+        self.require(ok, "E110", f"the scales are {scale}, of {b} the indices {kept} are kept")
+        return self.like(shape)
+
+    @property
+    def kept(self) -> str:
+        """The letters of `b` that the result has: those of `scale`."""
+        (_, letters), out = split_equation(self.eq)
+        return "".join(c for c in letters if c in out)
+
+    def eval(self, s: Semiring, *args: Values) -> Values:
+        x, b, scale = args
+        if self.dtype in HALVES and not s.exact:
+            x = rounded(x, self.dtype).astype(x.dtype)
+        out = split_equation(self.eq)[1]
+        y = s.einsum(rows(self.eq), x, b)
+        return s.einsum(rows(f"{out},{self.kept}->{out}"), y, scale)
 
 
 class LogOperand(TensorOp):

@@ -31,6 +31,20 @@ def real(*shape: int) -> Values:
     return RNG.normal(size=shape)
 
 
+EIGHT = t.Const(Array.of(RNG.integers(-127, 128, (2, 4, 3)), "i8"))
+STEPS = t.Const(Array.of(RNG.uniform(1e-3, 1e-2, (2, 4))))
+
+
+def scaled(x: Values) -> Values:
+    q, s = EIGHT.value.value.tolist(), STEPS.value.value.tolist()
+    return np.array(
+        [
+            [sum(x[f][i] * q[f][o][i] * s[f][o] for i in range(3)) for f in range(2)]
+            for o in range(4)
+        ]
+    )
+
+
 def mass(*shape: int) -> Values:
     return RNG.uniform(0.1, 1, shape) * (RNG.random(shape) < 0.8)
 
@@ -195,6 +209,9 @@ CASES: dict[str, Case] = {
     ),
     "t.contract": Case(
         lambda a, b: t.Contract(a, b, "fi,foi->of"), contract("fi,foi->of"), ((2, 3), (2, 4, 3))
+    ),
+    "t.scaled_contract": Case(
+        lambda x: t.ScaledContract(x, EIGHT, STEPS, "fi,foi->of", "f32"), scaled, ((2, 3),)
     ),
     "t.log_contract": Case(
         lambda x, w: t.LogContract(x, w, "fi,foi->fo"),

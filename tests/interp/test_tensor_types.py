@@ -16,6 +16,8 @@ F, G = t.Input("f", "f32", "b", (2, 3)), t.Input("g", "f32", "b", (2, 4))
 ID, B = t.Input("i", "i64", "b", (2,)), t.Input("t", "bool", "b", (2, 3))
 S, E = t.Input("s", "f32", "b", ()), t.Input("e", "f32", "b", (2, 0))
 CUBE = t.Input("w", "f32", "", (2, 3, 4))
+Q = t.Const(Array.of(np.ones((3, 4), int), "i8"))
+K4, K3 = (t.Const(Array.of(np.ones(n))) for n in (4, 3))
 REJECTED: dict[str, list[tuple[str, Callable[[], Op]]]] = {
     "t.const": [("E104", lambda: t.Const(Array.of(np.zeros(2, complex))))],
     "t.input": [
@@ -82,6 +84,18 @@ REJECTED: dict[str, list[tuple[str, Callable[[], Op]]]] = {
         ("E113", lambda: t.Contract(F, F, ".b,.b->b")),
         ("E112", lambda: t.Contract(B, B, "ab,ab->a")),
         ("E112", lambda: t.Contract(F, ID, "ab,a->b")),
+    ],
+    "t.scaled_contract": [
+        ("E112", lambda: t.ScaledContract(F, F, K4, "nd,dk->nk", "f32")),
+        ("E112", lambda: t.ScaledContract(ID, Q, K4, "nd,dk->nk", "f32")),
+        ("E112", lambda: t.ScaledContract(F, Q, K4, "nd,dk->nk", "i8")),
+        ("E112", lambda: t.ScaledContract(F, Q, ID, "nd,dk->nk", "f32")),
+        ("E110", lambda: t.ScaledContract(F, Q, K3, "nd,dk->nk", "f32")),
+        (
+            "E110",
+            lambda: t.ScaledContract(F, Q, t.Input("s", "f32", "b", (4,)), "nd,dk->nk", "f32"),
+        ),
+        ("E113", lambda: t.ScaledContract(F, Q, K4, "nd,kd->nk", "f32")),
     ],
     "t.log_contract": [
         ("E113", lambda: t.LogContract(F, G, "ab,ab->a")),

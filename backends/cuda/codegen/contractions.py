@@ -32,7 +32,7 @@ class Einsum:
     @staticmethod
     def of(n: Op) -> Einsum:
         """Read an op's equation."""
-        a, b = n.args
+        a, b = n.args[:2]
         (ta, tb), out = split_equation(n.eq)  # type: ignore[attr-defined]
         sizes = dict(zip(ta, tensor(a).shape, strict=True))
         sizes |= zip(tb, tensor(b).shape, strict=True)
@@ -119,6 +119,14 @@ def _(w: Work, n: t.Contract, ix: tuple[Ix, ...]) -> str:
     half = tensor(n.b).dtype
     a = f"round_{half}({{a}})" if half in HALVES else "{a}"
     return _terms(w, n, ix).combine("Sum", number(n), "0", f"{a} * {{b}}")
+
+
+@emits("serial", t.ScaledContract)
+def _(w: Work, n: t.ScaledContract, ix: tuple[Ix, ...]) -> str:
+    terms = _terms(w, n, ix)
+    a = f"round_{n.dtype}({{a}})" if n.dtype in HALVES else "{a}"
+    total = terms.combine("Sum", "float", "0.0f", f"{a} * {{b}}")
+    return f"{total} * {w.read(n.scale, tuple(terms.at[c] for c in n.kept))}"
 
 
 @emits("serial", t.MaxContract)

@@ -15,9 +15,12 @@ from pcc.ir.core import Op, tensor
 
 CTYPES = {
     "f32": "float", "i64": "long long", "bool": "unsigned char",
-    "f16": "unsigned short", "bf16": "unsigned short", "i32": "int",
+    "f16": "unsigned short", "bf16": "unsigned short", "i8": "signed char", "i32": "int",
 }  # fmt: skip
-RESULTS = {"f32": "float", "i64": "long long", "bool": "bool", "f16": "float", "bf16": "float"}
+RESULTS = {
+    "f32": "float", "i64": "long long", "bool": "bool", "f16": "float", "bf16": "float",
+    "i8": "float",
+}  # fmt: skip
 SMALL = 1024  # elements of a constant that is written into the source
 MOST = 2**31 - 1  # elements of an array: indices are 32 bits wide
 
