@@ -14,7 +14,7 @@ from pcc.tensor import ops as t
 
 NOT_FEATURES = ("x", "u")  # inputs that are values and uniforms, not features
 KEEPS = (
-    t.Add, t.Sub, t.Mul, t.Contract, t.Reshape, t.Take, t.Transpose, t.Concat,
+    t.Add, t.Sub, t.Mul, t.Contract, t.ScaledContract, t.Reshape, t.Take, t.Transpose, t.Concat,
     nn.Silu, nn.Gelu, nn.Relu, nn.RmsNorm, nn.LayerNorm,
 )  # fmt: skip
 SAMPLE = 256  # rows of a matrix that validation multiplies
@@ -38,7 +38,7 @@ class HalfProjections(Pass):
 
     def run(self, module: Module, notes: Notes) -> Module:
         """Round every matrix that features meet."""
-        sites = set(_sites(module))
+        sites = set(feature_products(module))
 
         def rule(n: Op, _: Uses) -> Op | None:
             if not isinstance(n, t.Contract) or (n.eq, _source(n.b)) not in sites:
@@ -50,14 +50,14 @@ class HalfProjections(Pass):
 
     def sites(self, module: Module) -> Module:
         """Return the products that are changed, of large matrices some rows, as a module."""
-        known = set(_sites(module))
-        found = [_sampled(n) for n in module.nodes()
+        known = set(feature_products(module))
+        found = [sampled(n) for n in module.nodes()
                  if isinstance(n, t.Contract) and (n.eq, _source(n.b)) in known]  # fmt: skip
         outputs = tuple((f"y{i}", n) for i, n in enumerate(found) if n is not None)
         return Module(module.name, module.cards, outputs)
 
 
-def _sites(module: Module) -> list[tuple[str, Op | None]]:
+def feature_products(module: Module) -> list[tuple[str, Op | None]]:
     """Return (equation, matrix) of each product of features with a trained f32 matrix.
 
     The matrix, not the rows that are selected from it: what selects them may be changed itself.
@@ -101,7 +101,7 @@ def _rounded(b: Op, dtype: str) -> Op:
     return b
 
 
-def _sampled(n: t.Contract) -> Op | None:
+def sampled(n: t.Contract) -> Op | None:
     """Return a product with some rows of its matrix; None if it selects them at run time."""
     (ta, tb), out = split_equation(n.eq)
     if not isinstance(n.b, t.Const):

@@ -38,8 +38,9 @@ LAZY = (  # from tensors that select experts
     "fold-constants",
     "dce",
 )
-STORAGE = ("half-projections",)  # of a head as it comes, where halves are asked for
+STORAGE = ("integer-projections", "half-projections")  # of a head as it comes, where asked for
 ORDER: tuple[tuple[str, str, str], ...] = (
+    ("integer-projections", "half-projections", "integers are of the weights as they were trained"),
     ("prune-zero", "layerize", "a dropped term changes the fan-in that nodes are grouped by"),
     ("sum-collapse", "fold-leaf-sums", "a collapsed sum over inputs is folded as one table"),
     ("fold-leaf-sums", "fold-layers", "folded tables stack; sums over inputs would hide them"),
@@ -67,6 +68,7 @@ def check(pipeline: tuple[str, ...]) -> None:
 check(CIRCUIT)
 check(TENSOR)
 check(LAZY)
+check(STORAGE)
 
 
 def circuit_pipeline(*, maximise: bool = False) -> tuple[Pass, ...]:
@@ -80,9 +82,10 @@ def tensor_pipeline() -> tuple[Pass, ...]:
     return tuple(make(name) for name in TENSOR)
 
 
-def storage_pipeline(dtype: str) -> tuple[Pass, ...]:
-    """Return the passes that choose in what trained arrays are stored; none for f32."""
-    return () if dtype == "f32" else tuple(make(name, dtype=dtype) for name in STORAGE)
+def storage_pipeline(dtype: str, *, int8: bool = False) -> tuple[Pass, ...]:
+    """Return the passes that choose in what trained arrays are stored; none for f32 alone."""
+    wanted = {"integer-projections": int8, "half-projections": dtype != "f32"}
+    return tuple(make(name, dtype=dtype) for name in STORAGE if wanted[name])
 
 
 def lazy_pipeline() -> tuple[Pass, ...]:

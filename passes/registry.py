@@ -29,6 +29,7 @@ PASSES: dict[str, str] = {
     "lazy-experts": "lazy_experts:LazyExperts",
     "contraction-order": "contraction_order:ContractionOrder",
     "numerics": "numerics:Numerics",
+    "integer-projections": "integer_projections:IntegerProjections",
     "half-projections": "half_projections:HalfProjections",
 }
 _ITEM = re.compile(r"\s*([a-z-]+)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")

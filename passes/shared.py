@@ -15,7 +15,7 @@ from pcc.ir.array import Array
 from pcc.ir.core import Op, tensor
 from pcc.ir.module import Module
 from pcc.passes import pieces as mk
-from pcc.tensor.ops import Const, Contract, Input, Reshape, SelectRow
+from pcc.tensor.ops import Const, Contract, Input, Reshape, ScaledContract, SelectRow
 
 SHARED = "shared."  # begins the names of such inputs
 LINEAR, SELECTED = "d,abcd->abc", "d,fvd->fv"
@@ -40,7 +40,11 @@ def share(before: Module, after: Module) -> tuple[Module, Module]:
 
 
 def _affine(n: Op) -> bool:
-    return isinstance(n, Contract) and isinstance(n.a, Input) and isinstance(n.b, Const)
+    match n:
+        case Contract(a=Input(), b=Const()) | ScaledContract(a=Input(), b=Const(), scale=Const()):
+            return True
+        case _:
+            return False
 
 
 class _Unread(NamedTuple):
@@ -50,12 +54,25 @@ class _Unread(NamedTuple):
     weight: Array
     shape: tuple[int, int]
     selection: Op | None
+    scale: Array | None = None
+
+    @property
+    def keys(self) -> list[str]:
+        """A key for each row: of its weights, and of their scales."""
+        if self.scale is None:
+            return self.weight.row_keys()
+        pairs = zip(self.weight.row_keys(), self.scale.row_keys(), strict=True)
+        return [f"{key}*{scale}" for key, scale in pairs]
 
 
 def _unread(n: Op) -> _Unread | None:
     match n:
         case Contract(a=Input() as x, b=Const(value=w), eq=eq) if eq == LINEAR and w.recipe:
             return _Unread(x, w, (w.shape[1], w.shape[2]), None)
+        case ScaledContract(a=Input() as x, b=Const(value=w), scale=Const(value=s), eq=eq) if (
+            eq == LINEAR and w.recipe
+        ):
+            return _Unread(x, w, (w.shape[1], w.shape[2]), None, s)
         case Contract(a=Input() as x, b=Reshape(x=SelectRow(w=Const(value=w), sel=sel)), eq=eq) if (
             eq == SELECTED and w.recipe
         ):
@@ -71,7 +88,7 @@ class _Rows:
         self.known: dict[tuple[Op, tuple[int, int]], dict[str, int]] = {}
         for found in filter(None, map(_unread, nodes)):
             rows = self.known.setdefault((found.source, found.shape), {})
-            for key in found.weight.row_keys():
+            for key in found.keys:
                 rows.setdefault(key, len(rows))
 
     def in_place_of(self, n: Op) -> Op | None:
@@ -82,5 +99,5 @@ class _Rows:
         rows = self.known[at]
         name = f"{SHARED}rows.{list(self.known).index(at)}"
         whole = Input(name, "f32", tensor(found.source).batch, (len(rows), *found.shape))
-        part = mk.take(whole, [rows[key] for key in found.weight.row_keys()])
+        part = mk.take(whole, [rows[key] for key in found.keys])
         return part if found.selection is None else SelectRow(part, found.selection)

@@ -36,7 +36,13 @@ def parameter(p: Op) -> Key:
         return ("softmax", *parameter(p.x))
     if isinstance(p, t.Contract) and isinstance(p.b, t.Const) and p.eq == "d,abcd->abc":
         return ("linear", id(p.a), *shape)
+    if isinstance(p, t.ScaledContract) and p.eq == "d,abcd->abc" and _trained(p.b, p.scale):
+        return ("scaled", id(p.a), p.dtype, *shape)
     return ("other", tensor(p).batch, *shape)
+
+
+def _trained(*values: Op) -> bool:
+    return all(isinstance(v, t.Const) for v in values)
 
 
 def stack(ps: list[Op]) -> Op:
@@ -50,6 +56,10 @@ def stack(ps: list[Op]) -> Op:
     first = ps[0]
     if isinstance(first, t.Contract) and parameter(first)[0] == "linear":
         return t.Contract(first.a, stack([p.b for p in ps if isinstance(p, t.Contract)]), first.eq)
+    if isinstance(first, t.ScaledContract) and parameter(first)[0] == "scaled":
+        same = [p for p in ps if isinstance(p, t.ScaledContract)]
+        b, scale = stack([p.b for p in same]), stack([p.scale for p in same])
+        return t.ScaledContract(first.a, b, scale, first.eq, first.dtype)
     return mk.concat(ps)
 
 

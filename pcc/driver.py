@@ -30,8 +30,8 @@ from pcc.passes.manager import Manager, Pass, Record
 from pcc.passes.pipelines import circuit_pipeline, storage_pipeline, tensor_pipeline
 from pcc.passes.to_tensor import slots_of
 from pcc.shapes import Synthetic, synthetic
-from pcc.targets import HALF_OF, Target, target_of
-from pcc.tensor.ops import Input
+from pcc.targets import HALF_OF, Target, int8_of, target_of
+from pcc.tensor.ops import Input, ScaledContract
 
 Progress = Callable[[str], None]
 
@@ -58,6 +58,7 @@ class Job:
     batch: int = 1
     gpu: str = ""
     engine: Mapping[str, Any] = field(default_factory=dict)
+    int8: tuple[bool, bool] = (False, False)  # of the head, of the verifier
     of: list[str] = field(default_factory=list)  # what each record of the manager is about
     stages: list[tuple[str, Module]] = field(default_factory=list)
     emissions: dict[str, Emission] = field(default_factory=dict)
@@ -77,10 +78,15 @@ class Job:
 
     def precisions(self) -> dict[str, str]:
         """Return the manifest's precision map: in what each part is stored; results are fp32."""
-        parts = ["head"] * (self.circuit.module().stored != "f32")
+        head = self.circuit.module()
+        parts = ["head"] * (head.stored != "f32")
         parts += ["verifier", "states"] * bool(self.generation)
-        halves = {} if self.precision == "fp32" else dict.fromkeys(parts, self.precision)
-        return {"default": "fp32", **halves}
+        out = {} if self.precision == "fp32" else dict.fromkeys(parts, self.precision)
+        integers = (_in_integers(head), self.int8[1])
+        for part, there in zip(("head", "verifier"), integers, strict=True):
+            if there:
+                out[part] = f"{self.precision}+int8"
+        return {"default": "fp32", **out}
 
     def root(self, query: str) -> Op:
         """Return the optimised circuit that a query is asked of."""
@@ -130,6 +136,7 @@ def compile(
     batch: int = 1,
     gpu: str | None = None,
     engine: Mapping[str, Any] | None = None,
+    int8: str | None = None,
     validate: bool = True,
     force: bool = False,
     progress: Progress | None = None,
@@ -153,7 +160,8 @@ def compile(
     rows, and engines for the architecture `gpu` ("sm_90"; None: the GPU that is present).
     `engine`: options of the target's own (docs/tensorrt.md).
     `precision` is "fp32", "fp16" or "bf16": in what large weights and caches are stored
-    (docs/precision.md). `opset` is the target's unless given.
+    (docs/precision.md). `int8` is "head", "verifier" or "all": whose matrices are stored as 8-bit
+    integers, with a scale for each output. `opset` is the target's unless given.
 
     With `verifier`, a model folder, the bundle also generates: `step`, `step_greedy`, `prefill`,
     `prefill_greedy`, `verify` and `decode` graphs for sequences of up to `max_seq` tokens, prompts
@@ -173,13 +181,20 @@ def compile(
     _supported(parameters, queries)
     chosen = target_of(target, precision, opset)
     _fitting(chosen, batch, engine)
+    integers = int8_of(chosen, precision, int8)
+    if integers[0] and "latent-first" in (proposal, draft_mode):
+        what = "latent-first drafts read single rows of the head's matrices, not their products"
+        raise PccError("E141", what, hint="compile with int8='verifier', or another draft")
     how = {"chunk": chunk, "proposal": proposal, "draft_mode": draft_mode, "precision": precision,
+           "int8": integers[1],
            "static": chosen.static,
            "truncation": chosen.branches if truncation is None else truncation}  # fmt: skip
     random = synthetic(shape, head, seed, source, verifier)
     if random is not None:
         source, queries = random.head(head) if head else None, queries or ()
     request = _request(source, random or verifier, max_seq, parameters, how)
+    if int8 == "verifier" and request is None:
+        raise PccError("E141", "int8='verifier': there is no verifier", hint="int8='head'")
     with _place(out, force) as folder, staged(folder, force=force) as work:
         circuit = _asked(source, request, frontend)
         if window is not None:
@@ -189,7 +204,7 @@ def compile(
         if parameters == "logits":
             circuit = circuit.with_logits()
         job = Job(circuit, Manager(validate=validate), chosen, progress or (lambda _: None),
-                  precision, batch, gpu or "", engine or {})  # fmt: skip
+                  precision, batch, gpu or "", engine or {}, integers)  # fmt: skip
         layers = (n for n in circuit.module().nodes() if isinstance(n, CircuitOp))
         with fresh(layers):  # graphs name layers of this circuit, whatever else is alive
             _graphs(job, queries, request)
@@ -302,9 +317,12 @@ def _graphs(job: Job, queries: Sequence[str] | None, request: Request | None) ->
 
 def _circuit(job: Job) -> None:
     module = job.circuit.module()
-    if storage := storage_pipeline(HALF_OF[job.precision]):
+    if storage := storage_pipeline(HALF_OF[job.precision], int8=job.int8[0]):
         module = job.run("circuit", module, storage)
         job.circuit = replace(job.circuit, root=module.roots[0], logits=())
+    if job.int8[0] and not (job.int8[1] or _in_integers(module)):
+        what = "no matrix of the head can become integers of 8 bits"
+        raise PccError("E141", what, hint="they map a context to parameters; leave int8 out")
     job.stages.append(("circuit", module))
     job.say("passes over the circuit")
     job.stages.append(("optimised", job.run("circuit", module, circuit_pipeline())))
@@ -316,6 +334,10 @@ def _circuit(job: Job) -> None:
     if not same:
         kept = job.run("circuit-max", module, circuit_pipeline(maximise=True))
         job.stages.append(("optimised-max", kept))
+
+
+def _in_integers(module: Module) -> bool:
+    return any(isinstance(n, ScaledContract) for n in module.nodes())
 
 
 def query_module(circuit: Circuit, root: Op, query: str) -> tuple[Module, tuple[Input, ...]]:

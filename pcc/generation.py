@@ -50,6 +50,7 @@ class Request:
     draft_mode: str = knobs.DRAFT_MODE
     lora: Path | None = None
     precision: str = "fp32"
+    int8: bool = False  # the matrices of its layers
     static: bool = False  # one size of buffers
     truncation: bool = True  # settings of the draft's law
 
@@ -63,12 +64,14 @@ class Request:
     def read(self, n: int) -> Model:
         """Read the verifier for windows of `n` tokens."""
         rows = self.max_seq + max(n, self.chunk)
-        return load_model(self.folder, max_rows=rows, lora=self.lora, precision=self.precision)
+        return load_model(self.folder, max_rows=rows, lora=self.lora,
+                          precision=self.precision, int8=self.int8)  # fmt: skip
 
 
 def own_heads(request: Request) -> Circuit:
     """Return the fully factorised circuit of a verifier's own prediction heads (slot 1: head 0)."""
-    heads = getattr(replace(request, precision="fp32").read(1), "heads", None)
+    plain = replace(request, precision="fp32", int8=False)
+    heads = getattr(plain.read(1), "heads", None)
     if not isinstance(heads, Const) or heads.value.shape[0] < 2:
         raise PccError(
             "M153",

@@ -25,6 +25,9 @@ def compile_command(
     precision: Annotated[
         str, typer.Option(help="Of large weights and caches: fp32, fp16 or bf16.")
     ] = "fp32",
+    int8: Annotated[
+        str | None, typer.Option(help="8-bit integers for matrices of: head, verifier or all.")
+    ] = None,
     batch: Annotated[int, typer.Option(help="Rows of a call, where shapes are fixed.")] = 1,
     gpu: Annotated[
         str | None, typer.Option(help="Build for this architecture, sm_90 (default: this GPU).")
@@ -80,7 +83,7 @@ def compile_command(
     artifact = pcc.compile(
         source, verifier=verifier, max_seq=max_seq, chunk=chunk, proposal=proposal,
         draft_mode=draft_mode, queries=query or None, out=out, target=target,
-        precision=precision, batch=batch, gpu=gpu, truncation=truncation, opset=opset,
+        precision=precision, int8=int8, batch=batch, gpu=gpu, truncation=truncation, opset=opset,
         parameters=parameters, window=window, force=force,
         validate=validate, progress=progress, shape=shape, head=head, seed=seed, **extra,
     )  # fmt: skip

@@ -110,21 +110,32 @@ def constant(value: object, dtype: str = "f32", shape: tuple[int, ...] | None = 
 
 
 @dataclass(frozen=True)
+class Scaled:
+    """The matrix q [D,K] scale [K] of 8-bit integers; operands are rounded to `dtype`."""
+
+    q: Op
+    scale: Op
+    dtype: str
+
+
+@dataclass(frozen=True)
 class Factored:
     """The matrix `full [D,K] + a [D,r] b [r,K]`; the product of the thin ones is never formed."""
 
-    full: Op
+    full: Op | Scaled
     a: Op
     b: Op
 
 
-Weight: TypeAlias = Op | Factored
+Weight: TypeAlias = Op | Scaled | Factored
 
 
 def dense(x: Op, weight: Weight, bias: Op | None = None) -> Op:
     """y[n,k] = sum_d x[n,d] weight[d,k] (+ bias[1,k]): inputs first, as matrix products want it."""
     if isinstance(weight, Factored):  # x (W + A B) = x W + (x A) B
         y: Op = t.Add(dense(x, weight.full), dense(dense(x, weight.a), weight.b))
+    elif isinstance(weight, Scaled):
+        y = t.ScaledContract(x, weight.q, weight.scale, "nd,dk->nk", weight.dtype)
     else:
         y = t.Contract(x, weight, "nd,dk->nk")
     return y if bias is None else t.Add(y, bias)

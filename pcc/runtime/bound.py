@@ -70,20 +70,22 @@ def complete(r: Mapping[str, Any]) -> list[str]:
 
 SAME = ("shape", "architecture", "n", "r", "batch", "context", "gpu")
 HALVES = ("fp16", "bf16")  # they move the same bytes
+INTEGERS = tuple(f"{half}+int8" for half in HALVES)  # torch has half of theirs beside them
 
 
 def with_yardstick(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Fill `torch_graph_ms` and `torch_precision` from the torch row of the same work and GPU.
 
     A torch row of the same precision comes first; fp16 and bf16 may stand for each other, fp32 for
-    nothing else. Of several the newest by `date` is taken, of equal dates the last.
+    nothing else; beside 8-bit weights stands torch's round in half. Of several the newest by
+    `date` is taken, of equal dates the last.
     """
     torch = [r for r in rows if r.get("backend") == "torch-cuda-graph"]
     out = []
     for r in rows:
         same = [x for x in torch if all(x.get(k) == r.get(k) for k in SAME)]
         fair = [x for x in same if x.get("precision") == r.get("precision")]
-        if not fair and r.get("precision") in HALVES:
+        if not fair and r.get("precision") in (*HALVES, *INTEGERS):
             fair = [x for x in same if x.get("precision") in HALVES]
         fair.sort(key=lambda x: str(x.get("date", "")))  # stable: equal dates keep their order
         beside = fair[-1] if fair else {}

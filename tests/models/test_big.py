@@ -38,7 +38,7 @@ def measure(path: Path, width: int, layers: int, precision: str) -> dict[str, An
     return json.loads(done.stdout)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "fp16+int8"])
 def test_peak_memory_is_one_matrix(precision: str, tmp_path: Path) -> None:
     found = measure(tmp_path, 768, 16, precision)
     base, peak = found["peaks"]
@@ -48,7 +48,7 @@ def test_peak_memory_is_one_matrix(precision: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16+int8"])
 def test_peak_memory_of_a_larger_model(precision: str, tmp_path: Path) -> None:
     found = measure(tmp_path, 2048, 12, precision)
     base, peak = found["peaks"]
@@ -75,13 +75,14 @@ def compiled(folder: Path, out: Path, **how: Any) -> Path:
     return pcc.compile(circuit, verifier=folder, out=out, **options).path
 
 
+@pytest.mark.parametrize("int8", [None, "all"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_lazy_and_eager_bundles_are_one(
-    precision: str, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    precision: str, int8: str | None, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    eager = compiled(small, tmp_path / "a.pcc", precision=precision)
+    eager = compiled(small, tmp_path / "a.pcc", precision=precision, int8=int8)
     monkeypatch.setattr(tensors, "LAZY_ELEMENTS", 0)
-    lazy = compiled(small, tmp_path / "b.pcc", precision=precision)
+    lazy = compiled(small, tmp_path / "b.pcc", precision=precision, int8=int8)
     for name in ("graphs/weights.bin", "graphs/step.onnx", *(f.relative_to(eager).as_posix()
                  for f in sorted((eager / "ir").iterdir()))):  # fmt: skip
         assert (eager / name).read_bytes() == (lazy / name).read_bytes(), name

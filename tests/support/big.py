@@ -64,11 +64,15 @@ def main() -> None:
     """Compile twice."""
     path, width, layers, precision = Path(sys.argv[1]), *map(int, sys.argv[2:4]), sys.argv[4]
     peaks = []
+    half, _, int8 = precision.partition("+")
+    how: dict[str, Any] = {"precision": half, "target": "onnx-cuda"}
+    if int8:
+        how |= {"int8": "verifier", "target": "onnx"}
     for name, size in (("thin", 64), ("wide", int(width))):
         total, largest = write_model(path / name, size, int(layers))
         pcc.compile(
             templates.cp(4, 2, VOCAB, context=size), verifier=path / name, queries=["draft"],
-            target="onnx-cuda", precision=precision, max_seq=64, chunk=8, out=path / f"{name}.pcc",
+            max_seq=64, chunk=8, out=path / f"{name}.pcc", **how,
         )  # fmt: skip
         peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     print(json.dumps({"peaks": peaks, "total": total, "largest": largest}))
