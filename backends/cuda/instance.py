@@ -8,7 +8,7 @@ from pcc.backends.cuda.kernel import READ, Argument, Dim, Kernel
 from pcc.errors import PccError
 
 TYPES = {"f16": "__half", "bf16": "__nv_bfloat16", "f32": "float"}
-POINTERS = {"f32": "float", "i64": "long long", "u32": "unsigned", **TYPES}
+POINTERS = {"f32": "float", "i64": "long long", "u32": "unsigned", "u8": "unsigned char", **TYPES}
 SMS = 132  # multiprocessors of an H100 SXM or H200: for how many the work is divided
 
 Trait = bool | int | float | str  # of a type: its name

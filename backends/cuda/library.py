@@ -28,35 +28,39 @@ LOOK_AHEAD = 4 << 20  # bytes of the next product's weights
 def linear(
     name: str, *, rows: int, k: int, n: int, dtype: str, source: str = "f32", out: str = "f32",
     epilogue: str = "none", activation: str = "silu", bias: bool = False, squares: bool = False,
-    eps: float = 0.0, sms: int = SMS, ahead: tuple[int, int] | None = None,
-    slabs: int | None = None,
+    eps: float = 0.0, integers: bool = False, sms: int = SMS,
+    ahead: tuple[int, int, str] | None = None, slabs: int | None = None,
 ) -> Kernel:  # fmt: skip
     """A product: z = round(x) W + b; y = z, y += z, or y_i = act(z_2i) z_2i+1 by `epilogue`.
+
+    With `integers`, W = q s for 8-bit integers q and a scale s for each column: z = (round(x) q) s.
 
     Arguments in order:
     `x [rows,k]` f32, or half where `source` is "half"; where it is "norm", x f32 is normalised
     first, x * gain / sqrt(sum over strips of squares / k + eps), and these two follow:
     `gain f32[k]`, `squares f32[rows,strips(k)]`, the sums of x^2 over each 32 columns, as whoever
     made x wrote them (`squares=True` of `linear` and `embedding`);
-    `w dtype[packed_size(k,n)]`, packed by `pack_linear` (and before by `interleave` where gated);
+    `w dtype[packed_size(k,n)]`, packed by `pack_linear` (and before by `interleave` where gated),
+    with `integers` `w u8[packed_size(k,n,"u8")]` and `scales f32[n]` (interleaved where gated);
     `bias f32[n]` if asked (interleaved where gated);
     `y` f32, or half where `out` is "half", [rows,n], or [rows,n/2] where `epilogue` is "gated";
     it is updated in place where `epilogue` is "residual";
     `squares_out f32[rows,strips(n)]` if `squares` (only without "gated");
     `partial f32[..]` and `count u32[strips(n)]` (zero), scratch, where K is divided.
-    `ahead dtype[packed_size(*ahead)]` if `ahead` = (k,n) of the next product of as many rows:
+    `ahead` if `ahead` = (k, n, dtype of the packed weights) of the next product of as many rows:
     weights whose beginnings are fetched into L2 at the end, while this and smaller launches end.
     dtype "f32": all values are f32, `source` is "f32" and nothing is rounded.
     """
-    product = _Product(rows, k, n, dtype, source, out, epilogue, activation, bias, squares, eps)
+    product = _Product(rows, k, n, dtype, source, out, epilogue, activation, bias, squares, eps,
+                       integers)  # fmt: skip
     product.require(name)
     traits, args = product.traits(), product.arguments()
     if dtype == "f32":
         grid = (strips_of(n), -(-rows // 8), 1)
         return instance(name, "linear32", traits, args, grid, 256)
-    how = split(rows, k, n, sms, slabs)
-    following = ahead and (*ahead, split(rows, *ahead, sms))
-    return _streamed(name, how, n, dtype, traits, args, following)
+    how = split(rows, k, n, sms, slabs, product.weights)
+    following = ahead and (*ahead, split(rows, *ahead[:2], sms, dtype=ahead[2]))
+    return _streamed(name, how, n, traits, args, following)
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,12 @@ class _Product:
     bias: bool
     squares: bool
     eps: float
+    integers: bool
+
+    @property
+    def weights(self) -> str:
+        """The dtype of the packed W."""
+        return "u8" if self.integers else self.dtype
 
     def require(self, name: str) -> None:
         """Refuse what no kernel is written for. Errors: E180."""
@@ -83,7 +93,7 @@ class _Product:
         require(self.dtype in TYPES and min(self.rows, self.k, self.n) > 0, name)
         require(not (gated and (self.n % 2 or self.squares)), name)
         require(not (epilogue == "residual" and self.out == "half"), name)
-        require(self.dtype != "f32" or self.source == "f32", name)
+        require(self.dtype != "f32" or (self.source == "f32" and not self.integers), name)
 
     @property
     def kind(self) -> str:
@@ -96,7 +106,7 @@ class _Product:
             "T": TYPES[self.dtype], "Out": TYPES[self.kind], "M": self.rows, "K": self.k,
             "N": self.n, "SOURCE": SOURCES.index(self.source),
             "EPILOGUE": EPILOGUES.index(self.epilogue), "GELU": self.activation == "gelu",
-            "BIAS": self.bias, "SQUARES": self.squares, "EPS": self.eps,
+            "BIAS": self.bias, "SQUARES": self.squares, "EPS": self.eps, "SCALED": self.integers,
         }  # fmt: skip
 
     def arguments(self) -> list[Argument]:
@@ -107,7 +117,8 @@ class _Product:
         return [
             Argument("x", READ, self.dtype if self.source == "half" else "f32", (rows, k)),
             *(_norm(rows, k) if self.source == "norm" else ()),
-            Argument("w", READ, self.dtype, (packed_size(k, n),)),
+            Argument("w", READ, self.weights, (packed_size(k, n, self.weights),)),
+            *([Argument("scales", READ, "f32", (n,))] if self.integers else ()),
             *([Argument("bias", READ, "f32", (n,))] if self.bias else ()),
             Argument("y", role, self.kind, (rows, width)),
             *(
@@ -127,10 +138,9 @@ def _streamed(
     name: str,
     how: Split,
     n: int,
-    dtype: str,
     traits: dict[str, Trait],
     args: list[Argument],
-    ahead: tuple[int, int, Split] | None,
+    ahead: tuple[int, int, str, Split] | None,
 ) -> Kernel:
     """Return a product through tensor cores, divided as `how` says."""
     first, then = 0, how
@@ -139,9 +149,9 @@ def _streamed(
         args.append(Argument("partial", SCRATCH, "f32", (size,)))
         args.append(Argument("count", SCRATCH, "u32", (strips_of(n) * how.parts,), zero=True))
     if ahead:
-        then = ahead[2]
+        then = ahead[3]
         first = min(then.columns * WARPS, strips_of(ahead[1]))
-        args.append(Argument("ahead", READ, dtype, (packed_size(ahead[0], ahead[1]),)))
+        args.append(Argument("ahead", READ, ahead[2], (packed_size(*ahead[:3]),)))
     most = LOOK_AHEAD // (max(1, first) * then.slabs * PIECE)
     traits |= {
         "AHEAD": min(most, then.blocks // then.slabs) if ahead else 0,

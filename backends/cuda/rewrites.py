@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeAlias
 
 import numpy as np
 
@@ -10,10 +11,11 @@ from pcc.ir.array import Array, joined
 from pcc.ir.core import Op, Uses, tensor
 from pcc.ir.module import Module
 from pcc.ir.semiring import split_equation
-from pcc.ir.types import HALVES
+from pcc.ir.types import HALVES, NARROW
 from pcc.tensor import nn
 from pcc.tensor import ops as t
 
+Projection: TypeAlias = t.Contract | t.ScaledContract
 WIDE, PIECE = 1024, 64  # a row from which on a norm is summed in pieces, and their size
 LARGEST = 128 << 20  # bytes of a matrix that joins others: larger ones lose nothing by themselves
 
@@ -65,40 +67,55 @@ def _beside(module: Module) -> Iterator[tuple[Op, Op]]:
     W_1 e, W_2 e, .. are parts of [W_1; W_2; ..] e: a layer of a head has one for each variable, and
     a product of few megabytes takes longer to begin and end than to read its weights.
     """
-    found: dict[tuple[Op, str, bool], list[t.Contract]] = {}
+    found: dict[tuple[Op, str, str, bool], list[Projection]] = {}
     for n in module.nodes():
-        if isinstance(n, t.Contract) and isinstance(n.b, t.Const) and _projects(n):
-            key = (n.a, n.b.value.dtype, n.b.value.recipe is None)
-            found.setdefault(key, []).append(n)
-    for (x, _, _), members in found.items():
+        if isinstance(n, t.Contract | t.ScaledContract) and _projects(n):
+            array = _array(n.b)
+            rounded = n.dtype if isinstance(n, t.ScaledContract) else array.dtype
+            found.setdefault((n.a, array.dtype, rounded, array.recipe is None), []).append(n)
+    for (x, *_), members in found.items():
         if len(members) > 1:
             yield from _parts(x, sorted(members, key=_identity))
 
 
-def _projects(n: t.Contract) -> bool:
-    """Whether `n` is W e for a vector e of each row and a half W whose last axis is lost."""
-    assert isinstance(n.b, t.Const)
+def _projects(n: Projection) -> bool:
+    """Whether `n` is W e for a vector e of each row and a narrow W whose last axis is lost."""
+    if not isinstance(n.b, t.Const) or not tensor(n.a).batch:
+        return False
+    if isinstance(n, t.ScaledContract) and not isinstance(n.scale, t.Const):
+        return False
     array = n.b.value
     (left, right), out = split_equation(n.eq)
     vector = len(left) == 1 and right == out + left
-    return vector and array.dtype in HALVES and array.nbytes <= LARGEST and bool(tensor(n.a).batch)
+    return vector and array.dtype in NARROW and array.nbytes <= LARGEST
 
 
-def _identity(n: t.Contract) -> str:
+def _array(b: Op) -> Array:
+    assert isinstance(b, t.Const)
+    return b.value
+
+
+def _identity(n: Projection) -> str:
     """Return what orders members alike in every graph, so that graphs share the joined array."""
-    assert isinstance(n.b, t.Const)
-    recipe = n.b.value.recipe
-    return n.b.value.ref if recipe is None else recipe.identity
+    array = _array(n.b)
+    return array.ref if array.recipe is None else array.recipe.identity
 
 
-def _parts(x: Op, members: list[t.Contract]) -> Iterator[tuple[Op, Op]]:
+def _parts(x: Op, members: list[Projection]) -> Iterator[tuple[Op, Op]]:
     (width,) = tensor(x).shape
-    arrays = []
-    for n in members:
-        assert isinstance(n.b, t.Const)
-        arrays.append(n.b.value.reshaped((n.b.value.size // width, width)))
-    whole, at = t.Contract(x, t.Const(joined(arrays)), "d,nd->n"), 0
+    arrays = [_array(n.b) for n in members]
+    arrays = [a.reshaped((a.size // width, width)) for a in arrays]
+    b = t.Const(joined(arrays))
+    whole: Op = t.Contract(x, b, "d,nd->n") if b.value.dtype in HALVES else _scaled(x, b, members)
+    at = 0
     for n, array in zip(members, arrays, strict=True):
         rows = tuple(range(at, at + array.shape[0]))
         yield n, t.Reshape(t.Take(whole, 0, rows), tensor(n).shape)
         at += array.shape[0]
+
+
+def _scaled(x: Op, b: Op, members: list[Projection]) -> Op:
+    """Return the common projection of integers, each row with the scale that it had."""
+    both = [(n.scale, n.dtype) for n in members if isinstance(n, t.ScaledContract)]
+    scale = joined([a.reshaped((a.size,)) for a in (_array(s) for s, _ in both)])
+    return t.ScaledContract(x, b, t.Const(scale), "d,nd->n", both[0][1])

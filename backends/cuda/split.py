@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pcc.backends.cuda.pack import BLOCK, blocks_of, strips_of
+from pcc.backends.cuda.pack import BLOCK, block_of, blocks_of, strips_of
 
 WARPS = 8
 STAGES = 6  # copies in flight per warp: 12 KiB, 96 KiB per block of threads
@@ -31,11 +31,13 @@ class Split:
     columns: int
     slab_blocks: int
     blocks: int
+    depth: int  # rows of W in a block
 
     @property
     def pitch(self) -> int:
         """Bytes between rows of x in shared memory: 64 mod 128, so that no two rows collide."""
-        return self.slab_blocks * 64 + (64 if self.slab_blocks % 2 == 0 else 0)
+        row = self.slab_blocks * self.depth * 2
+        return row + (64 if row % 128 == 0 else 0)
 
     @property
     def shared(self) -> int:
@@ -44,24 +46,31 @@ class Split:
         return max(ALONE, ring + self.tiles * 8 * (self.pitch + 4) + 8)
 
 
-def split(rows: int, k: int, n: int, sms: int, slabs: int | None = None) -> Split:
-    """Return the division of x [rows,k] W [k,n] over `sms` multiprocessors."""
+def split(
+    rows: int, k: int, n: int, sms: int, slabs: int | None = None, dtype: str = "f16"
+) -> Split:
+    """Return the division of x [rows,k] W [k,n] over `sms` multiprocessors.
+
+    `dtype` of the packed W: "u8" for integers, of which a block has twice as many rows.
+    """
     parts = -(-rows // TILE)
     tiles = next(t for t in (1, 2, 4, 8) if 8 * t >= min(rows, TILE))
-    blocks, strips = blocks_of(k), strips_of(n)
+    blocks, strips, depth = blocks_of(k, dtype), strips_of(n), block_of(dtype)
     if slabs is None:
-        least = -(-blocks // ((SLAB[tiles] - 64 * 8 * tiles) // (64 * 8 * tiles)))
+        least = -(-blocks // ((SLAB[tiles] - 64 * 8 * tiles) // (2 * depth * 8 * tiles)))
         most = max(least, blocks // SHORTEST)
-        slabs = min(range(least, most + 1), key=lambda s: _cost(s, rows, blocks, strips, sms))
+        by_cost = ((_cost(s, rows, blocks, strips, sms, depth), s) for s in range(least, most + 1))
+        slabs = min(by_cost)[1]
     columns = max(1, min(sms // slabs, -(-strips // WARPS)))
-    return Split(tiles, parts, slabs, columns, -(-blocks // slabs), blocks)
+    return Split(tiles, parts, slabs, columns, -(-blocks // slabs), blocks, depth)
 
 
-def _cost(slabs: int, rows: int, blocks: int, strips: int, sms: int) -> float:
+def _cost(slabs: int, rows: int, blocks: int, strips: int, sms: int, depth: int) -> float:
     """Return a model of the time in microseconds, fitted to an H100 at 1 to 16 rows.
 
     Weights at a rate that falls where warps or multiprocessors idle, at the end too; sums through
     L2; a start for each strip of a warp; the slab's part of x, before anything else can begin.
+    A block has as many bytes in every dtype, `depth` rows of W and as many numbers of x.
     """
     columns = max(1, min(sms // slabs, -(-strips // WARPS)))
     each = columns * WARPS  # strips at a time
@@ -72,4 +81,9 @@ def _cost(slabs: int, rows: int, blocks: int, strips: int, sms: int) -> float:
     waves = max(1.0, columns * slabs / sms)
     weights = blocks * strips * PIECE / 3.0e6 * waves / busy
     sums = 0.0 if slabs == 1 else slabs * (strips * rows * 256 / 2.0e6 + 0.1)
-    return weights + sums + 0.7 * rounds + 0.006 * max(8, min(rows, TILE)) * blocks / slabs
+    return (
+        weights
+        + sums
+        + 0.7 * rounds
+        + 0.006 * max(8, min(rows, TILE)) * blocks * depth / BLOCK / slabs
+    )

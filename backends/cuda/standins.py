@@ -12,12 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from pcc.backends.cuda.instance import TYPES
 from pcc.backends.cuda.kernel import Kernel
 from pcc.backends.cuda.pack import unpack_linear
+from pcc.ir.array import dtype_of
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 Traits = Mapping[str, Any]
 _TRAIT = re.compile(r"static constexpr (?:int|bool|float) (\w+) = ([^;]+);")
+_OPERAND = re.compile(r"using T = (\w+);")
 
 
 def traits(source: str) -> dict[str, Any]:
@@ -26,7 +29,10 @@ def traits(source: str) -> dict[str, Any]:
     for name, text in _TRAIT.findall(source):
         flag = {"true": True, "false": False}.get(text)
         out[name] = flag if flag is not None else float(text.removesuffix("f"))
-    return {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in out.items()}
+    out = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in out.items()}
+    if found := _OPERAND.search(source):
+        out["T"] = next(kind for kind, name in TYPES.items() if name == found[1])
+    return out
 
 
 def stand_in(kernel: Kernel) -> Callable[[Arrays], None] | None:
@@ -45,13 +51,15 @@ def copy(_: Traits, a: Arrays) -> None:
 
 
 def linear(c: Traits, a: Arrays) -> None:
-    """Z = round(x) W + b, then the epilogue; see `pcc.backends.cuda.library.linear`."""
+    """Z = round(x) W + b or (round(x) q) s + b, then the epilogue; see `library.linear`."""
     x, w = a["x"].astype(np.float64), unpack_linear(a["w"], c["K"], c["N"])
     if c["SOURCE"] == 2:
         total = a["squares"].astype(np.float64).sum(axis=1, keepdims=True)
         x = x / np.sqrt(total / c["K"] + c["EPS"]) * a["gain"]
-    x = x.astype(np.float32).astype(w.dtype).astype(np.float64)
+    x = x.astype(np.float32).astype(dtype_of(c["T"])).astype(np.float64)
     z = x @ w.astype(np.float64)
+    if c["SCALED"]:
+        z = z * a["scales"]
     if c["BIAS"]:
         z = z + a["bias"]
     y = a["y"]

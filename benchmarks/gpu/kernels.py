@@ -13,6 +13,7 @@ import itertools
 import json
 import statistics
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -61,7 +62,14 @@ def tensors_of(kernel: Kernel) -> dict[str, torch.Tensor]:
         out[a.name] = room(a)
         if a.role in ("read", "update") and DTYPES[a.dtype].is_floating_point:
             out[a.name] = (torch.randn(a.shape, device="cuda") * 0.02).to(DTYPES[a.dtype])
+        if a.dtype == "u8":
+            out[a.name] = other(out[a.name])
     return out
+
+
+def other(w: torch.Tensor) -> torch.Tensor:
+    """Return other weights of the same kind."""
+    return torch.randint_like(w, 256) if w.dtype == torch.uint8 else torch.randn_like(w)
 
 
 # ---------------------------------------------------------------- products alone
@@ -82,6 +90,9 @@ SHAPES = {
     "llama down": (8192, 3072, {"source": "half", "epilogue": "residual", "squares": True}),
     "head n=16 r=32": (4096, 16 * 32 * 320, {"source": "f32"}),
 }  # fmt: skip
+
+
+SHAPES |= {f"{name} int8": (k, n, how | {"integers": True}) for name, (k, n, how) in SHAPES.items()}
 
 
 def product_cases(sweep: bool) -> Iterator[tuple[str, int, int | None, Kernel]]:
@@ -105,7 +116,7 @@ def time_product(module: Module, kernel: Kernel, against: bool) -> dict[str, flo
     """Return seconds of one product: in turn, overlapped, and torch's matmul."""
     base = tensors_of(kernel)
     copies = max(2, min(64, -(-COLD // base["w"].nbytes)))
-    sets = [base | {"w": torch.randn_like(base["w"])} for _ in range(copies)]
+    sets = [base | {"w": other(base["w"])} for _ in range(copies)]
 
     def run(overlap: bool) -> Callable[[], None]:
         def work() -> None:
@@ -136,6 +147,22 @@ def time_product(module: Module, kernel: Kernel, against: bool) -> dict[str, flo
 Launches = list[tuple[Kernel, dict[str, str]]]
 
 
+@dataclass(frozen=True)
+class Form:
+    """Of a layer: norms inside products or before them, weights fetched ahead, 8-bit weights."""
+
+    fused: bool
+    ahead: bool = False
+    integers: bool = False
+
+    def __str__(self) -> str:
+        parts = ("fused" if self.fused else "norms", "ahead" * self.ahead, "int8" * self.integers)
+        return " ".join(filter(None, parts))
+
+
+FORMS = (Form(False), Form(True), Form(True, True), Form(True, True, True))
+
+
 def norm_then(name: str, rows: int, k: int, n: int, fused: bool, **options: Any) -> Launches:
     """A norm and a product: one launch or two."""
     if fused:
@@ -148,16 +175,19 @@ def norm_then(name: str, rows: int, k: int, n: int, fused: bool, **options: Any)
     return [(norm, {"x": "stream", "y": "normed"}), (made, {"x": "normed"})]
 
 
-def layer(model: str, rows: int, fused: bool, ahead: bool) -> Launches:
+def layer(model: str, rows: int, form: Form) -> Launches:
     """The launches of one layer; names say which buffers its kernels share."""
     eva = model == "evabyte"
     d, inner, heads, keys = (4096, 11008, 32, 32) if eva else (3072, 8192, 24, 8)
-    at = f"{model[0]}{rows}{'f' if fused else 'n'}{'a' if ahead else ''}"
+    at, fused = f"{model[0]}{rows}{str(form).replace(' ', '')}", form.fused
     wide = (heads + 2 * keys) * 128
     follow = {
         "qkv": (heads * 128, d), "out": (d, 2 * inner), "up": (inner, d), "down": (d, wide)
     }  # fmt: skip
-    after: dict[str, Any] = {k: {"ahead": v} if ahead else {} for k, v in follow.items()}
+    after: dict[str, Any] = {k: {"integers": form.integers} for k in follow}
+    if form.ahead:
+        for k, (depth, n) in follow.items():
+            after[k]["ahead"] = (depth, n, "u8" if form.integers else DTYPE)
     back = {"x": "y", "y": "stream", "squares_out": "squares"}
     options = {"epilogue": "residual", "squares": fused, "source": "half", "dtype": DTYPE}
     sizes = {
@@ -236,34 +266,33 @@ def main() -> None:
     report: dict[str, Any] = {"card": card, "copy": bandwidth, "products": [], "layers": []}
     cases = list(product_cases(given.sweep))
     chains = {
-        (model, rows, fused, ahead): layer(model, rows, fused, ahead)
+        (model, rows, form): layer(model, rows, form)
         for model in ("evabyte", "llama")
         for rows in (1, 8, 16)
-        for fused, ahead in ((False, False), (True, False), (True, True))
+        for form in FORMS
     }
     unique = {k.name: k for k in [c[3] for c in cases] + [k for c in chains.values() for k, _ in c]}
     module = Module(list(unique.values()))
     for name, rows, slabs, kernel in cases:
-        r = time_product(module, kernel, against=slabs is None)
+        r = time_product(module, kernel, against=slabs is None and "int8" not in name)
         best = r["bytes"] / bandwidth
         row = {"shape": name, "rows": rows, "grid": kernel.grid, "asked": slabs, **r}
         report["products"].append(row)
         print(
-            f"{name:16} rows {rows:3} grid {kernel.grid!s:14} {r['bytes'] / 1e6:7.1f} MB"
+            f"{name:21} rows {rows:3} grid {kernel.grid!s:14} {r['bytes'] / 1e6:7.1f} MB"
             f"  bound {best * 1e6:7.2f} us  {r['turn'] * 1e6:7.2f} ({best / r['turn']:4.0%})"
             f"  overlap {r['overlap'] * 1e6:7.2f} ({best / r['overlap']:4.0%})"
             f"  torch {r.get('torch', 0) * 1e6:7.2f}",
             flush=True,
         )
         torch.cuda.empty_cache()
-    for (model, rows, fused, ahead), launches in chains.items():
+    for (model, rows, form), launches in chains.items():
         r = chain(module, launches, 1024)
         best = r["bytes"] / bandwidth
-        report["layers"].append({"model": model, "rows": rows, "fused": fused, "ahead": ahead, **r})
+        report["layers"].append({"model": model, "rows": rows, **asdict(form), **r})
         each = "  ".join(f"{k.split('_', 1)[1]} {v * 1e6:.1f}" for k, v in r["each"].items())
-        kind = f"{'fused' if fused else 'norms'}{' ahead' if ahead else ''}"
         print(
-            f"{model:8} rows {rows:3} {kind:11} bound {best * 1e6:6.1f} us"
+            f"{model:8} rows {rows:3} {form!s:16} bound {best * 1e6:6.1f} us"
             f"  layer {r['turn'] * 1e6:6.1f} ({r['turn'] / best:.2f}x)"
             f"  overlap {r['overlap'] * 1e6:6.1f} ({r['overlap'] / best:.2f}x)  {each}",
             flush=True,

@@ -13,7 +13,7 @@ from pcc.backends.cuda.kernel import Argument, Kernel
 
 DTYPES = {
     "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "i64": torch.int64,
-    "u32": torch.int32,
+    "u32": torch.int32, "u8": torch.uint8,
 }  # fmt: skip
 
 
@@ -24,11 +24,11 @@ def here() -> str:
 
 
 def room(argument: Argument) -> torch.Tensor:
-    """Return a new array: zeros where the kernel wants them, NaN (or -1) elsewhere."""
+    """Return a new array: zeros where the kernel wants them, NaN (or all bits) elsewhere."""
     dtype = DTYPES[argument.dtype]
     if argument.zero:
         return torch.zeros(argument.shape, dtype=dtype, device="cuda")
-    fill = float("nan") if dtype.is_floating_point else -1
+    fill = float("nan") if dtype.is_floating_point else 255 if dtype == torch.uint8 else -1
     return torch.full(argument.shape, fill, dtype=dtype, device="cuda")
 
 

@@ -46,7 +46,11 @@ def engine(
     shape: str, head: str, target: str, precision: str, python: str,
     *, batch: int = 1, max_seq: int = MAX_SEQ, contexts: tuple[int, ...] = (), n: int = 0,
 ) -> Stage:  # fmt: skip
-    """Return a stage that compiles a shape, times it, and removes the bundle."""
+    """Return a stage that compiles a shape, times it, and removes the bundle.
+
+    `precision` "bf16+int8": the matrices of head and verifier as 8-bit integers.
+    """
+    half, _, integers = precision.partition("+")
     usual, r = HEADS[shape]
     title = f"{target}-{shape}-{head}{n or ''}-{precision}-b{batch}"
     n = n or usual
@@ -54,8 +58,9 @@ def engine(
     size = f"{head},n={n}" + ("" if head == "ff" else f",r={r}")
     made = (
         *PCC, "compile", "--shape", shape, "--head", size, "--target", target,
-        "--precision", precision, "--batch", str(batch), "--max-seq", str(max_seq),
+        "--precision", half, "--batch", str(batch), "--max-seq", str(max_seq),
         "--no-validate", "--query", "draft", "--force", "-o", bundle,
+        *(("--int8", "all") if integers else ()),
     )  # fmt: skip
     provider = "tensorrt" if target.startswith("tensorrt") else "cuda"
     timed = [*PCC, "bench", bundle, "--gpu", "--provider", provider, "--shape", shape]
@@ -137,6 +142,8 @@ STAGES = (
     Stage("torch", TORCH),
     engine("evabyte-6.5b", "btree", "cuda", "bf16", "system"),
     engine("byte-llama-3.2-3b", "btree", "cuda", "bf16", "system"),
+    engine("evabyte-6.5b", "btree", "cuda", "bf16+int8", "system"),
+    engine("byte-llama-3.2-3b", "btree", "cuda", "bf16+int8", "system"),
     engine("evabyte-6.5b", "btree", "onnx-cuda", "fp16", "ort", max_seq=2048, contexts=(1024,)),
     engine("byte-llama-3.2-3b", "btree", "onnx-cuda", "fp16", "ort", max_seq=2048,
            contexts=(1024,)),

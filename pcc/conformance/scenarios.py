@@ -18,6 +18,7 @@ from pcc.conformance.watched import Shift
 from pcc.driver import compile
 from pcc.errors import PccError
 from pcc.runtime.engine import Engine
+from pcc.targets import target_of
 
 Say = Callable[[str], None]
 HOST = Setting()  # where expectations come from: ONNX on a CPU
@@ -76,6 +77,10 @@ SCENARIOS = (
         "wide-evabyte-btree-n16", partial(verifiers.evabyte, kind="btree", n=16, r=4, size=WIDE),
         precisions=BOTH,
     ),
+    Scenario(
+        "wide-llama-btree-n4-int8", partial(verifiers.llama, kind="btree", n=4, r=4, size=WIDE),
+        {"int8": "all"}, precisions=("fp16",), batches=(1, 3),
+    ),
     *map(shipped, ("ff-n8", "cp-n8", "hmm-n8", "btree-n8", "btree-n8-lora")),
 )  # fmt: skip
 
@@ -100,9 +105,18 @@ def expected(scenario: Scenario, batch: int, precision: str, folder: Path) -> di
 
 
 def wanted(scenario: Scenario, setting: Setting) -> bool:
-    """Return whether a scenario is part of the suite at this precision and batch size."""
+    """Return whether a scenario is part of the suite at this precision and batch size.
+
+    One with 8-bit weights is for targets that have them beside the precision.
+    """
     fits = setting.precision in scenario.precisions and setting.batch in scenario.batches
+    fits = fits and int8_there(scenario, setting)
     return fits and setting.takes(scenario.name)
+
+
+def int8_there(scenario: Scenario, setting: Setting) -> bool:
+    """Return whether a target has the 8-bit weights that a scenario asks for, if it does."""
+    return "int8" not in scenario.options or setting.precision in target_of(setting.target).int8
 
 
 def key_of(scenario: Scenario, batch: int, precision: str) -> str:

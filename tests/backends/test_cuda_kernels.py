@@ -19,6 +19,23 @@ KERNELS = [
     library.linear(
         "many", rows=64, k=11008, n=4096, dtype="bf16", source="half", out="half", epilogue="gated"
     ),
+    *(
+        library.linear(f"integers_{name}_{dtype}", dtype=dtype, integers=True, **sizes)
+        for dtype in ("f16", "bf16")
+        for name, sizes in {
+            "normed": {"rows": 16, "k": 4096, "n": 12288, "source": "norm", "eps": 1e-5},
+            "ragged": {"rows": 5, "k": 100, "n": 259, "bias": True, "squares": True},
+            "many": {
+                "rows": 64,
+                "k": 11008,
+                "n": 4096,
+                "source": "half",
+                "out": "half",
+                "epilogue": "gated",
+                "ahead": (4096, 22016, "u8"),
+            },
+        }.items()
+    ),
     library.linear("single", rows=3, k=100, n=259, dtype="f32", epilogue="residual"),
     library.rms_norm("rms", rows=16, width=4096, eps=1e-5, dtype="bf16", wide=True),
     library.embedding("looked_up", rows=16, vocab=320, width=4000, dtype="f16", squares=True),

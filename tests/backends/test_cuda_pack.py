@@ -1,5 +1,6 @@
 """Packed weights, read as the tensor cores do, and how products are divided."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -64,6 +65,65 @@ def test_tensor_cores_multiply_by_a_packed_matrix(rows, k, n):
     np.testing.assert_array_equal(unpack_linear(packed, k, n), w)
 
 
+# ---------------------------------------------------------------- integers
+
+
+def widened(words, dtype):
+    """Return (even, odd) pairs of halves from words of four bytes, bit by bit as `common.cuh`."""
+    words = words.astype(np.uint32)
+    if dtype == "f16":
+
+        def half(first):
+            low, high = words >> 8 * first & 0xFF, words >> 8 * (first + 2) & 0xFF
+            magic = np.stack([low | 0x6400, high | 0x6400], -1).astype(np.uint16).view(np.float16)
+            return magic - np.float16(1152)
+    else:
+
+        def half(first):
+            w = words >> 8 * first
+            low, high = w & 0x007F007F | 0x43004300, w & 0x00800080 ^ 0xC380C380
+            pair = [np.stack([x & 0xFFFF, x >> 16], -1).astype(np.uint16).view(ml_dtypes.bfloat16)
+                    for x in (low, high)]  # fmt: skip
+            return pair[0] + pair[1]
+
+    return half(0), half(1)
+
+
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+def test_every_byte_becomes_its_integer(dtype):
+    bytes_ = np.arange(256, dtype=np.uint8).reshape(64, 4)
+    even, odd = widened(bytes_.view(np.uint32)[:, 0], dtype)
+    want = bytes_.astype(int) - 128
+    np.testing.assert_array_equal(even.astype(int), want[:, 0::2])
+    np.testing.assert_array_equal(odd.astype(int), want[:, 1::2])
+
+
+def as_halves(packed, k, n, dtype):
+    """Return packed integers as the packed halves that a thread makes of them in registers."""
+    pieces = packed.reshape(strips_of(n), blocks_of(k, "u8"), 2, 2, 32, 16)  # b, j, lane
+    words = np.ascontiguousarray(pieces).view(np.uint32)  # of a lane: t p
+    even, odd = widened(words, dtype)  # pairs along k: columns of tile t, and 8 further
+    halves = np.stack([even, odd], -2)  # strip block b j lane (t p) h e
+    split_ = halves.reshape(*halves.shape[:5], 2, 2, 2, 2)  # strip block b j lane t p h e
+    return split_.transpose(0, 1, 2, 3, 5, 4, 6, 7, 8).reshape(-1)
+
+
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+@pytest.mark.parametrize(("rows", "k", "n"), [(8, 128, 96), (3, 40, 43), (1, 65, 5), (5, 200, 33)])
+def test_tensor_cores_multiply_by_packed_integers(rows, k, n, dtype):
+    rng = np.random.default_rng(0)
+    w = rng.integers(-128, 128, (k, n)).astype(np.int8)
+    x = rng.integers(-8, 9, (rows, k))
+    packed = pack_linear(w)
+    assert packed.dtype == np.uint8
+    assert packed.shape == (packed_size(k, n, "u8"),)
+    np.testing.assert_array_equal(unpack_linear(packed, k, n), w)
+    halves = as_halves(packed, k, n, dtype).astype(np.float64)
+    wide = np.zeros((rows, -(-k // 64) * 64), int)
+    wide[:, :k] = x
+    np.testing.assert_array_equal(through_tensor_cores(halves, wide, n), x @ w.astype(int))
+
+
 def test_single_precision_is_packed_by_rows_of_a_strip():
     w = np.arange(70 * 40, dtype=np.float32).reshape(70, 40)
     packed = pack_linear(w)
@@ -75,18 +135,29 @@ def test_gates_lie_beside_what_they_gate():
     np.testing.assert_array_equal(interleave(np.arange(6)), [0, 3, 1, 4, 2, 5])
 
 
+@pytest.mark.parametrize("dtype", ["f16", "u8"])
 @pytest.mark.parametrize("rows", [1, 16, 33, 64, 300])
 @pytest.mark.parametrize(("k", "n"), [(4096, 4096), (11008, 4096), (4096, 320), (100, 259), (8, 8)])
-def test_a_division_fits_the_machine(rows, k, n):
-    s = split(rows, k, n, 132)
+def test_a_division_fits_the_machine(rows, k, n, dtype):
+    s = split(rows, k, n, 132, dtype=dtype)
     assert s.parts * 64 >= rows
     assert 8 * s.tiles >= min(rows, 64)
-    assert 1 <= s.slabs <= blocks_of(k)
-    assert s.slabs * s.slab_blocks >= blocks_of(k)
+    assert 1 <= s.slabs <= blocks_of(k, dtype)
+    assert s.slabs * s.slab_blocks >= blocks_of(k, dtype)
+    assert s.pitch >= 2 * s.slab_blocks * s.depth, "a row's part of x has room"
     assert s.pitch % 128 == 64
     assert s.shared <= 227 << 10
     assert 2 * s.shared > 227 << 10, "two blocks on one multiprocessor leave another without"
     assert 8 * s.tiles * s.pitch <= SLAB[s.tiles] + 8 * s.tiles * 64
+
+
+def test_integers_are_half_the_bytes():
+    sizes = {"rows": 16, "k": 4096, "n": 4096, "dtype": "bf16"}
+    half, integers = (library.linear("p", integers=i, **sizes) for i in (False, True))
+    bytes_ = [{a.name: a.bytes for a in k.args} for k in (half, integers)]
+    assert bytes_[0]["w"] == 2 * bytes_[1]["w"] == 2 * 4096 * 4096
+    assert bytes_[1]["scales"] == 4 * 4096
+    assert "scales" not in bytes_[0]
 
 
 def test_scratch_holds_what_a_product_writes():
@@ -107,6 +178,7 @@ def test_scratch_holds_what_a_product_writes():
         {"dtype": "f64"},
         {"source": "norm", "dtype": "f32"},
         {"rows": 0},
+        {"integers": True, "dtype": "f32"},
     ],
 )
 def test_what_no_kernel_does_is_refused(wrong):

@@ -22,12 +22,11 @@ from pcc.backends.cuda.plan import ALIGN
 from pcc.backends.cuda.weights import WeightFile
 from pcc.conformance import verifiers
 from pcc.conformance.models import WIDE
-from pcc.emission import Emission, Order, graph_name
+from pcc.emission import Emission, Order, listed
 from pcc.errors import PccError
 from pcc.ir.array import Array
 from pcc.ir.module import Module
 from pcc.knobs import CHECK_TOLERANCE
-from pcc.package import _io
 from pcc.runtime.device.plan import read_plan
 from pcc.tensor import nn
 from pcc.tensor import ops as t
@@ -43,6 +42,10 @@ CASES: list[Case] = [
     ("byte_llama", {"n": 4}, "fp32", 3, ("step",)),
     ("lora", {}, "fp16", 1, ("step_greedy",)),
     ("gpt", {"kind": "ff"}, "fp32", 1, ("prefill_greedy", "decode")),
+    ("llama", {"kind": "hmm", "size": WIDE}, "fp16+int8", 3, ("step", "prefill")),
+    ("evabyte", {"kind": "btree", "n": 8, "size": WIDE}, "bf16+int8", 1, ("step", "verify")),
+    ("lora", {}, "bf16+int8", 1, ("step_greedy",)),
+    ("gpt", {"kind": "ff"}, "fp16+int8", 1, ("prefill_greedy",)),
 ]
 MORE: list[Case] = [
     (name, options, precision, batch, ("step", "step_greedy", "prefill", "verify", "decode"))
@@ -59,7 +62,9 @@ def case_of(case: Case, tmp_path: Path, patch: Any, **options: Any) -> Order:
     """The graphs of a case."""
     name, how, precision, batch, _ = case
     source, folder = getattr(verifiers, name)(tmp_path, **how)
-    asked = {"queries": ["draft"], "precision": precision, "batch": batch} | options
+    half, _, int8 = precision.partition("+")
+    asked = {"queries": ["draft"], "precision": half, "batch": batch} | options
+    asked["int8"] = "all" if int8 else None
     return ordered(source, folder, patch, **asked)
 
 
@@ -124,12 +129,7 @@ def test_the_runtime_takes_what_is_written(
         weights.unlink(missing_ok=True)
         builder.weights.write(weights)
         (tmp_path / "p.json").write_bytes(builder.plan("sm_90", "c").dumps())
-        names = {x.key for x in e.inputs}
-        spec = {
-            "graph": "p.json", "batch": batch, "inputs": [_io(x.key, x, e) for x in e.inputs],
-            "outputs": [{**_io(n, v, e), "onnx": graph_name(n, names)}
-                        for n, v in e.module.outputs],
-        }  # fmt: skip
+        spec: dict[str, Any] = {"graph": "p.json", "batch": batch, **listed(e)}
         past = [(i["name"][5:], i) for i in spec["inputs"] if i["name"].startswith("past.")]
         states = [
             {"name": n, "shape": i["shape"][1:], "rows_axis": 1 if "." in n else None}

@@ -38,6 +38,7 @@ def products():
             "squares": epilogue == "residual", "activation": ("silu", "gelu")[index % 2],
         }  # fmt: skip
         made[f"p{index}"] = case
+        made[f"i{index}"] = case | {"integers": True}  # the same with 8-bit weights
     for index, (rows, k, n) in enumerate([(5, 100, 259), (16, 64, 96), (1, 320, 32)]):
         gated = n % 2 == 0 and index == 1
         made[f"w{index}"] = {
@@ -57,6 +58,8 @@ def module():
 
 
 def packed(w):
+    if w.dtype == torch.int8:
+        return torch.from_numpy(pack_linear(w.cpu().numpy())).cuda()
     kind = np.int16 if w.element_size() == 2 else np.int32
     bits = pack_linear(w.cpu().view(torch.int16 if kind == np.int16 else torch.int32).numpy())
     return torch.from_numpy(bits).view(w.dtype).cuda()
@@ -70,7 +73,12 @@ def test_a_product_is_that_of_the_rounded_input(module, name):
     tensors = {a.name: room(a) for a in kernel.args}
     source = case.get("source", "f32")
     x = normal(rows, k, dtype=dtype if source == "half" else torch.float32)
-    w = normal(k, n, scale=k**-0.5, dtype=dtype)
+    integers = case.get("integers", False)
+    if integers:
+        w = torch.randint(-128, 128, (k, n), device="cuda").to(torch.int8)
+        scales = (0.5 + torch.rand(n, device="cuda")) * k**-0.5 / 127
+    else:
+        w = normal(k, n, scale=k**-0.5, dtype=dtype)
     tensors["x"] = x
     entry = x.double()
     if source == "norm":
@@ -82,12 +90,14 @@ def test_a_product_is_that_of_the_rounded_input(module, name):
         scale = (entry.square().mean(-1, keepdim=True) + case["eps"]).rsqrt()
         entry = entry * scale * gain.double()
     z = entry.to(dtype).double() @ w.double()
+    z = z * scales.double() if integers else z
     bias = normal(n) if case["bias"] else None
     z = z if bias is None else z + bias.double()
     gated = case["epilogue"] == "gated"
     if gated:
         order = torch.from_numpy(interleave(np.arange(n))).cuda()
         w, bias = w[:, order], None if bias is None else bias[order].contiguous()
+        scales = scales[order].contiguous() if integers else None
         gate, up = z[:, : n // 2], z[:, n // 2 :]
         act = (
             torch.nn.functional.gelu
@@ -98,6 +108,8 @@ def test_a_product_is_that_of_the_rounded_input(module, name):
     tensors["w"] = packed(w.contiguous())
     if bias is not None:
         tensors["bias"] = bias
+    if integers:
+        tensors["scales"] = scales
     before = normal(rows, n) if case["epilogue"] == "residual" else None
     results = []
     for _ in range(2):

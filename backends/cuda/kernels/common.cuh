@@ -22,6 +22,14 @@ template <> struct Half<__half> {
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
   }
+  // Bytes b0 b1 b2 b3 of `word` as (b0, b2) and (b1, b3), each less 128: 1024 + b is the half
+  // 0x6400 | b, and 1152 is subtracted; both are exact.
+  static __device__ __forceinline__ void integers(u32 word, u32& even, u32& odd) {
+    const u32 one = __byte_perm(word, 0x64646464, 0x4240);
+    const u32 two = __byte_perm(word, 0x64646464, 0x4341);
+    asm("sub.f16x2 %0, %1, %2;" : "=r"(even) : "r"(one), "r"(0x64806480));
+    asm("sub.f16x2 %0, %1, %2;" : "=r"(odd) : "r"(two), "r"(0x64806480));
+  }
 };
 
 template <> struct Half<__nv_bfloat16> {
@@ -32,6 +40,17 @@ template <> struct Half<__nv_bfloat16> {
         "{%8,%9}, {%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+  }
+  // The same. 0x4300 | m is 128 + m for the low 7 bits m of b; -128 is added where the high bit is
+  // set, else -256, of which the high bit is the only difference.
+  static __device__ __forceinline__ void integers(u32 word, u32& even, u32& odd) {
+    even = less_128(word), odd = less_128(word >> 8);
+  }
+  static __device__ __forceinline__ u32 less_128(u32 bytes) {
+    const u32 low = (bytes & 0x007f007f) | 0x43004300, high = (bytes & 0x00800080) ^ 0xc380c380;
+    u32 y;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(low), "r"(0x3f803f80), "r"(high));
+    return y;
   }
 };
 

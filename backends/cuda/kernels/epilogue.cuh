@@ -1,11 +1,11 @@
-// What becomes of the sums of a product: bias, residual or gate, and the sums of squares.
+// What becomes of the sums of a product: scales, bias, residual or gate, and the sums of squares.
 #pragma once
 #include "common.cuh"
 
 namespace pcc {
 
 template <typename C> struct epilogue_args {
-  const float* bias;
+  const float *scales, *bias;
   typename C::Out* y;
   float* squares_out;
 };
@@ -39,6 +39,10 @@ __device__ __forceinline__ void store(const epilogue_args<C>& a, float4 z, int m
   const bool inside = m < C::M;
   float square = 0;
   if (inside) {
+    if constexpr (C::SCALED) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) v[j] *= n + j < C::N ? __ldg(a.scales + n + j) : 0.0f;
+    }
     if constexpr (C::BIAS) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) v[j] += n + j < C::N ? __ldg(a.bias + n + j) : 0.0f;

@@ -12,23 +12,25 @@ namespace pcc {
 template <typename C> struct linear_args : epilogue_args<C> {
   const void* x;
   const float *gain, *squares;
-  const typename C::T* w;
+  const void* w;  // halves, or integers of 8 bits where SCALED
   float* partial;
   u32* count;
-  const typename C::T* ahead;
+  const void* ahead;
 };
 
 template <typename C> struct Linear {
   using T = typename C::T;
-  static constexpr int BLOCKS = (C::K + 31) / 32, STRIPS = (C::N + 31) / 32;
+  static constexpr int DEPTH = C::SCALED ? 64 : 32;  // of K in a piece of W
+  static constexpr int BLOCKS = (C::K + DEPTH - 1) / DEPTH, STRIPS = (C::N + 31) / 32;
+  static constexpr int SUMS = (C::K + 31) / 32;  // of squares of a row of x
   static constexpr int ROWS = 8 * C::TILES, THREADS = 32 * C::WARPS;
   static constexpr int RING = C::WARPS * C::STAGES * PIECE;
   static constexpr bool WIDE = C::SOURCE != 1, NORM = C::SOURCE == 2;
-  static constexpr int GROUPS = C::SLAB * 4, ROUNDS = (ROWS * GROUPS + THREADS - 1) / THREADS;
+  static constexpr int GROUPS = C::SLAB * DEPTH / 8, ROUNDS = (ROWS * GROUPS + THREADS - 1) / THREADS;
   static constexpr int LOADS = ROUNDS < 12 ? ROUNDS : 12;  // of a thread at once: one wait for all
 
 #if __CUDA_ARCH__ >= 900
-  static constexpr bool BULK = !WIDE && C::K % 32 == 0;
+  static constexpr bool BULK = !WIDE && C::K % DEPTH == 0;
 #else
   static constexpr bool BULK = false;
 #endif
@@ -62,8 +64,8 @@ template <typename C> struct Linear {
       float sum = 0;
       if (row0 + m < C::M)
 #pragma unroll 4
-        for (int s = lane; s < BLOCKS; s += 32)
-          sum += __ldcg(a.squares + size_t(row0 + m) * BLOCKS + s);
+        for (int s = lane; s < SUMS; s += 32)
+          sum += __ldcg(a.squares + size_t(row0 + m) * SUMS + s);
       sum = warp_sum(sum);
       if (lane == 0) scale[m] = rsqrtf(sum / C::K + C::EPS);
     }
@@ -77,7 +79,7 @@ template <typename C> struct Linear {
 
   // Element i of the slab's 16-byte groups, row by row; zeros beyond M and K.
   __device__ __forceinline__ Raw load(int i) const {
-    const int m = row0 + i / GROUPS, k = first * 32 + i % GROUPS * 8;
+    const int m = row0 + i / GROUPS, k = first * DEPTH + i % GROUPS * 8;
     Raw raw = {};
     if (i >= ROWS * GROUPS || m >= C::M || k >= C::K) return raw;
     const size_t at = size_t(m) * C::K + k;
@@ -99,7 +101,7 @@ template <typename C> struct Linear {
 
   __device__ __forceinline__ void put_group(int i, const Raw& raw) const {
     if (i >= ROWS * GROUPS) return;
-    const int m = i / GROUPS, k = first * 32 + i % GROUPS * 8;
+    const int m = i / GROUPS, k = first * DEPTH + i % GROUPS * 8;
     uint4 v;
     if constexpr (WIDE) {
       float f[8], gain[8];
@@ -141,12 +143,12 @@ template <typename C> struct Linear {
 
   // The same by the copy engine, where x is in halves already: a row's part lies in one piece.
   __device__ __forceinline__ void stage_rows(u32 barrier) const {
-    const int count = min(ROWS, C::M - row0), bytes = length * 64;
+    const int count = min(ROWS, C::M - row0), bytes = length * DEPTH * 2;
     const u32 to = shared_address(shared) + RING;
     if (warp == 0) {
       if (lane == 0) expect_bytes(barrier, count * bytes);
       __syncwarp();
-      const T* x = static_cast<const T*>(a.x) + size_t(row0) * C::K + first * 32;
+      const T* x = static_cast<const T*>(a.x) + size_t(row0) * C::K + first * DEPTH;
       for (int m = lane; m < count; m += 32)
         copy_bulk(to + m * C::PITCH, x + size_t(m) * C::K, bytes, barrier);
     }
@@ -156,7 +158,7 @@ template <typename C> struct Linear {
     await(barrier, 0);
   }
 
-  // One piece: 32 columns of W, 32 of K, all rows of x.
+  // 32 columns of W, 32 of K, all rows of x.
   __device__ __forceinline__ void multiply(float (&sum)[2][C::TILES][4], const uint4 (&w)[4],
                                            int block) const {
     u32 at = shared_address(shared) + RING + (lane / 4) * C::PITCH + block * 64 + (lane % 4) * 16;
@@ -168,6 +170,27 @@ template <typename C> struct Linear {
         Half<T>::mma(sum[t][m], w[t], x.x, x.y);
         Half<T>::mma(sum[t][m], w[2 + t], x.z, x.w);
       }
+    }
+  }
+
+  // One piece of W. Of integers, 16 bytes of a thread are two of its fragments of halves.
+  __device__ __forceinline__ void multiply_piece(float (&sum)[2][C::TILES][4], const uint4 (&w)[4],
+                                                 int block) const {
+    if constexpr (C::SCALED) {
+#pragma unroll
+      for (int b = 0; b < 2; ++b) {
+        uint4 half[4];
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          const uint4 q = w[2 * b + j];
+          uint4 &one = half[2 * j], &two = half[2 * j + 1];
+          Half<T>::integers(q.x, one.x, one.y), Half<T>::integers(q.y, one.z, one.w);
+          Half<T>::integers(q.z, two.x, two.y), Half<T>::integers(q.w, two.z, two.w);
+        }
+        multiply(sum, half, 2 * block + b);
+      }
+    } else {
+      multiply(sum, w, block);
     }
   }
 
@@ -278,7 +301,7 @@ template <typename C> struct Linear {
         uint4 w[4];
         ring.take(w);
         ask();
-        multiply(sum, w, k);
+        multiply_piece(sum, w, k);
       }
       float4 columns[COUNT];
 #pragma unroll

@@ -55,15 +55,15 @@ class Product:
             kernel = linear(
                 out.name(), rows=x.rows, k=x.k, n=x.n, dtype=x.dtype, source=how.source,
                 out="half" if rounded else "f32", epilogue="residual" if adds else "none",
-                bias=biased, squares=squares, eps=how.norm.eps if how.norm else 0.0,
-                ahead=ahead,
+                bias=biased, squares=squares, integers=x.scale is not None,
+                eps=how.norm.eps if how.norm else 0.0, ahead=ahead,
             )  # fmt: skip
             out.launch(kernel, args, self.root)
 
 
 def product(op: Op, graph: Graph) -> Product | None:
     """Match a sum with at least one product, and at most one value that is none."""
-    if not isinstance(op, t.Add | t.Contract):
+    if not isinstance(op, t.Add | t.Contract | t.ScaledContract):
         return None
     found, others = _terms(op, graph, top=True)
     if not found or tensor(op).shape[-1:] == ():

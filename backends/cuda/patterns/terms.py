@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pcc.backends.cuda.graph import Graph, half
+from pcc.backends.cuda.graph import Graph
 from pcc.backends.cuda.pack import STRIP, interleave, pack_linear, packed_size
 from pcc.backends.cuda.piece import SQUARES, WIDE, Offers, Output, Want, Weight
 from pcc.ir.array import Array
@@ -25,26 +25,37 @@ LEAST = 4096  # f32 numbers in a matrix that is worth a kernel of its own; halve
 
 @dataclass(frozen=True)
 class Term:
-    """x [rows,k] W [k,n]; `turned`: the array holds W^T, [n,k]."""
+    """x [rows,k] W [k,n]; `turned`: the array holds W^T, [n,k].
+
+    `dtype` to which x is rounded. `scale f32[n]`: `weight` holds integers, of which W is as many.
+    """
 
     op: Op
     x: Op
     weight: Array
+    dtype: str
     rows: int
     k: int
     n: int
     turned: bool
+    scale: Array | None = None
 
     @property
-    def dtype(self) -> str:
-        """The dtype of W, to which x is rounded."""
-        return self.weight.dtype
+    def packing(self) -> str:
+        """The dtype of the packed W."""
+        return self.dtype if self.scale is None else "u8"
+
+    def scales(self, gated: bool = False) -> Array:
+        """Return the scales of the columns, in the order of the packed ones."""
+        assert self.scale is not None
+        flat = self.scale.reshaped((self.n,))
+        return Array.of(interleave(flat.value)) if gated else flat
 
     def packed(self, gated: bool = False) -> Weight:
         """Return W in the order of the products."""
         key = named("linear", _identity(self.weight), self.k, self.n, self.turned, gated)
-        size = packed_size(self.k, self.n)
-        return Weight(key, self.dtype, size, lambda: self._pieces(gated))
+        size = packed_size(self.k, self.n, self.packing)
+        return Weight(key, self.packing, size, lambda: self._pieces(gated))
 
     def _pieces(self, gated: bool) -> Iterator[NDArray[np.generic]]:
         """Yield strips of columns: as many as a part of the array has, where it holds W^T."""
@@ -78,10 +89,15 @@ def term(op: Op, graph: Graph) -> Term | None:
     Equal because the lost axes end the axes of x in their order, and are the first or the last axes
     of the array: then both are matrices as they lie in memory, and so is the result.
     """
-    if not isinstance(op, t.Contract) or not isinstance(op.b, t.Const):
+    if not isinstance(op, t.Contract | t.ScaledContract) or not isinstance(op.b, t.Const):
         return None
-    a, array = tensor(op.a), op.b.value
-    if a.dtype != "f32" or not a.batch or array.dtype not in ("f32", "f16", "bf16"):
+    a, array, scale = tensor(op.a), op.b.value, None
+    dtype = op.dtype if isinstance(op, t.ScaledContract) else array.dtype
+    if isinstance(op, t.ScaledContract):
+        if not isinstance(op.scale, t.Const) or dtype == WIDE:
+            return None
+        scale = op.scale.value
+    if a.dtype != "f32" or not a.batch or dtype not in ("f32", "f16", "bf16"):
         return None
     (left, right), out = split_equation(op.eq)
     lost = "".join(c for c in left if c not in out)
@@ -94,10 +110,10 @@ def term(op: Op, graph: Graph) -> Term | None:
     k = math.prod(a.shape[len(lead) :])
     n = math.prod(array.shape) // k
     rows = graph.rows(op.a, len(lost))
-    worth = half(op.b) or k * n >= LEAST
+    worth = dtype != WIDE or k * n >= LEAST
     if rows > MOST_ROWS or not worth or min(k, n) < 1:
         return None
-    return Term(op, op.a, array, rows, k, n, not straight)
+    return Term(op, op.a, array, dtype, rows, k, n, not straight, scale)
 
 
 def only_multiplied(op: Op, graph: Graph) -> str:
@@ -150,6 +166,8 @@ def given(x: Term, out: Output, gated: bool = False) -> tuple[Operand, dict[str,
     """Return how x is taken, and the buffers of x and W by argument."""
     how = operand(x, out.graph, out.offers)
     args = {"x": out.value(*how.needs[0]), "w": out.weight(x.packed(gated))}
+    if x.scale is not None:
+        args["scales"] = out.array(x.scales(gated))
     if how.norm is not None:
         assert isinstance(how.norm.w, t.Const)
         args["gain"] = out.array(how.norm.w.value)
@@ -159,8 +177,8 @@ def given(x: Term, out: Output, gated: bool = False) -> tuple[Operand, dict[str,
 
 def following(
     x: Term, index: int, terms: Sequence[Term], out: Output
-) -> tuple[tuple[int, int] | None, dict[str, int]]:
-    """Return (k, n) of the product after term `index`, and its weights, to be fetched ahead."""
+) -> tuple[tuple[int, int, str] | None, dict[str, int]]:
+    """Return (k, n, packing) of the product after term `index`, and its weights, to be fetched."""
     if index + 1 < len(terms):
         after, gated = terms[index + 1], False
     elif (found := out.next_product()) is not None:
@@ -169,4 +187,4 @@ def following(
         return None, {}
     if after.dtype != x.dtype or after.rows != x.rows or x.dtype == WIDE:
         return None, {}
-    return (after.k, after.n), {"ahead": out.weight(after.packed(gated))}
+    return (after.k, after.n, after.packing), {"ahead": out.weight(after.packed(gated))}
