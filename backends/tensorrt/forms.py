@@ -3,10 +3,8 @@
 - *Pairs*: where 64-bit integers do not cross the border, `i64[d]` is `i32[d, 2]`: its low and high
   words as they lie in memory. The engine reads the low one and writes both, so that whoever binds
   addresses sees 64-bit integers, and nothing is converted outside.
-- *Sums*: where the parser makes a loop of `CumSum`, one step for each element, a running sum of
-  masses is a product with a triangle of ones, and any other one doubles its reach in each step. In
-  the product all columns add in one order: where a mass is zero the sum does not rise, which is
-  what the inverse CDF rests on. The doubling adds numbers only, so that -inf stays -inf.
+- *Sums*: `pcc.backends.tensorrt.sums`.
+- *Quotients* whose divisor is spread over the dividend are scaled where it is very small.
 - *Short reductions*: where the builder writes a reduction over few elements out, with what makes
   each of them, neutral elements make it longer. A circuit of rank 3 is a chain of such
   reductions, and each would hold the ones before it again: code doubles with every variable.
@@ -26,9 +24,11 @@ import onnx_ir as ir
 
 from pcc.backends.onnx.graph import Stored
 from pcc.backends.tensorrt.runtimes import TensorRt
+from pcc.backends.tensorrt.site import Site, replace
+from pcc.backends.tensorrt.sums import spell_sum
 from pcc.errors import PccError
 
-MASSES = ("t.inverse_cdf", "t.truncate")  # ops whose running sums are of finite, positive numbers
+FAINT = 2.0**-64
 FOLDED = 1 << 24  # bytes; the largest constant that folding makes
 Values = np.ndarray[Any, Any]
 
@@ -84,64 +84,6 @@ def _unknown(model: ir.Model) -> str:
     return ""
 
 
-class Site:
-    """Adds nodes before `anchor`, with the origin of `like`."""
-
-    def __init__(self, model: ir.Model, anchor: ir.Node | None, like: ir.Node | None) -> None:
-        self.graph, self.anchor, self.like = model.graph, anchor, like
-        self.kind: Any = None  # the NumPy dtype of what a rewrite adds
-
-    def __call__(self, op: str, *xs: ir.Value, name: str = "", **attributes: Any) -> ir.Value:
-        base = name or f"{xs[0].name}/{op}"
-        out = ir.Value(name=_fresh(self.graph, base))
-        node = ir.node(op, list(xs), attributes=attributes or None, outputs=[out], name=out.name)
-        if self.like is not None:
-            node.metadata_props.update(self.like.metadata_props)
-        if self.anchor is None:
-            self.graph.append(node)
-        else:
-            self.graph.insert_before(self.anchor, node)
-        return out
-
-    def const(self, value: Values) -> ir.Value:
-        """Return an initializer, shared with an equal one that this module made."""
-        key = f"form.{value.dtype}.{'x'.join(map(str, value.shape))}.{_digest(value)}"
-        found = self.graph.initializers.get(key)
-        if found is None:
-            tensor = ir.tensor(value, name=key)
-            found = ir.Value(
-                name=key,
-                shape=ir.Shape(value.shape),
-                type=ir.TensorType(tensor.dtype),
-                const_value=tensor,
-            )
-            self.graph.initializers[key] = found
-        return found
-
-    def ints(self, *values: int) -> ir.Value:
-        """Return a vector of 64-bit integers."""
-        return self.const(np.array(values, np.int64))
-
-
-def _digest(value: Values) -> str:
-    import hashlib
-
-    return hashlib.sha256(np.ascontiguousarray(value).data).hexdigest()[:16]
-
-
-def _fresh(graph: ir.Graph, base: str) -> str:
-    taken = graph.meta.setdefault("pcc.names", {})
-    if not taken:
-        values = (v.name for node in graph for v in node.outputs)
-        taken.update(dict.fromkeys((*values, *(v.name for v in graph.inputs)), 0))
-    name, count = base, taken.get(base, -1)
-    while name in taken:
-        count += 1
-        name = f"{base}~{count}"
-    taken[base], taken[name] = max(count, 0), 0
-    return name
-
-
 # ---------------------------------------------------------------- constants
 
 
@@ -166,70 +108,8 @@ def _fold(model: ir.Model) -> None:
         y = FOLDS[node.op_type](node, arrays)
         if y.nbytes > FOLDED:
             continue
-        _replace(out, Site(model, node, node).const(np.ascontiguousarray(y)))
+        replace(out, Site(model, node, node).const(np.ascontiguousarray(y)))
         model.graph.remove(node, safe=True)
-
-
-# ---------------------------------------------------------------- running sums
-
-
-def _spell_sum(model: ir.Model, node: ir.Node) -> None:
-    x, axis_value = node.inputs
-    assert x is not None
-    assert axis_value is not None
-    if x.dtype is None or x.shape is None or axis_value.const_value is None:
-        raise PccError("E434", f"the operand of {node.name!r} has no type, or its axis no value")
-    shape = [d for d in x.shape if isinstance(d, int)]
-    if len(shape) < len(x.shape):
-        raise PccError("E434", f"the operand of {node.name!r} has an open size: {x.shape}")
-    axis = int(axis_value.const_value.numpy()) % len(shape)
-    flag = node.attributes.get("exclusive")
-    site = Site(model, node, node)
-    site.kind = x.dtype.numpy()
-    exclusive = flag is not None and flag.as_int() == 1
-    masses = node.metadata_props.get("pcc.op") in MASSES and x.dtype == ir.DataType.FLOAT
-    masses = masses and axis == len(shape) - 1
-    y = (_product if masses else _doubling)(site, x, shape, axis, exclusive)
-    _replace(node.outputs[0], y)
-    model.graph.remove(node, safe=True)
-
-
-def _product(site: Site, x: ir.Value, shape: list[int], axis: int, exclusive: bool) -> ir.Value:
-    ones = np.triu(np.ones((shape[axis], shape[axis]), np.float32), 1 if exclusive else 0)
-    return site("MatMul", x, site.const(ones))
-
-
-def _doubling(site: Site, x: ir.Value, shape: list[int], axis: int, exclusive: bool) -> ir.Value:
-    size, y = shape[axis], _shifted(site, x, shape, axis, 1) if exclusive else x
-    reach = 1
-    while reach < size:
-        y = site("Add", y, _shifted(site, y, shape, axis, reach))
-        reach *= 2
-    return y if y is not x else site("Identity", x)
-
-
-def _shifted(site: Site, x: ir.Value, shape: list[int], axis: int, by: int) -> ir.Value:
-    """Return x moved up by `by` along an axis, zeros in front."""
-    assert site.kind is not None
-    zeros = site.const(np.zeros([*shape[:axis], by, *shape[axis + 1 :]], site.kind))
-    if by >= shape[axis]:
-        return zeros
-    rest = site("Slice", x, site.ints(0), site.ints(shape[axis] - by), site.ints(axis))
-    return site("Concat", zeros, rest, axis=axis)
-
-
-def _replace(old: ir.Value, new: ir.Value) -> None:
-    """Give the readers of `old`, and its name as an output, to `new`."""
-    graph = old.graph
-    for use in list(old.uses()):
-        use.node.replace_input_with(use.idx, new)
-    if graph is None:
-        return
-    for i, out in enumerate(graph.outputs):
-        if out is old:
-            new.name, new.shape, new.type = old.name, old.shape, old.type
-            old.name = f"{old.name}~old"
-            graph.outputs[i] = new
 
 
 def _spell_log_softmax(model: ir.Model, node: ir.Node) -> None:
@@ -238,7 +118,26 @@ def _spell_log_softmax(model: ir.Model, node: ir.Node) -> None:
     axis = node.attributes["axis"].as_int()
     lowered = site("Sub", x, _reduced(site, "ReduceMax", x, axis))
     total = _reduced(site, "ReduceSum", site("Exp", lowered), axis)
-    _replace(node.outputs[0], site("Sub", lowered, site("Log", total)))
+    replace(node.outputs[0], site("Sub", lowered, site("Log", total)))
+    model.graph.remove(node, safe=True)
+
+
+def _spell_quotient(model: ir.Model, node: ir.Node) -> None:
+    """Write x / y as (x s) / (y s), with s = 2^64 where y < 2^-64.
+
+    Where y is spread over x the builder multiplies by 1 / y, which is infinite for the smallest
+    floats. x s leaves float32 only where the quotient does.
+    """
+    x, y = node.inputs
+    assert x is not None
+    assert y is not None
+    if y.dtype != ir.DataType.FLOAT or y.const_value is not None or x.shape == y.shape:
+        return
+    site = Site(model, node, node)
+    faint = site("Less", y, site.const(np.array(FAINT, np.float32)))
+    scale = site("Where", faint, site.const(np.array(1 / FAINT, np.float32)),
+                 site.const(np.array(1, np.float32)))  # fmt: skip
+    replace(node.outputs[0], site("Div", site("Mul", x, scale), site("Mul", y, scale)))
     model.graph.remove(node, safe=True)
 
 
@@ -249,7 +148,8 @@ def _reduced(site: Site, op: str, x: ir.Value, axis: int) -> ir.Value:
 
 
 SPELLINGS: dict[str, Callable[[ir.Model, ir.Node], None]] = {
-    "CumSum": _spell_sum,
+    "CumSum": spell_sum,
+    "Div": _spell_quotient,
     "LogSoftmax": _spell_log_softmax,
 }
 

@@ -197,6 +197,30 @@ def test_running_sums_keep_minus_infinity_and_integers() -> None:
     np.testing.assert_array_equal(y, [[0, 0.5, -np.inf, -np.inf, -np.inf]])
 
 
+def test_running_sums_that_are_too_long() -> None:
+    with pytest.raises(PccError, match=r"E434.*too long"):
+        prepare(graph_of("CumSum", np.zeros((2, 4096), np.float32), "t.cumsum", 17, 1), OLD)
+
+
+def test_reciprocals_of_spread_divisors_are_floats() -> None:
+    """What a builder may do: multiply by 1 / y, each a float32 that is no denormal number."""
+    x = np.array([[1e-38, 1e-30, 3e-39, 1.0], [2e-38, 0.0, 1e-39, 1e30]], np.float32)
+    y = np.array([[1e-39, 1e-40, 2e-45, 3.0]], np.float32)
+    names = [helper.make_tensor_value_info(k, TensorProto.FLOAT, v.shape)
+             for k, v in (("x", x), ("y", y))]  # fmt: skip
+    out = helper.make_tensor_value_info("z", TensorProto.FLOAT, x.shape)
+    graph = helper.make_graph([helper.make_node("Div", ["x", "y"], ["z"])], "g", names, [out])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    made = prepare(ir.from_proto(model), OLD)
+    (last,) = [n for n in made.graph if n.op_type == "Div"]
+    made.graph.outputs.extend(v for v in last.inputs if v is not None)
+    z, above, below = session(made).run(None, {"x": x, "y": y})
+    np.testing.assert_allclose(z, x.astype(np.float64) / y, rtol=1e-6)
+    with np.errstate(over="raise"):
+        np.testing.assert_allclose(above * (np.float32(1) / below), z, rtol=1e-6)
+    assert (np.abs(below) > np.finfo(np.float32).tiny).all()
+
+
 def test_sums_of_masses_do_not_rise_where_a_mass_is_zero() -> None:
     x = np.random.default_rng(2).random((64, 320)).astype(np.float32)
     x[:, ::3] = 0
