@@ -181,13 +181,9 @@ def compile(
     _supported(parameters, queries)
     chosen = target_of(target, precision, opset)
     _fitting(chosen, batch, engine)
-    integers = int8_of(chosen, precision, int8)
-    if integers[0] and "latent-first" in (proposal, draft_mode):
-        what = "latent-first drafts read single rows of the head's matrices, not their products"
-        raise PccError("E141", what, hint="compile with int8='verifier', or another draft")
+    integers = _integers(chosen, precision, int8, (proposal, draft_mode))
     how = {"chunk": chunk, "proposal": proposal, "draft_mode": draft_mode, "precision": precision,
-           "int8": integers[1],
-           "static": chosen.static,
+           "int8": integers[1], "static": chosen.static,
            "truncation": chosen.branches if truncation is None else truncation}  # fmt: skip
     random = synthetic(shape, head, seed, source, verifier)
     if random is not None:
@@ -196,13 +192,7 @@ def compile(
     if int8 == "verifier" and request is None:
         raise PccError("E141", "int8='verifier': there is no verifier", hint="int8='head'")
     with _place(out, force) as folder, staged(folder, force=force) as work:
-        circuit = _asked(source, request, frontend)
-        if window is not None:
-            from pcc.passes.restrict import restrict
-
-            circuit = restrict(circuit, window)
-        if parameters == "logits":
-            circuit = circuit.with_logits()
+        circuit = _narrowed(_asked(source, request, frontend), window, parameters)
         job = Job(circuit, Manager(validate=validate), chosen, progress or (lambda _: None),
                   precision, batch, gpu or "", engine or {}, integers)  # fmt: skip
         layers = (n for n in circuit.module().nodes() if isinstance(n, CircuitOp))
@@ -241,6 +231,17 @@ def _fitting(target: Target, batch: int, engine: Mapping[str, Any] | None) -> No
         what = f"batch={batch} is not supported by target {target.name!r}"
         hint = f"at most {knobs.MAX_BATCH}" if target.static else "its graphs take any batch"
         raise PccError("E141", what, hint=hint)
+
+
+def _integers(
+    target: Target, precision: str, int8: str | None, drafts: tuple[str, str]
+) -> tuple[bool, bool]:
+    """Return whether head and verifier are stored in 8-bit integers. Errors: E141."""
+    found = int8_of(target, precision, int8)
+    if found[0] and "latent-first" in drafts:
+        what = "latent-first drafts read single rows of the head's matrices, not their products"
+        raise PccError("E141", what, hint="compile with int8='verifier', or another draft")
+    return found
 
 
 def _supported(parameters: str, queries: Sequence[str] | None) -> None:
@@ -300,6 +301,15 @@ def _asked(
         if not i.batch:
             raise PccError("E144", f"input {name!r} has no batch axis", at=i.loc)
     return circuit
+
+
+def _narrowed(circuit: Circuit, window: int | None, parameters: str) -> Circuit:
+    """Return a circuit of the first variables, or with logits as inputs, where that is asked."""
+    if window is not None:
+        from pcc.passes.restrict import restrict
+
+        circuit = restrict(circuit, window)
+    return circuit.with_logits() if parameters == "logits" else circuit
 
 
 def _graphs(job: Job, queries: Sequence[str] | None, request: Request | None) -> None:

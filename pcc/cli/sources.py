@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,65 +13,92 @@ from pcc.cli.output import Json, emit, progress
 from pcc.knobs import DRAFT_MODE, PREFILL_CHUNK, PROPOSAL
 from pcc.targets import TARGETS
 
+if TYPE_CHECKING:
+    from pcc.driver import Artifact
+
+Source = Annotated[
+    Path | None,
+    typer.Argument(help="Checkpoint folder or .pcir file; none: the verifier's own heads."),
+]
+Precision = Annotated[str, typer.Option(help="Of large weights and caches: fp32, fp16 or bf16.")]
+Int8 = Annotated[
+    str | None, typer.Option(help="8-bit integers for matrices of: head, verifier or all.")
+]
+Architecture = Annotated[
+    str | None, typer.Option(help="Build for this architecture, sm_90 (default: this GPU).")
+]
+EngineOptions = Annotated[
+    list[str] | None,
+    typer.Option(help="Of a TensorRT build: NAME=VALUE (repeatable; docs/tensorrt.md)."),
+]
+Opset = Annotated[int | None, typer.Option(help="Of target onnx: 24, or 17 for older runtimes.")]
+Verifier = Annotated[
+    Path | None, typer.Option(help="Model folder (config.json, safetensors) that verifies.")
+]
+DraftMode = Annotated[
+    str, typer.Option(help="Greedy drafts: stepwise, max-product or latent-first.")
+]
+Truncation = Annotated[
+    bool | None,
+    typer.Option(help="Settings that truncate drafts (default: where they are free)."),
+]
+HmmBias = Annotated[
+    list[str] | None,
+    typer.Option(help="Unknown tensor to add to sum logits: NAME or NAME=LAYER (repeatable)."),
+]
+Shape = Annotated[
+    str | None,
+    typer.Option(help="Random weights of a true shape for benchmarks, e.g. evabyte-6.5b."),
+]
+Head = Annotated[
+    str | None, typer.Option(help="With --shape: KIND,n=N,r=R; KIND ff, cp, hmm or btree.")
+]
+
 
 def compile_command(
-    source: Annotated[
-        Path | None,
-        typer.Argument(help="Checkpoint folder or .pcir file; none: the verifier's own heads."),
-    ] = None,
+    source: Source = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="Bundle to write.")] = Path("m.pcc"),
     query: Annotated[list[str] | None, typer.Option(help="Only this query (repeatable).")] = None,
     target: Annotated[str, typer.Option(help=", ".join(TARGETS))] = "onnx",
-    precision: Annotated[
-        str, typer.Option(help="Of large weights and caches: fp32, fp16 or bf16.")
-    ] = "fp32",
-    int8: Annotated[
-        str | None, typer.Option(help="8-bit integers for matrices of: head, verifier or all.")
-    ] = None,
+    precision: Precision = "fp32",
+    int8: Int8 = None,
     batch: Annotated[int, typer.Option(help="Rows of a call, where shapes are fixed.")] = 1,
-    gpu: Annotated[
-        str | None, typer.Option(help="Build for this architecture, sm_90 (default: this GPU).")
-    ] = None,
-    engine: Annotated[
-        list[str] | None,
-        typer.Option(help="Of a TensorRT build: NAME=VALUE (repeatable; docs/tensorrt.md)."),
-    ] = None,
-    opset: Annotated[
-        int | None, typer.Option(help="Of target onnx: 24, or 17 for older runtimes.")
-    ] = None,
+    gpu: Architecture = None,
+    engine: EngineOptions = None,
+    opset: Opset = None,
     parameters: Annotated[str, typer.Option(help="context or logits")] = "context",
-    verifier: Annotated[
-        Path | None, typer.Option(help="Model folder (config.json, safetensors) that verifies.")
-    ] = None,
+    verifier: Verifier = None,
     max_seq: Annotated[int, typer.Option(help="Longest sequence, in tokens.")] = 2048,
     chunk: Annotated[int, typer.Option(help="Prompt tokens read in one pass.")] = PREFILL_CHUNK,
     proposal: Annotated[str, typer.Option(help="full or latent-first")] = PROPOSAL,
-    draft_mode: Annotated[
-        str, typer.Option(help="Greedy drafts: stepwise, max-product or latent-first.")
-    ] = DRAFT_MODE,
-    truncation: Annotated[
-        bool | None,
-        typer.Option(help="Settings that truncate drafts (default: where they are free)."),
-    ] = None,
+    draft_mode: DraftMode = DRAFT_MODE,
+    truncation: Truncation = None,
     window: Annotated[int | None, typer.Option(help="Draft fewer variables.")] = None,
     step: Annotated[int | None, typer.Option(help="Checkpoint step (default: newest).")] = None,
-    hmm_bias: Annotated[
-        list[str] | None,
-        typer.Option(help="Unknown tensor to add to sum logits: NAME or NAME=LAYER (repeatable)."),
-    ] = None,
-    shape: Annotated[
-        str | None,
-        typer.Option(help="Random weights of a true shape for benchmarks, e.g. evabyte-6.5b."),
-    ] = None,
-    head: Annotated[
-        str | None, typer.Option(help="With --shape: KIND,n=N,r=R; KIND ff, cp, hmm or btree.")
-    ] = None,
+    hmm_bias: HmmBias = None,
+    shape: Shape = None,
+    head: Head = None,
     seed: Annotated[int, typer.Option(min=0, help="With --shape: of the weights.")] = 0,
     force: Annotated[bool, typer.Option(help="Replace an existing bundle.")] = False,
     validate: Annotated[bool, typer.Option(help="Check every pass.")] = True,
     as_json: Json = False,
 ) -> None:
     """Compile a circuit to a bundle: one graph for each query, over one weight file."""
+    extra = _given(step, hmm_bias, engine)
+    artifact = pcc.compile(
+        source, verifier=verifier, max_seq=max_seq, chunk=chunk, proposal=proposal,
+        draft_mode=draft_mode, queries=query or None, out=out, target=target,
+        precision=precision, int8=int8, batch=batch, gpu=gpu, truncation=truncation, opset=opset,
+        parameters=parameters, window=window, force=force,
+        validate=validate, progress=progress, shape=shape, head=head, seed=seed, **extra,
+    )  # fmt: skip
+    _present(artifact, as_json=as_json)
+
+
+def _given(
+    step: int | None, hmm_bias: list[str] | None, engine: list[str] | None
+) -> dict[str, Any]:
+    """Return the options of frontend and target that are given: absent ones are not passed on."""
     extra: dict[str, Any] = {}
     if step is not None:
         extra["step"] = step
@@ -80,13 +107,10 @@ def compile_command(
     if engine:
         pairs = (e.partition("=") for e in engine)
         extra["engine"] = {name: value for name, _, value in pairs}
-    artifact = pcc.compile(
-        source, verifier=verifier, max_seq=max_seq, chunk=chunk, proposal=proposal,
-        draft_mode=draft_mode, queries=query or None, out=out, target=target,
-        precision=precision, int8=int8, batch=batch, gpu=gpu, truncation=truncation, opset=opset,
-        parameters=parameters, window=window, force=force,
-        validate=validate, progress=progress, shape=shape, head=head, seed=seed, **extra,
-    )  # fmt: skip
+    return extra
+
+
+def _present(artifact: Artifact, *, as_json: bool) -> None:
     if as_json:
         emit({"path": str(artifact.path), "seconds": artifact.seconds, **artifact.manifest})
         return
