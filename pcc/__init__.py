@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pcc.circuit.text import parse, show
     from pcc.driver import compile
     from pcc.errors import PccError
+    from pcc.exchange import refit
     from pcc.frontends import templates
     from pcc.frontends.builder import Builder
     from pcc.runtime.engine import load
@@ -31,13 +32,14 @@ _LAZY = {
     "compile": "pcc.driver",
     "load": "pcc.runtime.engine",
     "parse": "pcc.circuit.text",
+    "refit": "pcc.exchange",
     "show": "pcc.circuit.text",
     "templates": "pcc.frontends.templates",
     "verify": "pcc.check",
 }
 
-__all__ = ["Builder", "Circuit", "PccError", "compile", "load", "parse", "show", "templates",
-           "verify"]  # fmt: skip
+__all__ = ["Builder", "Circuit", "PccError", "compile", "load", "parse", "refit", "show",
+           "templates", "verify"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -26,6 +26,8 @@ from pcc.knobs import MAX_BATCH, MAX_MANIFEST_BYTES, MAX_ROW_ELEMENTS
 
 SCHEMA = (1, 1)
 MANIFEST = "manifest.json"
+WEIGHTS = "graphs/weights.bin"  # of all graphs
+REFIT = "refit.json"  # beside plans that were taken over: the weights that they are to get
 DTYPES = ("f32", "i64", "bool")
 HALVES = ("f16", "bf16")  # of states only
 ROLES = ("accept", "carry", "latent", "token")  # of uniforms

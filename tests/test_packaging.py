@@ -50,6 +50,7 @@ MAY_IMPORT = {
     "generation": BUILT,
     "package": BUILT | {"driver", "__init__"},  # driver: the type of a job
     "driver": BUILT | {"generation", "package"},
+    "exchange": BUILT | {"driver"},
     "conformance": BUILT | {"driver", "generation", "package", "stored"},
     "train": BUILT | {"driver"},
     "explore": BUILT | {"driver", "generation", "train", "prompts"},

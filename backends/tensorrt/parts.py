@@ -80,11 +80,15 @@ class Tables:
     def place(self, name: str, value: np.ndarray[Any, Any]) -> dict[str, Any]:
         """Return what the manifest says of a table."""
         raw = np.ascontiguousarray(value).tobytes()
+        return {"name": name, "offset": self.place_bytes(raw), "bytes": len(raw)}
+
+    def place_bytes(self, raw: bytes) -> int:
+        """Return where bytes lie in the file."""
         if raw not in self.at:
             self.data += bytes(-len(self.data) % ALIGN)
             self.at[raw] = len(self.data)
             self.data += raw
-        return {"name": name, "offset": self.at[raw], "bytes": len(raw)}
+        return self.at[raw]
 
     def write(self, path: Path) -> None:
         """Write the file, if there is any table."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -19,6 +20,8 @@ from pcc.backends.tensorrt.library import gpu_architecture
 from pcc.backends.tensorrt.options import BuildOptions
 from pcc.backends.tensorrt.parts import Engines, Tables, document, engines_of
 from pcc.backends.tensorrt.runtimes import TensorRt, runtime_of
+from pcc.backends.tensorrt.taken import Taken, Weight
+from pcc.bundle import REFIT, WEIGHTS
 from pcc.emission import Emission, Order, Say, Written
 from pcc.errors import PccError
 from pcc.files import read_bounded
@@ -34,8 +37,13 @@ def write_graphs(order: Order, folder: Path, say: Say) -> Written:
     options = BuildOptions.of(order.engine)
     options.check_names(order.emissions)
     # First of all, so that a missing library costs nothing.
-    builder = Builder(r, _for_gpu(options, order.gpu, r), _timings(options))
-    arch = _architecture(builder)
+    builder: Builder | Taken
+    if options.plans:
+        builder = Taken(r, options, order.engine)
+        options, arch = builder.options, builder.arch
+    else:
+        builder = Builder(r, _for_gpu(options, order.gpu, r), _timings(options))
+        arch = _architecture(builder)
 
     def lowered(name: str, e: Emission) -> ir.Model:
         say(f"graph '{name}'")
@@ -50,6 +58,9 @@ def write_graphs(order: Order, folder: Path, say: Say) -> Written:
     built = _built(builder, engines, order.emissions, folder, place, say)
     tables = Tables()
     specs = {q: _spec(q, engines, built, tables, f"{place}/{TABLES}") for q in order.emissions}
+    if isinstance(builder, Taken):
+        written = listed_weights(builder.weights, tables, f"{place}/{TABLES}")
+        (folder / place / REFIT).write_text(json.dumps(written))
     tables.write(folder / place / TABLES)
     if builder.cache:
         (folder / place / CACHE).write_bytes(builder.cache)
@@ -80,7 +91,12 @@ def static_model(order: Order, query: str, e: Emission, r: TensorRt) -> ir.Model
 
 
 def _built(
-    builder: Builder, engines: Engines, queries: Collection[str], folder: Path, place: str, say: Say
+    builder: Builder | Taken,
+    engines: Engines,
+    queries: Collection[str],
+    folder: Path,
+    place: str,
+    say: Say,
 ) -> dict[str, tuple[str, Built]]:
     """Build the engines that are asked for; return the file and the making of each by name."""
     wanted = {name for q in queries if builder.options.builds(q) for name in engines.of(q)}
@@ -137,6 +153,24 @@ def _for_gpu(options: BuildOptions, gpu: str, r: TensorRt) -> BuildOptions:
     return replace(options, capability=f"{digits[:-1]}.{digits[-1]}")
 
 
+def listed_weights(
+    weights: Mapping[str, list[Weight]], tables: Tables, file: str
+) -> dict[str, list[dict[str, Any]]]:
+    """Return, by graph, where the runtime finds each float constant; `file`: those in no other."""
+    out: dict[str, list[dict[str, Any]]] = {}
+    for name, listed in weights.items():
+        out[name] = []
+        for w in listed:
+            entry: dict[str, Any] = {"name": w.name, "dtype": w.dtype, "shape": w.shape,
+                                     "changed": w.changed}  # fmt: skip
+            if w.place is not None:
+                entry |= {"file": WEIGHTS, "offset": w.place[0]}
+            else:
+                entry |= {"file": file, "offset": tables.place_bytes(w.raw)}
+            out[name].append(entry)
+    return out
+
+
 def _architecture(builder: Builder) -> str:
     if builder.runtime.offline:
         return f"sm_{builder.options.capability.replace('.', '')}"
@@ -144,7 +178,7 @@ def _architecture(builder: Builder) -> str:
 
 
 def _variant(
-    builder: Builder, order: Order, arch: str, engines: Engines,
+    builder: Builder | Taken, order: Order, arch: str, engines: Engines,
     built: Mapping[str, tuple[str, Built]],
 ) -> dict[str, Any]:  # fmt: skip
     r, options = builder.runtime, builder.options
@@ -166,5 +200,9 @@ def _variant(
         "options": options.document(),
         "flags": options.flags(r),
         "said": said[:100],
+        "engines": {
+            file: {"layers": made.layers, "pinned": made.pinned} for file, made in built.values()
+        },
         **({"profiles": profiles} if profiles else {}),
+        **({"refit": True} if isinstance(builder, Taken) else {}),
     }

@@ -21,6 +21,7 @@ from pcc.cli import (
     explore,
     generation,
     passes,
+    refit,
     sources,
     training,
 )
@@ -37,7 +38,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for part in (
-    sources, bundles, generation, passes, training, explore, conformance, environment,
+    sources, refit, bundles, generation, passes, training, explore, conformance, environment,
 ):  # fmt: skip
     part.register(app)
 

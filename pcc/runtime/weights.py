@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from pcc.bundle import inside
+from pcc.bundle import WEIGHTS, inside
 from pcc.errors import PccError
 from pcc.runtime.dtypes import ITEM, NUMPY
 
-FILE = "graphs/weights.bin"
+FILE = WEIGHTS
 Values = np.ndarray[Any, Any]
 
 

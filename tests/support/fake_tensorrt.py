@@ -1,11 +1,13 @@
 """A TensorRT whose engines run their ONNX graph on the CPU, in the memory of `fake_cuda`.
 
-A plan is JSON: where the graph lies, and the shapes of its profiles. The builder parses nothing;
-what the real one refuses is tested with the real one.
+A plan is JSON: the graph's name, the shapes of its profiles, and the weights that it was built
+with, which are what it computes with until it is refitted. The builder parses nothing; what the
+real one refuses is tested with the real one.
 """
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import json
 import math
@@ -41,8 +43,18 @@ class Builder:
 
     def build(self, model: Any, path: Path, profiles: Sequence[Mapping[str, Any]] = ()) -> Built:
         """Return a plan that names the graph of the finished bundle."""
-        text = json.dumps({"name": path.stem, "profiles": list(profiles)})
+        weights = {} if self.options.strip else weights_of(path)
+        text = json.dumps({"name": path.stem, "profiles": list(profiles), "weights": weights})
         return Built(text.encode(), len(model.graph), 0.0, [])
+
+
+def weights_of(path: Path) -> dict[str, str]:
+    """Return the float constants of a graph as text."""
+    return {
+        i.name: base64.b64encode(onnx.numpy_helper.to_array(i, str(path.parent)).tobytes()).decode()
+        for i in onnx.load(str(path), load_external_data=False).graph.initializer
+        if i.data_type in (1, 10)
+    }
 
 
 class Engine:
@@ -59,9 +71,23 @@ class Engine:
         self.num_io_tensors, self.device_memory_size = len(self.names), 0
         self.num_optimization_profiles = max(len(self.profiles), 1)
         self.contexts: list[Context] = []
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        self.session = ort.InferenceSession(str(self.path), options, ["CPUExecutionProvider"])
+        self.weights = {k: base64.b64decode(v) for k, v in plan["weights"].items()}
+        self._session: ort.InferenceSession | None = None
+
+    @property
+    def session(self) -> ort.InferenceSession:
+        """The graph with the engine's own weights, not those of the bundle."""
+        if self._session is None:
+            model = onnx.load(str(self.path))
+            for i in model.graph.initializer:
+                if i.data_type in (1, 10):
+                    i.CopyFrom(onnx.helper.make_tensor(
+                        i.name, i.data_type, i.dims, self.weights[i.name], raw=True))  # fmt: skip
+            options = ort.SessionOptions()
+            options.log_severity_level = 3
+            data = model.SerializeToString()
+            self._session = ort.InferenceSession(data, options, ["CPUExecutionProvider"])
+        return self._session
 
     def get_tensor_name(self, i: int) -> str:
         return self.names[i]
@@ -135,6 +161,46 @@ class Context:
             view[:] = value
 
 
+class Refitter:
+    """Exchanges weights of an engine by name; `partners` must be given together."""
+
+    partners: tuple[str, ...] = ()
+    refuses: tuple[str, ...] = ()
+
+    def __init__(self, engine: Engine, logger: Any) -> None:
+        self.engine = engine
+        self.given: dict[str, bytes] = {}
+
+    def get_all_weights(self) -> list[str]:
+        return [k for k in self.engine.weights if k not in self.refuses]
+
+    def set_named_weights(self, name: str, value: Any) -> bool:
+        self.given[name] = value.tobytes()
+        return len(self.given[name]) == len(self.engine.weights[name])
+
+    def get_missing_weights(self) -> list[str]:
+        return [k for k in self.partners if k not in self.given] if self.given else []
+
+    def refit_cuda_engine(self) -> bool:
+        if self.get_missing_weights():
+            return False
+        self.engine.weights |= self.given
+        self.engine._session = None
+        return True
+
+
+class OnnxParserRefitter:
+    """Takes the weights of a graph, as later releases do."""
+
+    def __init__(self, refitter: Refitter, logger: Any) -> None:
+        self.refitter = refitter
+
+    def refit_from_file(self, path: str) -> bool:
+        found = {k: base64.b64decode(v) for k, v in weights_of(Path(path)).items()}
+        self.refitter.given = found
+        return True
+
+
 def stand_in(monkeypatch: Any, r: TensorRt, folder: Path) -> Any:
     """Let bundles for `r` be built here, and opened in `folder`; `engines` of it are those open."""
     cu = Cuda()
@@ -142,6 +208,9 @@ def stand_in(monkeypatch: Any, r: TensorRt, folder: Path) -> Any:
     module.ILogger = type("ILogger", (), {"Severity": SimpleNamespace(ERROR=1, WARNING=2)})
     module.__version__ = ".".join(map(str, (*r.least, 0)))
     module.engines, module.cu = {}, cu
+    module.Refitter = type("Refitter", (Refitter,), {})
+    if r.name != "8.6":
+        module.OnnxParserRefitter = OnnxParserRefitter
 
     def deserialize(data: Any) -> Any:
         plan = json.loads(bytes(data))

@@ -19,9 +19,9 @@ from pcc.errors import PccError
 from pcc.runtime.device.driver import Device, Memory
 from pcc.runtime.device.executor import Executor, arrays
 from pcc.runtime.device.parts import Part, PartsExecutor, parts_of, select
+from pcc.runtime.device.refit import fill
 from pcc.runtime.device.upload import upload
 from pcc.runtime.dtypes import ITEM
-from pcc.runtime.weights import FILE as WEIGHTS
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}  # nothing else is imported
 # A type of the manifest in an engine. Where there are no 64-bit integers, one is a pair of words.
@@ -185,20 +185,9 @@ class Opener:
         if engine is None:
             size = path.stat().st_size
             raise self.failed("X334", "TensorRT refuses the engine", path, size)
-        if self.variant["options"].get("strip"):
-            self._refit(engine, path.stem)
+        if self.variant["options"].get("strip") or self.variant.get("refit"):
+            fill(self, engine, path)
         return engine
-
-    def _refit(self, engine: Any, name: str) -> None:
-        """Fill a stripped plan from the graph that it was built from."""
-        graph = inside(self.folder, f"graphs/{name}.onnx")
-        refitter = self.module.Refitter(engine, self.logger)
-        parser = self.module.OnnxParserRefitter(refitter, self.logger)
-        if not parser.refit_from_file(str(graph)) or not refitter.refit_cuda_engine():
-            what = f"the engine '{name}' cannot be refitted"
-            weights = inside(self.folder, WEIGHTS)
-            size = weights.stat().st_size if weights.is_file() else 0
-            raise self.failed("X335", what, graph, size)
 
 
 class TensorRtExecutor:
