@@ -130,6 +130,9 @@ def test_compile_options(command: Call, source: Path, tmp_path: Path) -> None:
     narrow = command("compile", source, "-o", tmp_path / "b.pcc", "--window", 1, "--json").json
     assert narrow["circuit"]["n"] == 1
     assert "at least two variables" in narrow["unsupported"]["draft"]
+    for asked, says in (("both", "head, verifier, all"), ("head", "leave int8 out")):
+        refused = command("compile", source, "-o", tmp_path / "c.pcc", "--int8", asked)
+        assert (refused.code, "error[E141]" in refused.err, says in refused.err) == (2, True, True)
 
 
 def test_inspect(command: Call, bundle: Path) -> None:

@@ -6,6 +6,7 @@ All of it is `pcc conformance --target T --provider cuda`. Needs neither torch n
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from pcc.conformance.bundles import Setting
 from pcc.conformance.circuits import check_queries
 from pcc.conformance.ops import check_ops, numbered
 from pcc.conformance.report import Finding
-from pcc.conformance.scenarios import SCENARIOS, check_protocol
+from pcc.conformance.scenarios import SCENARIOS, check_protocol, int8_there
 from pcc.errors import PccError
 
 EXPECTED = Path(__file__).resolve().parents[2] / "benchmarks/results/conformance_expected.json"
@@ -45,7 +46,7 @@ def bad(findings: list[Finding]) -> list[Finding]:
 
 
 def test_some_ops(setting: Setting, tmp_path: Path) -> None:
-    cases = numbered(setting.halves)[::EVERY]
+    cases = numbered(setting.halves, setting.target)[::EVERY]
     found = list(check_ops(setting, tmp_path, quiet, cases))
     assert len(found) > len(cases)
     assert not bad(found)
@@ -59,6 +60,17 @@ def test_queries_of_a_circuit(
     one = {"btree-contextual": circuits.circuits()["btree-contextual"]}
     monkeypatch.setattr(circuits, "circuits", lambda: one)
     found = list(check_queries(setting, tmp_path, quiet))
+    assert found
+    assert not bad(found)
+
+
+def test_texts_with_8_bit_weights(setting: Setting, tmp_path: Path) -> None:
+    (s,) = (s for s in SCENARIOS if s.options.get("int8"))
+    half = replace(setting, precision="fp16")
+    if not int8_there(s, half):
+        pytest.skip(f"target {setting.target} has no 8-bit weights")
+    stored = json.loads(EXPECTED.read_text())
+    found = list(check_protocol(half, tmp_path, quiet, stored, (s,)))
     assert found
     assert not bad(found)
 

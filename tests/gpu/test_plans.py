@@ -39,6 +39,9 @@ CASES = [
     ("byte_llama", {"n": 8}, "fp32", 1, ("step", "prefill_greedy")),
     ("lora", {}, "fp16", 1, ("step",)),
     ("gpt", {}, "fp32", 3, ("step", "decode")),
+    ("llama", {"kind": "btree", "n": 8, "size": WIDE}, "bf16+int8", 3, ("step", "step_greedy")),
+    ("evabyte", {"kind": "btree", "n": 16, "size": WIDE}, "fp16+int8", 1, ("step", "prefill")),
+    ("lora", {}, "bf16+int8", 1, ("step",)),
 ]
 
 
@@ -109,8 +112,9 @@ class Compared:
 def test_each_launch_does_what_the_host_does(case, tmp_path, monkeypatch):
     name, options, precision, batch, queries = case
     source, folder = getattr(verifiers, name)(tmp_path, **options)
-    order = ordered(source, folder, monkeypatch, queries=["draft"], precision=precision,
-                    batch=batch)  # fmt: skip
+    half, _, int8 = precision.partition("+")
+    order = ordered(source, folder, monkeypatch, queries=["draft"], precision=half,
+                    int8="all" if int8 else None, batch=batch)  # fmt: skip
     for query in queries:
         e = order.emissions[query]
         feed = random_inputs(e, batch, np.random.default_rng(1), VOCAB.get(name, 258))

@@ -74,6 +74,9 @@ def test_the_yardstick_has_the_same_precision_or_moves_the_same_bytes() -> None:
     assert beside(made(), fp32) == (None, None)
     assert beside(made(precision="fp32"), bf16, fp16) == (None, None)
     assert beside(made(precision="fp32"), bf16, fp32) == (17.0, "fp32")
+    # Beside 8-bit weights, whose bytes torch has no round of, stands its round in half.
+    assert beside(made(precision="bf16+int8"), fp32, bf16) == (8.0, "bf16")
+    assert beside(made(precision="bf16+int8"), fp32) == (None, None)
     for other in ("n", "r", "batch", "context"):
         assert beside(made(), torch_row(8.0, "bf16", **{other: 99})) == (None, None)
 
