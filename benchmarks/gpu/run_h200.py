@@ -6,7 +6,9 @@
 OUT/parts.json gets an entry for each command: stage, name, exit status, seconds, and the rows or
 the report that it wrote; OUT/log.txt the ends of their outputs. Entries are written as they come,
 so that a run that is cut off loses nothing but the command that was running. A command that an
-earlier file (`--done`) holds with status 0 is not repeated. `merge.py` puts the parts together.
+earlier file (`--done`) holds with status 0 is not repeated. With `--only compile` bundles are made
+beside other work, and timed later (`--only bench`), when nothing else runs. `merge.py` puts the
+parts together.
 """
 
 from __future__ import annotations
@@ -125,6 +127,7 @@ def main() -> int:
     p.add_argument("--kits", type=Path, default=Path.home() / "kits", help="holds ort/ and trt/")
     p.add_argument("--budget", type=float, default=560.0, help="seconds for everything")
     p.add_argument("--commit", default="unknown")
+    p.add_argument("--only", action="append", help="of each stage the commands of these names")
     p.add_argument("--done", type=Path, help="parts of an earlier run")
     a = p.parse_args()
     if a.list:
@@ -141,6 +144,8 @@ def main() -> int:
         done = {(e["stage"], e["name"]) for e in json.loads(a.done.read_text()) if not e["status"]}
     for stage in chosen(a.stages):
         for command in stage.commands:
+            if a.only and command.name not in a.only:
+                continue
             left = end - time.monotonic()
             if (stage.name, command.name) in done and command.writes:
                 continue
