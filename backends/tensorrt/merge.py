@@ -22,7 +22,8 @@ import numpy as np
 import onnx_ir as ir
 
 from pcc.backends.onnx.graph import Stored
-from pcc.backends.tensorrt.forms import Site, drop_unread
+from pcc.backends.tensorrt.forms import drop_unread
+from pcc.backends.tensorrt.site import Site
 from pcc.errors import PccError
 
 Values = np.ndarray[Any, Any]
