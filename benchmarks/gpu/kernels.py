@@ -1,6 +1,6 @@
 """Time the hand-written kernels against the bytes that they must move, and against torch.
 
-    PYTHONPATH=. python3 benchmarks/gpu/kernels.py [--out FILE]
+    PYTHONPATH=. python3 benchmarks/gpu/kernels.py [--out FILE] [--only int8]
 
 Everything runs as CUDA graphs over more weights than the L2 holds, on random data. A product is
 timed alone (with and without overlap of launches), then whole layers of two models.
@@ -92,10 +92,11 @@ SHAPES = {
 }  # fmt: skip
 
 
+Case = tuple[str, int, int | None, Kernel]  # shape, rows, slabs asked for, kernel
 SHAPES |= {f"{name} int8": (k, n, how | {"integers": True}) for name, (k, n, how) in SHAPES.items()}
 
 
-def product_cases(sweep: bool) -> Iterator[tuple[str, int, int | None, Kernel]]:
+def product_cases(sweep: bool) -> Iterator[Case]:
     """Yield shape, rows, slabs asked for, kernel."""
     for name, (k, n, options) in SHAPES.items():
         for rows in (1,) if name.startswith("head") else (1, 8, 16, 64):
@@ -254,30 +255,14 @@ def chain(module: Module, launches: Launches, start: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out")
-    parser.add_argument("--sweep", action="store_true")
-    given = parser.parse_args()
-    bandwidth = copy_bandwidth()
-    card = torch.cuda.get_device_name()
-    print(f"{card}: copy {bandwidth / 1e12:.2f} TB/s", flush=True)
-    report: dict[str, Any] = {"card": card, "copy": bandwidth, "products": [], "layers": []}
-    cases = list(product_cases(given.sweep))
-    chains = {
-        (model, rows, form): layer(model, rows, form)
-        for model in ("evabyte", "llama")
-        for rows in (1, 8, 16)
-        for form in FORMS
-    }
-    unique = {k.name: k for k in [c[3] for c in cases] + [k for c in chains.values() for k, _ in c]}
-    module = Module(list(unique.values()))
+Chain = tuple[str, int, Form]
+
+
+def products(module: Module, cases: list[Case], bandwidth: float) -> Iterator[dict[str, Any]]:
+    """Print and yield a row for each product."""
     for name, rows, slabs, kernel in cases:
         r = time_product(module, kernel, against=slabs is None and "int8" not in name)
         best = r["bytes"] / bandwidth
-        row = {"shape": name, "rows": rows, "grid": kernel.grid, "asked": slabs, **r}
-        report["products"].append(row)
         print(
             f"{name:21} rows {rows:3} grid {kernel.grid!s:14} {r['bytes'] / 1e6:7.1f} MB"
             f"  bound {best * 1e6:7.2f} us  {r['turn'] * 1e6:7.2f} ({best / r['turn']:4.0%})"
@@ -286,10 +271,16 @@ def main() -> None:
             flush=True,
         )
         torch.cuda.empty_cache()
+        yield {"shape": name, "rows": rows, "grid": kernel.grid, "asked": slabs, **r}
+
+
+def layers(
+    module: Module, chains: dict[Chain, Launches], bandwidth: float
+) -> Iterator[dict[str, Any]]:
+    """Print and yield a row for each layer."""
     for (model, rows, form), launches in chains.items():
         r = chain(module, launches, 1024)
         best = r["bytes"] / bandwidth
-        report["layers"].append({"model": model, "rows": rows, **asdict(form), **r})
         each = "  ".join(f"{k.split('_', 1)[1]} {v * 1e6:.1f}" for k, v in r["each"].items())
         print(
             f"{model:8} rows {rows:3} {form!s:16} bound {best * 1e6:6.1f} us"
@@ -298,6 +289,32 @@ def main() -> None:
             flush=True,
         )
         torch.cuda.empty_cache()
+        yield {"model": model, "rows": rows, **asdict(form), **r}
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out")
+    parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--only", default="", help="in the name of a product or layer, e.g. int8")
+    given = parser.parse_args()
+    cases = [c for c in product_cases(given.sweep) if given.only in c[0]]
+    chains = {
+        (model, rows, form): layer(model, rows, form)
+        for model in ("evabyte", "llama")
+        for rows in (1, 8, 16)
+        for form in FORMS
+        if given.only in f"{model} {form}"
+    }
+    bandwidth, card = copy_bandwidth(), torch.cuda.get_device_name()
+    print(f"{card}: copy {bandwidth / 1e12:.2f} TB/s", flush=True)
+    unique = {k.name: k for k in [c[3] for c in cases] + [k for c in chains.values() for k, _ in c]}
+    module = Module(list(unique.values()))
+    report: dict[str, Any] = {
+        "card": card, "copy": bandwidth, "products": list(products(module, cases, bandwidth)),
+        "layers": list(layers(module, chains, bandwidth)),
+    }  # fmt: skip
     if given.out:
         with open(given.out, "w") as file:
             json.dump(report, file, indent=1)

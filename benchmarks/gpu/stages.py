@@ -121,7 +121,7 @@ STAGES = (
         Command("tests", ("-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "tests/gpu"), 300),
     )),
     Stage("kernels", (
-        Command("kernels", ("{root}/benchmarks/gpu/kernels.py", "--out", "{json}"), 180,
+        Command("kernels", ("{root}/benchmarks/gpu/kernels.py", "--out", "{json}"), 300,
                 "system", "report"),
     )),
     suite("cuda", "system", CUDA),

@@ -11,17 +11,16 @@ and again when the integers are needed, by blocks.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
 
 import numpy as np
 
 from pcc.errors import PccError
 from pcc.ir.array import Array
+from pcc.ir.core import Values
 from pcc.ir.noise import Noise
 from pcc.ir.recipe import Recipe, named
 from pcc.ir.types import INT8
 
-Values: TypeAlias = np.ndarray[Any, Any]
 LEVELS = 127  # the largest integer, of either sign
 BLOCK = 256  # outputs, or rows, that are made at once
 
