@@ -26,6 +26,9 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+
+from benchmarks.gpu.tensorrt_weights import exchanged, shared  # noqa: E402
+
 TEXTS = ROOT / "benchmarks/results/conformance_expected.json"
 ROUNDS = "step,step_greedy,prefill,prefill_greedy"  # what texts are made with
 REPEATS, WARM = 200, 20
@@ -33,11 +36,13 @@ RAISED = 3  # exit status of a part that raised; its report says what
 Row = dict[str, Any]
 
 
-def setting(target: str, precision: str, level: int, only: str = "") -> Any:
+def setting(
+    target: str, precision: str, level: int, only: str = "", *, profiles: bool = False
+) -> Any:
     """Return the suite's setting for quick builds: tactics decide about time, not about results."""
     from pcc.conformance.bundles import Setting
 
-    engine = (("level", level), *((("only", only),) if only else ()))
+    engine = (("level", level), ("profiles", profiles), *((("only", only),) if only else ()))
     return Setting(target, "tensorrt", precision, engine=engine)
 
 
@@ -51,14 +56,16 @@ def rows_of(findings: Iterator[Any]) -> Iterator[Row]:
         yield asdict(f)
 
 
-def texts(target: str, folder: Path, names: tuple[str, ...], precision: str) -> Iterator[Row]:
+def texts(
+    target: str, folder: Path, names: tuple[str, ...], precision: str, *, profiles: bool = False
+) -> Iterator[Row]:
     """Greedy and sampled texts of tiny verifiers against those of a CPU."""
     from pcc.conformance.scenarios import SCENARIOS, check_protocol
 
     chosen = tuple(s for s in SCENARIOS if s.name in names)
     assert len(chosen) == len(names)
     stored = json.loads(TEXTS.read_text())
-    how = setting(target, precision, 1, ROUNDS)
+    how = setting(target, precision, 1, ROUNDS, profiles=profiles)
     yield from rows_of(check_protocol(how, folder, print, stored, chosen))
 
 
@@ -227,6 +234,12 @@ PARTS: dict[str, tuple[int, Part]] = {
     "half-texts": (200, lambda t, p: texts(t, p, ("llama-hmm-n4",), "fp16")),
     "btree": (240, lambda t, p: texts(t, p, ("llama-btree-n16",), "fp32")),
     "latent": (200, lambda t, p: texts(t, p, ("llama-cp-n3-latent-first",), "fp32")),
+    "profiles": (
+        300,
+        lambda t, p: texts(t, p, ("llama-hmm-n4", "evabyte-own-heads-n4"), "fp32", profiles=True),
+    ),
+    "exchanged": (300, exchanged),
+    "shared": (500, lambda t, p: shared(t, p, clocked)),
     "ops": (400, ops),
 }
 

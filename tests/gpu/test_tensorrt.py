@@ -42,9 +42,11 @@ def test_queries_of_small_circuits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama-hmm-n4", "evabyte-own-heads-n4"])
-def test_texts_are_those_of_a_cpu(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("profiles", [False, True])
+def test_texts_are_those_of_a_cpu(tmp_path: Path, name: str, profiles: bool) -> None:
     stored = json.loads((ROOT / "benchmarks/results/conformance_expected.json").read_text())
-    setting = Setting("tensorrt", "tensorrt", "fp32", engine=ROUNDS)
+    engine = (*ROUNDS, ("profiles", profiles))
+    setting = Setting("tensorrt", "tensorrt", "fp32", engine=engine)
     chosen = tuple(s for s in SCENARIOS if s.name == name)
     found = list(check_protocol(setting, tmp_path, print, stored, chosen))
     assert [f for f in found if f.verdict in BAD] == []
@@ -65,3 +67,22 @@ def test_q_sums_to_one_in_half_precision(tmp_path: Path, kind: str) -> None:
         }  # fmt: skip
         q = engine.run("draft", **feed)["q"].astype(np.float64)
         assert np.abs(q.sum(-1) - 1).max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["cp", "hmm", "btree"])
+def test_a_refitted_engine_answers_as_the_new_head(tmp_path: Path, kind: str) -> None:
+    heads = [getattr(templates, kind)(4, 8, 40, context=16, seed=s) for s in (1, 2)]
+    how: dict[str, Any] = {"queries": ["prefix"], "validate": False}
+    pcc.compile(heads[0], target="tensorrt", out=tmp_path / "a.pcc",
+                engine={**dict(QUICK), "refit": "refit"}, **how)  # fmt: skip
+    pcc.compile(heads[1], target="tensorrt", out=tmp_path / "b.pcc", engine=dict(QUICK), **how)
+    pcc.refit(tmp_path / "a.pcc", heads[1], out=tmp_path / "c.pcc", validate=False)
+    rng = np.random.default_rng(0)
+    feed = {"x": rng.integers(0, 40, (1, 4)),
+            "context": rng.normal(size=(1, 16)).astype(np.float32)}  # fmt: skip
+    old, new, got = (
+        pcc.load(tmp_path / f"{k}.pcc", provider="tensorrt").run("prefix", **feed)["log_cond"]
+        for k in "abc"
+    )
+    assert np.abs(old - new).max() > 1e-2
+    np.testing.assert_allclose(got, new, atol=1e-4)
