@@ -25,9 +25,10 @@ class BuildOptions:
     "8.9". `level`: 0 to 5, how long tactics are searched. `workspace`: bytes that tactics may use.
     `timing_cache`: measurements of tactics, shared by builds; `timings`: the file of an earlier
     one. `profiles`: the verifier's pass is one engine, with an optimisation profile for each number
-    of tokens, which rounds and prompts share. `plans`: a bundle whose plans, built with `refit`,
-    are taken over for other weights. `keep_onnx`: the graphs stay in the bundle. `only`: names of
-    queries, with commas, that get an engine; the others stay graphs, which nothing here runs.
+    of tokens but 1, which rounds and prompts share. `plans`: a bundle whose plans, built with
+    `refit`, are taken over for other weights. `keep_onnx`: the graphs stay in the bundle. `only`:
+    names of queries, with commas, that get an engine; the others stay graphs, which nothing here
+    runs.
     """
 
     refit: str = "none"

@@ -2,7 +2,9 @@
 
 With `profiles` a graph of generation is two engines, run one after the other: the verifier's pass,
 merged over every number of tokens that any graph gives it (`merge`), and what follows. The pass has
-a profile for each of these widths; its weights are on the device once.
+a profile for each of these widths; its weights are on the device once. A pass over one token is an
+engine of its own: its products are of vectors, whose tactics want the weights in another order, so
+that an engine with both would hold them twice.
 """
 
 from __future__ import annotations
@@ -52,6 +54,7 @@ def engines_of(emissions: Mapping[str, Emission], lower: Lower, *, divide: bool,
                wide: bool) -> Engines:  # fmt: skip
     """Return what is to be built. Errors: E430 where nothing can be divided, E436."""
     parts = {q: e.parts() for q, e in emissions.items() if divide and e.parts is not None}
+    parts = {q: each for q, each in parts.items() if each[0].size > 1}
     if divide and not parts:
         raise PccError("E430", "profiles are of a verifier's pass: this bundle has no verifier")
     models, merged = dict[str, ir.Model](), dict[str, Merged]()

@@ -17,6 +17,7 @@ from pcc.backends.tensorrt.forms import prepare
 from pcc.backends.tensorrt.legal import causal, check_network
 from pcc.backends.tensorrt.options import BuildOptions
 from pcc.backends.tensorrt.runtimes import RUNTIMES
+from pcc.conformance import models
 from pcc.conformance.verifiers import KINDS
 from pcc.errors import PccError
 from pcc.frontends import templates
@@ -242,13 +243,31 @@ def test_the_pass_builds_with_a_profile_for_each_width(
     assert variant["said"] == []
     ((plan, profiles),) = variant["profiles"].items()
     assert (made.path / plan).stat().st_size > 1000
-    assert [p["tokens"] for p in profiles] == [1, 8 if kind == "byte-llama" else 4, 16]
+    assert [p["tokens"] for p in profiles] == [8 if kind == "byte-llama" else 4, 16]
     network, _parser = builder._parse(made.path / "graphs/pass.onnx")
     ids = next(network.get_input(i) for i in range(network.num_inputs)
                if network.get_input(i).name == "input_ids")  # fmt: skip
     assert tuple(ids.shape) == (1, -1)
     kinds = [network.get_layer(i).type.name for i in range(network.num_layers)]
     assert kinds.count("KV_CACHE_UPDATE") == 4  # in place, with an open axis too
+
+
+def test_profiles_share_the_weights(builder: Builder, tmp_path: Path) -> None:
+    size = models.Size(256, 4, 4, 704, 0.25)
+    folder = models.llama_folder(tmp_path / "model", noise=0.25, size=size)
+    head = models.head("hmm", 4, 3, size=size)
+    plans = []
+    for profiles in (False, True):
+        made = pcc.compile(
+            head, verifier=folder, out=tmp_path / f"{profiles}.pcc", queries=["draft"], max_seq=64,
+            chunk=16, target="tensorrt-rtx", precision="fp16", validate=False,
+            engine={"profiles": profiles, "only": "verify"},
+        )  # fmt: skip
+        (plan,) = made.path.glob("engines/*/*.plan")
+        plans.append(plan.stat().st_size)
+    layers = 2 * 4 * (3 * 704 * 256 + 3 * 256 * 256)  # bytes of weights, about
+    assert plans[0] > layers
+    assert plans[1] - plans[0] < layers / 2
 
 
 def check_bundle(made: Any, built: set[str] | None = None) -> None:

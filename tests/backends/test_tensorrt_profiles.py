@@ -215,10 +215,10 @@ def test_tables_beyond_32_bits_are_refused_where_there_are_none() -> None:
 # ---------------------------------------------------------------- a bundle, and its texts
 
 
-def compiled(kind: str, r: TensorRt, folder: Path, **engine: Any) -> Any:
+def compiled(kind: str, r: TensorRt, folder: Path, chunk: int = 8, **engine: Any) -> Any:
     source, model = KINDS[kind](folder)
     return pcc.compile(
-        source, verifier=model, out=folder / "m.pcc", target=r.target, max_seq=128, chunk=8,
+        source, verifier=model, out=folder / "m.pcc", target=r.target, max_seq=128, chunk=chunk,
         queries=["draft"], validate=False, engine={"profiles": True, **engine},
     )  # fmt: skip
 
@@ -241,8 +241,25 @@ def test_texts_through_profiles_are_those_of_the_host(
     # One engine for the pass: rounds and prompts have contexts of their own, of their profile.
     assert set(trt.engines) == {"pass", "step", "prefill", "step_greedy", "prefill_greedy"}
     ran = sorted(c.profile for c in trt.engines["pass"].contexts if c.runs)
-    assert ran == [1, 1, 2, 2]
+    assert ran == [0, 0, 1, 1]
     assert trt.cu.calls["cuGraphLaunch"] > 10
+
+
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_passes_of_one_width_have_no_profiles(tmp_path: Path, monkeypatch: Any, chunk: int) -> None:
+    trt = stand_in(monkeypatch, OLD, tmp_path / "m.pcc")
+    made = compiled("llama", OLD, tmp_path, chunk=chunk)
+    assert "profiles" not in made.manifest["variants"][0]
+    source, model = KINDS["llama"](tmp_path / "again")
+    how: dict[str, Any] = {"max_seq": 128, "chunk": chunk, "queries": ["draft"]}
+    pcc.compile(source, verifier=model, out=tmp_path / "host.pcc", **how)
+    host = pcc.load(tmp_path / "host.pcc", threads=1)
+    engine = pcc.load(made.path, provider="tensorrt")
+    want, got = (e.session(greedy=True).generate(PROMPT, 40) for e in (host, engine))
+    assert got.bytes == want.bytes
+    # A prompt that is read token by token is an engine of its own, as `decode` is.
+    whole = {"prefill_greedy"} if chunk == 1 else {"pass"}
+    assert set(trt.engines) == {"pass", "step_greedy", "prefill_greedy"} | whole
 
 
 def test_the_manifest_names_profiles(tmp_path: Path, monkeypatch: Any) -> None:
@@ -251,13 +268,13 @@ def test_the_manifest_names_profiles(tmp_path: Path, monkeypatch: Any) -> None:
     (variant,) = made.manifest["variants"]
     ((plan, profiles),) = variant["profiles"].items()
     assert plan == "engines/tensorrt-sm_90/pass.plan"
-    assert [p["tokens"] for p in profiles] == [1, 4, 8]
-    assert [p["shapes"]["input_ids"] for p in profiles] == [[1, 1, 2], [1, 4, 2], [1, 8, 2]]
+    assert [p["tokens"] for p in profiles] == [4, 8]
+    assert [p["shapes"]["input_ids"] for p in profiles] == [[1, 4, 2], [1, 8, 2]]
     queries = made.manifest["queries"]
     at = {q: [p.get("profile") for p in spec.get("parts", ())] for q, spec in queries.items()}
-    assert at == {"draft": [], "step": [1, None], "step_greedy": [1, None],
-                  "prefill": [2, None], "prefill_greedy": [2, None], "verify": [1],
-                  "decode": [0]}  # fmt: skip
+    assert at == {"draft": [], "step": [0, None], "step_greedy": [0, None],
+                  "prefill": [1, None], "prefill_greedy": [1, None], "verify": [0],
+                  "decode": []}  # fmt: skip
     assert not (made.path / "graphs/verify.onnx").exists()
 
 
@@ -339,8 +356,8 @@ def test_lists_of_parts_that_are_none_are_refused(parts: Any) -> None:
     [
         (lambda m: m["queries"]["step_greedy"]["parts"].pop(), "none gives"),
         (lambda m: m["queries"]["step_greedy"]["parts"].reverse(), "nothing gives 'logits'"),
-        (lambda m: m["queries"]["step_greedy"]["parts"][0].__setitem__("profile", 9), "3 profiles"),
-        (lambda m: m["queries"]["step_greedy"]["parts"][0].__setitem__("profile", 2), "bytes, not"),
+        (lambda m: m["queries"]["step_greedy"]["parts"][0].__setitem__("profile", 9), "2 profiles"),
+        (lambda m: m["queries"]["step_greedy"]["parts"][0].__setitem__("profile", 1), "bytes, not"),
         (lambda m: m["queries"]["step_greedy"]["parts"][0].__setitem__("profile", None),
          "bytes, not"),
         (lambda m: m["queries"]["step_greedy"]["parts"][0]["tables"][0].__setitem__(
@@ -364,10 +381,10 @@ def test_a_profile_of_ranges_is_refused(tmp_path: Path, monkeypatch: Any) -> Non
     trt = stand_in(monkeypatch, OLD, tmp_path / "m.pcc")
     made = compiled("llama", OLD, tmp_path)
     engine = pcc.load(made.path, provider="tensorrt")
-    engine.executor("decode")
+    engine.executor("verify")
     found = trt.engines["pass"]
     plain = found.get_tensor_profile_shape
-    found.get_tensor_profile_shape = lambda n, p: [(1, 1, 2), *plain(n, p)[1:]]
+    found.get_tensor_profile_shape = lambda n, p: [(1, 2, 2), *plain(n, p)[1:]]
     with pytest.raises(PccError, match="has sizes") as refused:
         engine.executor("step_greedy")
     assert refused.value.code == "X334"
@@ -375,4 +392,4 @@ def test_a_profile_of_ranges_is_refused(tmp_path: Path, monkeypatch: Any) -> Non
     context = found.create_execution_context()
     context.set_optimization_profile_async = lambda p, s: False
     with pytest.raises(PccError, match="refuses profile 0"):
-        select(found, context, 0, 0, "decode")
+        select(found, context, 0, 0, "verify")
