@@ -13,7 +13,8 @@ import pytest
 import pcc
 from pcc.conformance import verifiers
 from pcc.errors import PccError
-from pcc.runtime.device.driver import Device, Memory
+from pcc.runtime.device.driver import Device, Memory, Pinned
+from pcc.runtime.device.moves import LARGEST, Move, Moves
 from pcc.runtime.device.philox import Draws
 from pcc.runtime.philox import ROLES, Uniforms
 
@@ -76,15 +77,37 @@ def test_uniforms_of_the_device():
     slots = [(role, 3 * k) for k, role in enumerate([*ROLES] * 20)]
     source = Uniforms(2**63 + 12345, slots, [0, 7, 2**32 - 1])
     stream, lengths = GPU.stream(), np.array([0, 99, 2**31 + 7])
-    draws = Draws(GPU, source, stream)
     at, u = Memory(GPU, lengths.nbytes), Memory(GPU, 4 * 3 * len(slots))
+    draws = Moves(GPU, [], Draws(GPU, source, at.address, u.address, stream))
     want, got = (np.empty((3, len(slots)), np.float32) for _ in range(2))
     GPU.upload(at.address, lengths.ctypes.data, lengths.nbytes, stream)
-    draws.enqueue(at.address, u.address, stream)
+    draws.enqueue(stream)
     GPU.download(got.ctypes.data, u.address, got.nbytes, stream)
     GPU.wait(stream)
     source.fill(lengths, want)
     assert got.tobytes() == want.tobytes()
+
+
+@pytest.mark.parametrize("size", [4, 24, 19_456, LARGEST, LARGEST + 4, 6])
+def test_moves_of_the_device(size):
+    """Past goes to before, present to past, before to the host; recorded, launched three times."""
+    stream, rng = GPU.stream(), np.random.default_rng(2)
+    held = [Memory(GPU, size) for _ in range(3)]
+    mirror = Pinned(GPU, size)
+    past, present, before = (m.address for m in held)
+    chain = Moves(GPU, [Move(past, present, size, kept=before)])
+    shown = Moves(GPU, [Move(mirror.address, before, size, shown=True)])
+    assert bool(chain.launches) == (size <= LARGEST and size % 4 == 0)
+    values = [rng.integers(0, 256, size, np.uint8) for _ in range(3)]
+    for m, v in zip(held, values, strict=True):
+        GPU.upload(m.address, v.ctypes.data, size, stream)
+    GPU.wait(stream)
+    graph = GPU.capture(stream, lambda: (chain.enqueue(stream), shown.enqueue(stream)))
+    for want in (values[0], values[1], values[1]):
+        GPU.launch(graph, stream)
+        GPU.wait(stream)
+        assert mirror.array.tobytes() == want.tobytes()
+    GPU.forget(graph)
 
 
 def test_too_much_memory_is_refused():

@@ -15,6 +15,7 @@ from typing import Any
 import engines
 import numpy as np
 import pytest
+from fake_cuda import Cuda
 from fake_device import on_device
 from shipped import refused
 
@@ -84,6 +85,27 @@ def test_a_round_is_launched_before_the_one_before_is_waited_for(folder: Path) -
     session.rounds.place.quiet()
     assert rounds_of(engine) == ran + 1
     assert session.rounds.call("step_greedy").flight is None
+
+
+def nodes_of(session: Any, query: str) -> dict[str, int]:
+    """Return how much work each recorded graph of a call holds."""
+    graphs = session.rounds.call(query).graphs
+    return {name: len(session.engine.cu.graphs[g]) for name, g in graphs.items()}
+
+
+@pytest.mark.parametrize("options", OPTIONS[:2])
+@pytest.mark.parametrize("unified", [True, False])
+def test_a_round_holds_two_nodes_beside_its_graph(
+    folder: Path, host: Any, options: dict[str, Any], unified: bool
+) -> None:
+    """What is handed on and drawn; the graph; the results, as a copy where it has to be one."""
+    engine = on_device(folder / "1.pcc", Cuda(unified=unified))
+    session = engine.session(**options)
+    assert session.generate(PROMPT, 60).bytes == host.session(**options).generate(PROMPT, 60).bytes
+    query = session.rounds.step_name
+    assert nodes_of(session, query) == {"ahead0": 3, "ahead1": 3}
+    assert (engine.cu.calls["cuMemcpyDtoHAsync"] > 0) is not unified
+    assert engine.cu.calls["cuMemcpyDtoDAsync"] == 0
 
 
 def test_uploads_end_once_rounds_are_launched_ahead(folder: Path) -> None:
@@ -294,6 +316,7 @@ def test_rings_and_recent_ids(kind: str, tmp_path: Path) -> None:
     prompt = rng.integers(64, min(vocab, 256), 30).tolist()
     a, b = engine.session(seed=21), host.session(seed=21)
     assert a.generate_ids(prompt, 90) == b.generate_ids(prompt, 90)
+    assert nodes_of(a, "step") == {"ahead0": 3, "ahead1": 3}
     for s in (a, b):
         s.rewind_to(70)
     assert a.generate(None, 60).ids == b.generate(None, 60).ids
@@ -428,12 +451,13 @@ def test_manifests_that_promise_other_memory(folder: Path, kind: str) -> None:
         read()
 
 
-def test_one_module_for_all_prompts(folder: Path) -> None:
+def test_modules_are_loaded_once_for_all_prompts(folder: Path) -> None:
+    """Two: how a round begins, and how its results go."""
     engine = on_device(folder / "1.pcc")
     session = engine.session(seed=3)
     for _ in range(4):
         session.generate(PROMPT, 20)
-    assert engine.cu.open["module"] == engine.cu.calls["cuModuleLoadData"] == 1
+    assert engine.cu.open["module"] == engine.cu.calls["cuModuleLoadData"] == 2
     held = dict(engine.cu.open)
     for _ in range(3):
         session.generate(PROMPT, 20)

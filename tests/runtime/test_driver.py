@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,9 @@ from shipped import refused
 
 from pcc.runtime.device import driver
 from pcc.runtime.device.driver import Device, Kernel, Memory, Pinned
+from pcc.runtime.device.moves import Moves
 from pcc.runtime.device.own import check_arch
-from pcc.runtime.device.philox import Draws, ptx
+from pcc.runtime.device.philox import Draws
 from pcc.runtime.device.upload import upload
 from pcc.runtime.philox import ROLES, Uniforms
 
@@ -112,7 +111,7 @@ def test_streams_events_and_modules_are_given_back() -> None:
     assert device.cu.open == {"stream": 2, "event": 0, "module": 0}
     source = Uniforms(1, [("token", 0)], [0])
     for _ in range(3):
-        Draws(device, source, device.stream())
+        Moves(device, [], Draws(device, source, 0, 0, device.stream()))
     assert device.cu.open["module"] == device.cu.calls["cuModuleLoadData"] - 1 == 1
 
 
@@ -183,29 +182,19 @@ def test_uniforms_are_those_of_the_host(rows: int) -> None:
     device = Device(0, Cuda())
     slots = [(role, 5 * k + 7) for k, role in enumerate([*ROLES] * 12)] + [("token", 2**32 - 1)]
     source = Uniforms(2**64 - 3, slots, [2**32 - 1 - i for i in range(rows)])
-    draws = Draws(device, source, 1)
     lengths = np.array([0, 12345, 2**31 + 5][:rows], np.int64)
     at, u = Memory(device, 8 * rows), Memory(device, 4 * rows * len(slots))
+    draws = Moves(device, [], Draws(device, source, at.address, u.address, 1))
     want, got = (np.empty((rows, len(slots)), np.float32) for _ in range(2))
     for _ in range(2):
         device.upload(at.address, lengths.ctypes.data, lengths.nbytes, 1)
-        draws.enqueue(at.address, u.address, 1)
+        draws.enqueue(1)
         device.download(got.ctypes.data, u.address, got.nbytes, 1)
         device.wait(1)
         source.fill(lengths, want)
         assert got.tobytes() == want.tobytes()
         lengths += 3
     assert len(np.unique(want)) > 40 * rows
-
-
-@pytest.mark.skipif(not shutil.which("ptxas", path="/usr/local/cuda/bin"), reason="no ptxas")
-def test_the_assembler_takes_the_kernel(tmp_path: Path) -> None:
-    (tmp_path / "u.ptx").write_text(ptx())
-    done = subprocess.run(
-        ["/usr/local/cuda/bin/ptxas", "-arch=sm_90", "u.ptx", "-o", "u.cubin"],
-        cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
 
 
 def test_large_files_go_up_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

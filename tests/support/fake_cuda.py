@@ -26,8 +26,10 @@ class _Number(int):
 class Cuda:
     """The functions of the bindings that `pcc.runtime.device.driver` calls."""
 
-    def __init__(self, *, memory: int = 1 << 34, capability: tuple[int, int] = (9, 0)) -> None:
-        self.room, self.capability = memory, capability
+    def __init__(
+        self, *, memory: int = 1 << 34, capability: tuple[int, int] = (9, 0), unified: bool = True
+    ) -> None:
+        self.room, self.capability, self.unified = memory, capability, unified
         self.held: dict[int, Any] = {}
         self.used = 0
         self.queue: list[tuple[int, Work]] = []  # (number of the event that it is, or 0; work)
@@ -44,6 +46,7 @@ class Cuda:
             CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR="major",
             CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR="minor",
             CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT="processors",
+            CU_DEVICE_ATTRIBUTE_UNIFIED_ADDRESSING="unified",
         )
         self.CUmemorytype = SimpleNamespace(CU_MEMORYTYPE_DEVICE=2)
         self.CUfunction_attribute = SimpleNamespace(
@@ -111,7 +114,8 @@ class Cuda:
 
     def cuDeviceGetAttribute(self, kind: str, dev: int) -> Any:  # noqa: N802
         major, minor = self.capability
-        return _Number(0), {"major": major, "minor": minor, "processors": 2}[kind]
+        known = {"major": major, "minor": minor, "processors": 2, "unified": int(self.unified)}
+        return _Number(0), known[kind]
 
     def cuDeviceGetName(self, size: int, dev: int) -> Any:  # noqa: N802
         return _Number(0), b"Fake GPU\0\0"

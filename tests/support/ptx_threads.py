@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 
 Values = np.ndarray[Any, Any]
 LOW = np.uint64(0xFFFFFFFF)
+WORD = 4  # bytes
+STORES: dict[str, Any] = {"st.global.f32": np.float32, "st.global.u32": np.uint32}
 
 
 @dataclass(frozen=True)
@@ -20,31 +23,73 @@ class Program:
     parameters: tuple[str, ...]
     lines: tuple[str, ...]
 
-    def run(self, args: list[int], blocks: int, threads: int) -> None:
-        """Run every thread; a branch leaves the program for those that take it."""
+    def run(
+        self, args: list[int], blocks: int, threads: int, order: Sequence[int] | None = None
+    ) -> None:
+        """Run every thread: all in step, or one after the other in the order given.
+
+        Raises AssertionError where two threads touch a word that one of them writes: then the order
+        of threads, which nobody promises, would decide.
+        """
         given = dict(zip(self.parameters, args, strict=True))
         index = np.arange(blocks * threads, dtype=np.uint64)
+        touched = Touched()
+        for some in [index] if order is None else [index[[i]] for i in order]:
+            self._some(given, some, threads, touched)
+        touched.check()
+
+    def _some(
+        self, given: Mapping[str, int], index: Values, threads: int, touched: Touched
+    ) -> None:
+        """Run some threads in step; a branch leaves the program for those that take it."""
         r: dict[str, Values] = {
             "%ctaid.x": index // np.uint64(threads), "%tid.x": index % np.uint64(threads),
             "%ntid.x": np.full_like(index, threads),
         }  # fmt: skip
         on = np.ones(len(index), bool)
         for line in self.lines:
-            guard, line = re.fullmatch(r"(?:@(%p\d+) )?(.*)", line).groups()  # type: ignore[union-attr]
+            guard, line = re.fullmatch(r"(?:@(%[a-z]+\d+) )?(.*)", line).groups()  # type: ignore[union-attr]
+            does = on & r[guard] if guard else on
             op, _, rest = line.partition(" ")
             to, *source = [x.strip() for x in re.split(r",(?![^\[]*\])", rest)]
             if op == "bra":
-                on = on & ~r[guard]
+                on = on & ~does
             elif op == "ret":
                 return
             elif op == "ld.param.u64":
                 r[to] = np.full_like(index, given[source[0].strip("[]")])
-            elif op.startswith("st.global"):
-                _store(r, to, source[0], on)
-            elif op.startswith("ld.global"):
-                r[to] = _load(r, source[0], on)
+            elif op in STORES:
+                touched.words(_place(r, to)[does], index[does], wrote=True)
+                _store(_place(r, to)[does], r[source[0]][does].astype(STORES[op]))
+            elif op == "ld.global.u32":
+                touched.words(_place(r, source[0])[does], index[does], wrote=False)
+                r[to] = np.zeros_like(index)  # of those that do not load: nobody reads it
+                r[to][does] = _load(_place(r, source[0])[does])
             else:
+                assert not guard, f"{op} under a guard"
                 r[to] = _compute(op, [_operand(r, s) for s in source])
+
+
+class Touched:
+    """Which threads read and wrote which words."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[Values, Values, bool]] = []
+
+    def words(self, at: Values, threads: Values, *, wrote: bool) -> None:
+        """Note a word for each thread, where it may lie."""
+        assert not (at % np.uint64(WORD)).any(), "a word that is not aligned"
+        self.seen.append((at, threads, wrote))
+
+    def check(self) -> None:
+        """Need that no thread touches a word that another one writes."""
+        wrote = [a for a, _, w in self.seen if w]
+        if not wrote:
+            return
+        at, threads = (np.concatenate([s[i] for s in self.seen]) for i in (0, 1))
+        shared = np.isin(at, np.concatenate(wrote))
+        pairs = np.unique(np.stack([at[shared], threads[shared]]), axis=1)
+        assert len(np.unique(pairs[0])) == pairs.shape[1], "a race: the order of threads decides"
 
 
 def _operand(r: dict[str, Values], text: str) -> Values:
@@ -82,6 +127,8 @@ def _compute(op: str, x: list[Any]) -> Values:
                 return np.asarray(x[0] >> x[1])
             case "setp.ge.u32":
                 return np.asarray(x[0] >= x[1])
+            case "setp.lt.u64":
+                return np.asarray(x[0] < x[1])
             case "cvt.rn.f32.u32":
                 return np.asarray(x[0], np.float32)
             case "mul.f32":
@@ -94,18 +141,31 @@ def _place(r: dict[str, Values], text: str) -> Values:
     return np.asarray(r[base] + np.uint64(int(more or 0)))
 
 
-def _load(r: dict[str, Values], text: str, on: Values) -> Values:
-    at = _place(r, text)
-    found = [
-        ctypes.c_uint32.from_address(int(a)).value if o else 0 for a, o in zip(at, on, strict=True)
-    ]
+def _word(at: int) -> Values:
+    return np.frombuffer((ctypes.c_uint32 * 1).from_address(at), np.uint32)
+
+
+def _line(at: Values) -> Values | None:
+    """Return the memory of words that lie one after the other, as those of a block mostly do."""
+    if len(at) and (np.diff(at) == WORD).all():
+        raw = (ctypes.c_uint32 * len(at)).from_address(int(at[0]))
+        return np.frombuffer(raw, np.uint32)
+    return None
+
+
+def _load(at: Values) -> Values:
+    line = _line(at)
+    found = [_word(int(a))[0] for a in at] if line is None else line
     return np.array(found, np.uint64)
 
 
-def _store(r: dict[str, Values], to: str, source: str, on: Values) -> None:
-    for a, v, o in zip(_place(r, to), r[source], on, strict=True):
-        if o:
-            ctypes.c_float.from_address(int(a)).value = float(v)
+def _store(at: Values, values: Values) -> None:
+    line, words = _line(at), values.view(np.uint32)
+    if line is not None:
+        line[:] = words
+    else:
+        for a, v in zip(at, words, strict=True):
+            _word(int(a))[0] = v
 
 
 def parse(text: str) -> Program:

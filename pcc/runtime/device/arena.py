@@ -1,4 +1,4 @@
-"""Small arrays side by side: one piece of device memory and its mirror on the host, one copy."""
+"""Small arrays side by side: one piece of device memory and its mirror on the host, one move."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pcc.runtime.device.driver import Device, Memory, Pinned
+from pcc.runtime.device.moves import Move, Moves
 from pcc.runtime.dtypes import ITEM, STORED
 
 Values = np.ndarray[Any, Any]
@@ -55,6 +56,10 @@ class Arena:
         self.memory = Memory(device, layout.size)
         self.mirrors = [Pinned(device, layout.size) for _ in range(mirrors)]
         self.views = [layout.views(m) for m in self.mirrors]
+        self.downloads = [
+            Moves(device, [Move(m.address, self.memory.address, layout.size, shown=True)])
+            for m in self.mirrors
+        ]
 
     def address(self, name: str) -> int:
         """Return where an array lies on the device."""
@@ -65,7 +70,5 @@ class Arena:
         self.device.upload(self.memory.address, self.mirrors[0].address, self.layout.size, stream)
 
     def download(self, mirror: int, stream: int) -> None:
-        """Enqueue the copy of the device's arrays to a mirror."""
-        self.device.download(
-            self.mirrors[mirror].address, self.memory.address, self.layout.size, stream
-        )
+        """Enqueue the move of the device's arrays to a mirror."""
+        self.downloads[mirror].enqueue(stream)

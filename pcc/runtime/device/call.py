@@ -1,7 +1,7 @@
 """One graph on the device behind the arrays of a `Call`; rounds that are launched ahead.
 
-A call's small arrays lie side by side: one copy to the device, the graph, one copy back, recorded
-as one CUDA graph. Host arrays are page-locked, so that no copy waits for another.
+A call's small arrays lie side by side: one copy to the device, the graph, one move back, recorded
+as one CUDA graph. Host arrays are page-locked: copies do not wait, and kernels write them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pcc.knobs import EVA_SPAN
 from pcc.runtime.device.arena import Arena, Layout, Values
 from pcc.runtime.device.driver import Device
 from pcc.runtime.device.executor import Executor
+from pcc.runtime.device.moves import Move, Moves
 from pcc.runtime.device.philox import Draws
 from pcc.runtime.device.states import DeviceStates
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from pcc.runtime.philox import Uniforms
 
 # What a round hands to the next, and where: in this order at the beginning of both arenas, so that
-# one copy on the device does it.
+# one move on the device does it.
 CHAIN = {"next_window": "window", "next_draft_q": "draft_q", "next_length": "length"}
 WARM = 2  # plain runs before a graph is recorded: runtimes allocate in them
 
@@ -190,13 +191,24 @@ class StepCall(DeviceCall):
         super().__init__(turn, executor, spec, batch)
         self.width = self["window"].shape[-1]
         self.flight: Flight | None = None
+        self.first: Moves | None = None  # of a round ahead, once there are states
         self.draws: Draws | None = None
         self.may = ahead and self._joins()
         if self.may and "u" in self.inputs:
             if uniforms is None:
                 self.may = False
-            else:
-                self.draws = Draws(self.device, uniforms, turn.stream)
+            else:  # the length as the round before says it: the input is written at the same time
+                places = self.out.address("next_length"), self.into.address("u")
+                self.draws = Draws(self.device, uniforms, *places, turn.stream)
+
+    def attach(self, states: DeviceStates) -> None:
+        """Bind the state buffers, after every resize."""
+        super().attach(states)
+        if self.may:
+            last = list(self.chained)[-1]
+            size = self.out.layout.offsets[last] + self.out.views[0][last].nbytes
+            handed = Move(self.into.memory.address, self.out.memory.address, size)
+            self.first = Moves(self.device, [handed, *states.chain()], self.draws)
 
     def _joins(self) -> bool:
         """Whether the arrays that a round hands on lie alike in both arenas."""
@@ -254,16 +266,16 @@ class StepCall(DeviceCall):
         self.turn.ahead = weakref.ref(self)
 
     def _next(self, mirror: int) -> None:
-        """The work of a round that goes on from the outputs of the one before."""
-        assert self.states is not None
-        stream, last = self.turn.stream, list(self.chained)[-1]
-        self.states.chain()
-        size = self.out.layout.offsets[last] + self.out.views[0][last].nbytes
-        self.device.copy(self.into.memory.address, self.out.memory.address, size, stream)
-        if self.draws is not None:
-            self.draws.enqueue(self.into.address("length"), self.into.address("u"), stream)
-        self.executor.enqueue(stream)
-        self.out.download(mirror, stream)
+        """The work of a round that goes on from the outputs of the one before.
+
+        The first launch of a plan may begin before the moves have ended (`overlap`): it waits for
+        them before it reads, and lets no other begin before that. Attentions read lengths without
+        waiting (docs/cuda.md); no plan begins with one.
+        """
+        assert self.first is not None
+        self.first.enqueue(self.turn.stream)
+        self.executor.enqueue(self.turn.stream)
+        self.out.download(mirror, self.turn.stream)
 
     def drop(self) -> None:
         """Forget the round that was launched ahead."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from pcc.runtime.device.arena import Values, size_of
 from pcc.runtime.device.driver import Device, Memory
+from pcc.runtime.device.moves import Move
 from pcc.runtime.dtypes import ITEM, STORED
 
 
@@ -87,10 +88,12 @@ class DeviceStates:
         if not self.ahead:
             self._copy(self.past, self.present)
 
-    def chain(self) -> None:
-        """Enqueue what a round that is launched ahead begins with (part of its graph)."""
-        self._copy(self.before, self.past)
-        self._copy(self.past, self.present)
+    def chain(self) -> list[Move]:
+        """Return what a round that is launched ahead begins with: before <- past <- present."""
+        return [
+            Move(self.past[k].address, self.present[k].address, self.past[k].bytes, kept=b.address)
+            for k, b in self.before.items()  # states in one buffer have nothing to move
+        ]
 
     def drop(self) -> None:
         """Forget a round that was launched ahead, and take the one before back if it failed."""
