@@ -4,6 +4,8 @@
   words as they lie in memory. The engine reads the low one and writes both, so that whoever binds
   addresses sees 64-bit integers, and nothing is converted outside.
 - *Sums*: `pcc.backends.tensorrt.sums`.
+- *-inf* as one number beside `Where` becomes the largest negative one in compiled code: it is made
+  by an overflow there, and found by a comparison with the lowest finite number.
 - *Quotients* whose divisor is spread over the dividend are scaled where it is very small.
 - *Short reductions*: where the builder writes a reduction over few elements out, with what makes
   each of them, neutral elements make it longer. A circuit of rank 3 is a chain of such
@@ -27,6 +29,7 @@ from pcc.backends.tensorrt.runtimes import TensorRt
 from pcc.backends.tensorrt.site import Site, replace
 from pcc.backends.tensorrt.sums import spell_sum
 from pcc.errors import PccError
+from pcc.tensor import ops as t
 
 FAINT = 2.0**-64
 FOLDED = 1 << 24  # bytes; the largest constant that folding makes
@@ -141,6 +144,49 @@ def _spell_quotient(model: ir.Model, node: ir.Node) -> None:
     model.graph.remove(node, safe=True)
 
 
+def _lowest(v: ir.Value | None) -> bool:
+    """Whether a value is a constant of one number, -inf."""
+    if v is None or v.const_value is None or v.dtype != ir.DataType.FLOAT or v.const_value.size > 1:
+        return False
+    return bool(np.isneginf(v.const_value.numpy()).all())
+
+
+def _spell_where(model: ir.Model, node: ir.Node) -> None:
+    """Write (c ? x : -inf) as (c ? x : -3e38) (c ? 1 : 4), and the like where c is false."""
+    choice, *sides = node.inputs
+    assert choice is not None
+    low = [_lowest(v) for v in sides]
+    if not any(low):
+        return
+    site = Site(model, node, node)
+    one, four = (site.const(np.array(v, np.float32)) for v in (1, 4))
+    x, y = (_deep(site, v) if lowest else v for lowest, v in zip(low, sides, strict=True))
+    assert x is not None
+    assert y is not None
+    scale = site("Where", choice, *(four if lowest else one for lowest in low))
+    replace(node.outputs[0], site("Mul", site("Where", choice, x, y), scale))
+    model.graph.remove(node, safe=True)
+
+
+def _deep(site: Site, v: ir.Value | None) -> ir.Value:
+    """Return a number that is -inf four times, in the shape of v."""
+    assert v is not None
+    assert v.const_value is not None
+    return site.const(np.full(v.const_value.numpy().shape, -3e38, np.float32))
+
+
+def _spell_equal(model: ir.Model, node: ir.Node) -> None:
+    """Write x = -inf as x < L, with L the lowest number that graphs hold otherwise."""
+    low = [_lowest(v) for v in node.inputs]
+    if any(low):
+        site = Site(model, node, node)
+        x = node.inputs[low.index(False)] if False in low else node.inputs[0]
+        assert x is not None
+        made = site("Less", x, site.const(np.array(t.LOWEST, np.float32)))
+        replace(node.outputs[0], made)
+        model.graph.remove(node, safe=True)
+
+
 def _reduced(site: Site, op: str, x: ir.Value, axis: int) -> ir.Value:
     if op == "ReduceSum" or site.graph.opset_imports[""] >= 18:
         return site(op, x, site.ints(axis), keepdims=1)
@@ -150,6 +196,8 @@ def _reduced(site: Site, op: str, x: ir.Value, axis: int) -> ir.Value:
 SPELLINGS: dict[str, Callable[[ir.Model, ir.Node], None]] = {
     "CumSum": spell_sum,
     "Div": _spell_quotient,
+    "Equal": _spell_equal,
+    "Where": _spell_where,
     "LogSoftmax": _spell_log_softmax,
 }
 

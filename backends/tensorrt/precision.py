@@ -1,8 +1,8 @@
 """Pinning precision where types are hints: each layer computes in the type that the graph gives it.
 
 A builder that may use half precision uses it where it is faster, a circuit's softmaxes included:
-q then sums to 1.0007. So each layer whose result is a float gets the precision of its operands and
-the type of its results, and the build must obey.
+q then sums to 1.0007. So each layer that computes with floats gets the precision of its operands
+and the type of its results, and the build must obey.
 """
 
 from __future__ import annotations
@@ -14,7 +14,12 @@ import onnx_ir as ir
 from pcc.backends.tensorrt.legal import nodes_of, operands
 
 FLOATS = {ir.DataType.FLOAT: "FLOAT", ir.DataType.FLOAT16: "HALF"}
-FREE = ("CONSTANT", "SHAPE", "CAST", "CONDITION", "ASSERTION", "TRIP_LIMIT", "ITERATOR")
+# What only moves numbers has none: told one, 8.6 finds "mismatched types" around it and builds
+# nothing. A condition and its like have no numbers.
+FREE = (
+    "CONSTANT", "SHAPE", "CAST", "IDENTITY", "SHUFFLE", "SLICE", "GATHER", "CONCATENATION",
+    "SELECT", "SCATTER", "PADDING", "CONDITION", "ASSERTION", "TRIP_LIMIT", "ITERATOR",
+)  # fmt: skip
 
 
 def types_of(model: ir.Model) -> dict[str, str]:
@@ -25,7 +30,7 @@ def types_of(model: ir.Model) -> dict[str, str]:
 
 
 def pin(network: Any, model: ir.Model, module: Any) -> dict[str, int]:
-    """Set the precision of each layer of a parsed network; return how many have which.
+    """Set the precision of each layer that computes; return how many have which.
 
     Layers that the parser adds on its own take the type of their first float operand.
     """

@@ -221,6 +221,33 @@ def test_reciprocals_of_spread_divisors_are_floats() -> None:
     assert (np.abs(below) > np.finfo(np.float32).tiny).all()
 
 
+def test_no_number_beside_a_choice_is_minus_infinity() -> None:
+    x = np.array([[0.5, -np.inf, 2.0], [-3.0, 1e-30, -1e30]], np.float32)
+    c = np.array([[True, True, False], [False, True, True]])
+    value = helper.make_tensor_value_info
+    nodes = [
+        helper.make_node("Where", ["c", "x", "low"], ["a"]),
+        helper.make_node("Where", ["c", "low", "x"], ["b"]),
+        helper.make_node("Where", ["c", "zero", "low"], ["d"]),
+        helper.make_node("Equal", ["a", "low"], ["e"]),
+        helper.make_node("Equal", ["low", "x"], ["f"]),
+    ]
+    kinds = {"a": 1, "b": 1, "d": 1, "e": 9, "f": 9}
+    graph = helper.make_graph(
+        nodes, "g", [value("c", 9, c.shape), value("x", 1, x.shape)],
+        [value(k, v, (2, 3)) for k, v in kinds.items()],
+        [helper.make_tensor("low", 1, (1, 1), [-np.inf]), helper.make_tensor("zero", 1, (), [0.0])],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    plain = ir.from_proto(model)
+    want = session(plain).run(None, {"c": c, "x": x})
+    made = prepare(ir.from_proto(model), OLD)
+    held = [v.const_value.numpy() for v in made.graph.initializers.values() if v.const_value]
+    assert not any(np.isneginf(v).any() for v in held if v.dtype.kind == "f")
+    for a, b in zip(want, session(made).run(None, {"c": c, "x": x}), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_sums_of_masses_do_not_rise_where_a_mass_is_zero() -> None:
     x = np.random.default_rng(2).random((64, 320)).astype(np.float32)
     x[:, ::3] = 0
@@ -264,7 +291,7 @@ def layer(kind: str, ins: list[Tensor], outs: list[Tensor]) -> Any:
     return made
 
 
-def test_every_float_layer_is_pinned_to_the_types_of_the_graph(
+def test_every_layer_that_computes_is_pinned_to_the_types_of_the_graph(
     tmp_path: Path, monkeypatch: Any
 ) -> None:
     """A stand-in for a parsed network, from a real half-precision draft graph."""
@@ -277,10 +304,12 @@ def test_every_float_layer_is_pinned_to_the_types_of_the_graph(
         made = Tensor(name=str(v.name), dtype=SimpleNamespace(name=kind))
         return tensors.setdefault(made.name, made)
 
-    kinds = {"MatMul": "MATRIX_MULTIPLY", "Cast": "CAST", "Less": "ELEMENTWISE"}
+    moves = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Expand", "Slice", "Gather", "Concat",
+             "Where", "Split", "Identity")  # fmt: skip
+    kinds = {"MatMul": "MATRIX_MULTIPLY", "Cast": "CAST"} | dict.fromkeys(moves, "SHUFFLE")
     layers = [
         layer(
-            kinds.get(n.op_type, "SHUFFLE"), [tensor(x) for x in n.inputs if x],
+            kinds.get(n.op_type, "ELEMENTWISE"), [tensor(x) for x in n.inputs if x],
             [tensor(x) for x in n.outputs],
         )
         for n in model.graph
@@ -295,7 +324,7 @@ def test_every_float_layer_is_pinned_to_the_types_of_the_graph(
         kinds_in = {t.dtype.name for t in (made.get_input(i) for i in range(made.num_inputs))}
         outs = [made.get_output(i).dtype.name for i in range(made.num_outputs)]
         floats = {"FLOAT", "HALF"} & {*kinds_in, *outs}
-        if made.type.name == "CAST" or not floats:
+        if made.type.name in ("CAST", "SHUFFLE") or not floats:
             assert made.precision is None
         elif made is not layers[-1]:
             assert made.precision == (2 if floats == {"HALF"} else 1)
