@@ -22,6 +22,7 @@ RELAXED = 2  # CUstreamCaptureMode: a runtime may allocate while its work is rec
 SYNC_STREAM, SYNC_EVENT = 1, 2  # non-blocking stream; event without times
 NO_MEMORY, NO_VALUE = 2, 1  # CUresult
 PARAMETERS_KNOWN = 12040  # driver API: asks what a kernel takes
+MANY = 64  # handles that wait to be given back
 MORE_SHARED = 48 << 10  # bytes of shared memory beyond which a kernel has to ask
 
 
@@ -296,6 +297,8 @@ class Device:
 
     def event(self, *, times: bool = False) -> Held:
         """Return a new event; with `times`, `elapsed` works on it."""
+        if len(self._buried[-1]) > MANY:  # an engine may have one stream and many events
+            self._give_back()
         return Held.of(self, "cuEventDestroy", self("cuEventCreate", 0 if times else SYNC_EVENT))
 
     def record(self, event: int, stream: int) -> None:
