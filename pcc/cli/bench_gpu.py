@@ -112,7 +112,7 @@ def rows_of(engine: Engine, a: Asked, bandwidth: float, gpu: str) -> Iterator[di
                    whole["events"], bytes_moved, bandwidth, a.repeats)  # fmt: skip
         decode = times.get("decode", {}).get("events", {}).get("p50")
         made["wall_ms"], made["session_ms"] = whole["wall"], whole["session"]
-        made["host_gap_us"] = 1e3 * (whole["session"]["p50"] - whole["events"]["p50"])
+        made["host_gap_us"] = 1e3 * (whole["session"]["p50"] - whole["session_events"]["p50"])
         made["graphs"] = {q: t["events"] for q, t in times.items()}
         made["parts"] = times[query].get("parts", [])
         made["rates"] = rates(whole["events"]["p50"], decode, accepted, batch)

@@ -208,8 +208,21 @@ def graph_times(
                 out[name]["parts"] = parts_of(b, max(5, repeats // 4), bandwidth, context)
         finally:
             b.free()  # before a session has states of its own
-    out[query]["session"] = session_ms(engine, query, context, batch, repeats)
+    at = session_context(engine, context, repeats)
+    out[query]["session"] = session_ms(engine, query, at, batch, repeats)
+    out[query]["session_events"] = out[query]["events"]
+    if at != context:  # no room for the session's rounds: its graph read other keys
+        b = bench_of(engine, query, at, batch)
+        out[query]["session_events"] = b.times(repeats)
+        b.free()
     return out
+
+
+def session_context(engine: Engine, context: int, repeats: int) -> int:
+    """Return the tokens before the first of a session's timed rounds: `context`, if they fit."""
+    generation = engine.generation()
+    room = int(generation["max_seq"]) - (repeats + WARM + 2) * int(generation["n"])
+    return max(1, min(context, room))
 
 
 def session_ms(engine: Engine, query: str, context: int, batch: int, repeats: int) -> Times:
@@ -222,9 +235,7 @@ def session_ms(engine: Engine, query: str, context: int, batch: int, repeats: in
     sampling = Sampling(seed=5, greedy=query == "step_greedy")
     rounds = Rounds(engine, sampling, range(batch))
     rng = np.random.default_rng(12)
-    room = int(generation["max_seq"]) - (repeats + WARM + 2) * int(generation["n"])
-    size = max(1, min(context, room))
-    rounds.prefill(rng.integers(0, int(generation["vocab"]), (batch, size)).tolist())
+    rounds.prefill(rng.integers(0, int(generation["vocab"]), (batch, context)).tolist())
     times = []
     for _ in range(repeats + WARM):
         began = time.perf_counter()
