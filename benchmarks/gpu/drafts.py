@@ -73,8 +73,11 @@ def measured(shape: str, head: str, proposal: str, how: Any, repeats: int, tb_s:
         device, executor = engine.executor("draft")
         bench = Bench(device, executor, spec, (), how.batch, feed)
         times, wall = bench.times(repeats), bench.wall(repeats)
-        weights = sum(traffic(out, engine.manifest["files"], "draft").weights.values())
         parts = parts_of(bench, max(5, repeats // 4), tb_s)
+        # A plan says what each launch reads, the rows of chosen experts included.
+        weights = sum(p["bytes"] for p in parts) or sum(
+            traffic(out, engine.manifest["files"], "draft").weights.values()
+        )
         bench.free()
     sizes = f"n{n}-r{r}-b{how.batch}-{how.precision}"
     about = {

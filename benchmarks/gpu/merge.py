@@ -78,6 +78,39 @@ def asked(name: str) -> dict[str, Any]:
     return out
 
 
+def rounds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of whole rounds: others name their graph."""
+    return [r for r in rows if "graph" not in r]
+
+
+def drafts(rows: list[dict[str, Any]]) -> str:
+    """Return the rows of drafts alone as Markdown."""
+    out = [
+        "| shape, head | backend, precision | latents | batch | draft ms (p10, p90) | MB moved | "
+        "their ms | of the bound | GPU |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        if r.get("graph") != "draft":
+            continue
+        cells = [
+            f"{r['shape']}, {r['architecture']} n={r['n']} r={r['r']}",
+            f"{r['backend']}, {r['precision']}",
+            "first" if r["proposal"] == "latent-first" else "summed out", str(r["batch"]),
+            f"{r['round_ms']:.4f} ({r['p10']:.4f}, {r['p90']:.4f})",
+            f"{sum(r['bytes_moved'].values()) / 1e6:.1f}", f"{r['bound_ms']:.4f}",
+            f"{r['ratio_to_bound']:.2f}", str(r["gpu"]).removeprefix("NVIDIA "),
+        ]  # fmt: skip
+        out.append("| " + " | ".join(cells) + " |")
+    return "\n".join(out)
+
+
+def newest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of the GPU that was measured last."""
+    last = max(rows, key=lambda r: str(r.get("date", "")), default={})
+    return [r for r in rows if r.get("gpu") == last.get("gpu")]
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Return rows as Markdown: what was run, its time, and beside what."""
     out = [
@@ -179,8 +212,9 @@ def main() -> None:
     REPORTS.write_text(json.dumps(found, indent=1) + "\n")
     for page in PAGES:
         if page.is_file():
-            text = placed(page.read_text("utf-8"), "h200", table(rows))
-            text = placed(text, "h200-short", short(rows))
+            text = placed(page.read_text("utf-8"), "h200", table(rounds(rows)))
+            text = placed(text, "h200-short", short(newest(rounds(rows))))
+            text = placed(text, "h200-drafts", drafts(rows))
             page.write_text(placed(text, "h200-conformance", verdicts(found)), "utf-8")
 
 

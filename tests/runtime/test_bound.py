@@ -7,12 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+import pcc
 from pcc.cli import bench_gpu, plots
 from pcc.errors import PccError
 from pcc.runtime.bound import bound_ms, complete, quantiles, rates, row, with_yardstick
 from pcc.runtime.parts import moved, parts
+from pcc.shapes import Synthetic
 
 ROOT = Path(__file__).resolve().parents[2]
 MOVED = {"weights": 12_950_000_000, "head": 1_460_000_000, "kv": 540_000_000}
@@ -357,3 +360,35 @@ def test_every_stage_names_what_exists(merge: Any) -> None:
         for c in stage.commands:
             script = c.args[0].replace("{root}", str(ROOT))
             assert c.args[0].startswith("-") or Path(script).is_file(), script
+
+
+def test_drafts_and_rounds_have_tables_of_their_own(merge: Any) -> None:
+    draft = made(name="d", graph="draft", proposal="latent-first", gpu="H", date="2026-02-01")
+    rows = merge.merged([], [part("x", [made(date="2026-01-01"), draft])])
+    assert merge.table(merge.rounds(rows)).count("\n") == 2  # the head of the table, and one row
+    assert "| first | 1 | 4.2000 (4.1000, 4.4000) | 14950.0 |" in merge.drafts(rows)
+    assert [r["gpu"] for r in merge.newest(rows)] == ["H"]
+
+
+@pytest.mark.parametrize("proposal", ["full", "latent-first"])
+def test_a_draft_alone_is_the_draft_of_a_round(proposal: str, tmp_path: Path) -> None:
+    """The bundle that is timed: one graph, whose answers are those of a head's own query."""
+    from benchmarks.gpu import drafts
+    from pcc.conformance.bundles import Setting
+
+    out = tmp_path / "m.pcc"
+    drafts.written("evabyte-tiny", "cp,n=4,r=3", proposal, Setting("onnx", "cpu"), out)
+    engine = pcc.load(out)
+    assert list(engine.queries) == ["draft"]
+    feed = {
+        "context": np.random.default_rng(0).normal(size=(1, 64)).astype(np.float32),
+        "carry": np.array([7 % engine.cards[0]]), "u": np.full((1, 4), 0.5, np.float32),
+    }  # fmt: skip
+    q = engine.run("draft", **feed)["q"]
+    assert q.shape == (1, 3, 320)
+    np.testing.assert_allclose(q.sum(-1), 1, atol=1e-5)
+    if proposal == "full":
+        whole = pcc.compile(Synthetic("evabyte-tiny").head("cp,n=4,r=3"), queries=["draft"],
+                            out=tmp_path / "w.pcc")  # fmt: skip
+        want = pcc.load(whole.path).run("draft", **feed)["q"]
+        np.testing.assert_allclose(q, want, atol=1e-6)
