@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pcc.cli.engine_options import engine_options
 from pcc.cli.output import say, table
 from pcc.errors import PccError
 from pcc.files import finite, read_bounded
@@ -41,6 +42,10 @@ SaveExpected = Annotated[Path | None, typer.Option(help="Only write the CPU's te
 Expected = Annotated[
     Path | None, typer.Option(help="Compare with these texts instead of making them here.")
 ]
+Engine = Annotated[
+    list[str] | None,
+    typer.Option(help="Of the target's build: NAME=VALUE, e.g. level=1 (repeatable)."),
+]
 Work = Annotated[
     Path | None, typer.Option(help="Keep what is compiled in this new or empty folder.")
 ]
@@ -61,6 +66,7 @@ def conformance(
     json_out: Annotated[Path | None, typer.Option("--json", help="Write a report.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Bundles compiled at a time.")] = 1,
     work: Work = None,
+    engine: Engine = None,
 ) -> None:
     """Run the suite that every backend must pass; exit 1 if something differs, or nothing is equal.
 
@@ -80,7 +86,10 @@ def conformance(
         return
     scenarios = _scenarios(head, verifier)
     stored = None if expected is None else _stored(expected)
-    setting = Setting(target, provider, precision, halves=tuple(half or ()), only=tuple(only or ()))
+    setting = Setting(
+        target, provider, precision, halves=tuple(half or ()), only=tuple(only or ()),
+        engine=tuple(engine_options(engine).items()),
+    )  # fmt: skip
     check_setting(setting)
     parts = tuple(dict.fromkeys(part)) if part else usual(setting)
     run = _Run(setting, parts, batches, verifier, json_out)
@@ -103,7 +112,7 @@ class _Run:
         self.about = {
             "target": setting.target, "provider": setting.provider,
             "precision": setting.precision, "batches": batches, "parts": parts,
-            "only": setting.only, "halves": setting.halves,
+            "only": setting.only, "halves": setting.halves, "engine": dict(setting.engine),
             "verifier": None if verifier is None else str(verifier),
         }  # fmt: skip
         self.file = file

@@ -31,7 +31,10 @@ def usual(setting: Setting) -> tuple[str, ...]:
 
 
 def check_setting(setting: Setting) -> None:
-    """Refuse what no run can have. Errors: E141 target, precision; C142 provider; C146 halves."""
+    """Refuse what no run can have.
+
+    Errors: E141 target, precision, engine options; C142 provider; C146 halves.
+    """
     target = target_of(setting.target, setting.precision)
     if setting.provider == SIMULATOR:
         if setting.target != "cuda":
@@ -40,6 +43,8 @@ def check_setting(setting: Setting) -> None:
     elif setting.provider not in RUN_BY[target.format]:
         what = f"provider {setting.provider[:40]!r} does not run target {setting.target!r}"
         raise PccError("C142", what, hint=f"one of {', '.join(RUN_BY[target.format])}")
+    if setting.engine and target.format != "tensorrt":
+        raise PccError("E141", f"target {setting.target!r} has no engine options")
     for half in setting.halves:
         if half not in HALVES:
             raise PccError("C146", f"no half {half[:40]!r}", hint=f"one of {', '.join(HALVES)}")
