@@ -5,15 +5,14 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
-from pcc import knobs
+from pcc import arguments, knobs
 from pcc.bundle import staged
 from pcc.circuit import text
 from pcc.circuit.circuit import Circuit
@@ -30,7 +29,7 @@ from pcc.passes.manager import Manager, Pass, Record
 from pcc.passes.pipelines import circuit_pipeline, storage_pipeline, tensor_pipeline
 from pcc.passes.to_tensor import slots_of
 from pcc.shapes import Synthetic, synthetic
-from pcc.targets import HALF_OF, Target, int8_of, target_of
+from pcc.targets import HALF_OF, Target, target_of
 from pcc.tensor.ops import Input, ScaledContract
 
 Progress = Callable[[str], None]
@@ -127,7 +126,7 @@ def compile(
     queries: Sequence[str] | None = None,
     target: str = "onnx",
     precision: str = "fp32",
-    max_seq: int = 2048,
+    max_seq: int = knobs.SEQUENCE,
     window: int | None = None,
     out: str | Path | None = "m.pcc",
     *,
@@ -146,7 +145,7 @@ def compile(
     truncation: bool | None = None,
     shape: str | None = None,
     head: str | None = None,
-    seed: int = 0,
+    seed: int = knobs.SEED,
     **frontend: Any,
 ) -> Artifact:
     """Compile a circuit to a bundle of graphs for a target, one per query, over one weight file.
@@ -175,22 +174,25 @@ def compile(
     the graphs of generation are made unless `queries` names others.
     """
     start = time.perf_counter()
-    _typed(source=source, verifier=verifier, max_seq=max_seq, window=window, out=out, opset=opset,
-           batch=batch, gpu=gpu, engine=engine, truncation=truncation, chunk=chunk,
-           validate=validate, force=force)  # fmt: skip
-    _supported(parameters, queries)
+    arguments.typed(source=source, verifier=verifier, max_seq=max_seq, window=window, out=out,
+                    opset=opset, batch=batch, gpu=gpu, engine=engine, truncation=truncation,
+                    chunk=chunk, validate=validate, force=force)  # fmt: skip
+    arguments.worded(parameters, queries, proposal, draft_mode)
     chosen = target_of(target, precision, opset)
-    _fitting(chosen, batch, engine)
-    integers = _integers(chosen, precision, int8, (proposal, draft_mode))
+    arguments.fitting(chosen, batch, gpu, engine)
+    random = synthetic(shape, head, seed, source, verifier)
+    generates = random is not None or verifier is not None
+    integers = arguments.integers(chosen, precision, int8, (proposal, draft_mode),
+                                  verifier=generates)  # fmt: skip
+    given = arguments.given(max_seq=max_seq, chunk=chunk, proposal=proposal, draft_mode=draft_mode,
+                            truncation=truncation, seed=seed)  # fmt: skip
+    arguments.refuse_unread(given, verifier=generates, shape=random is not None)
     how = {"chunk": chunk, "proposal": proposal, "draft_mode": draft_mode, "precision": precision,
            "int8": integers[1], "static": chosen.static,
            "truncation": chosen.branches if truncation is None else truncation}  # fmt: skip
-    random = synthetic(shape, head, seed, source, verifier)
     if random is not None:
         source, queries = random.head(head) if head else None, queries or ()
     request = _request(source, random or verifier, max_seq, parameters, how)
-    if int8 == "verifier" and request is None:
-        raise PccError("E141", "int8='verifier': there is no verifier", hint="int8='head'")
     with _place(out, force) as folder, staged(folder, force=force) as work:
         circuit = _narrowed(_asked(source, request, frontend), window, parameters)
         job = Job(circuit, Manager(validate=validate), chosen, progress or (lambda _: None),
@@ -200,59 +202,6 @@ def compile(
             _graphs(job, queries, request)
             manifest = write(job, work, parameters)
     return Artifact(folder, manifest, tuple(job.manager.records), time.perf_counter() - start)
-
-
-PATH = (str, Path, NoneType)
-KINDS: dict[str, tuple[type, ...]] = {
-    "source": (*PATH, Circuit), "verifier": PATH, "out": PATH, "window": (int, NoneType),
-    "max_seq": (int,), "opset": (int, NoneType), "chunk": (int,), "batch": (int,),
-    "gpu": (str, NoneType), "engine": (dict, NoneType), "truncation": (bool, NoneType),
-    "validate": (bool,), "force": (bool,),
-}  # fmt: skip
-
-
-def _typed(**arguments: object) -> None:
-    """Refuse arguments of other types, and sizes below 1."""
-    for name, v in arguments.items():
-        kinds = KINDS[name]
-        right = isinstance(v, kinds) and (bool in kinds or not isinstance(v, bool))
-        if not right or (isinstance(v, int) and bool not in kinds and v < 1):
-            known = ", ".join(k.__name__ for k in kinds if k is not NoneType)
-            hint = "a positive int" if int in kinds else f"one of {known}"
-            code = "M150" if name in ("max_seq", "chunk") else "E148"
-            raise PccError(code, f"{name}={str(v)[:60]!r} ({type(v).__name__})", hint=hint)
-
-
-def _fitting(target: Target, batch: int, engine: Mapping[str, Any] | None) -> None:
-    """Refuse options that a target has no use for."""
-    if engine and target.format != "tensorrt":
-        raise PccError("E141", f"target {target.name!r} has no engine options")
-    if batch > (knobs.MAX_BATCH if target.static else 1):
-        what = f"batch={batch} is not supported by target {target.name!r}"
-        hint = f"at most {knobs.MAX_BATCH}" if target.static else "its graphs take any batch"
-        raise PccError("E141", what, hint=hint)
-
-
-def _integers(
-    target: Target, precision: str, int8: str | None, drafts: tuple[str, str]
-) -> tuple[bool, bool]:
-    """Return whether head and verifier are stored in 8-bit integers. Errors: E141."""
-    found = int8_of(target, precision, int8)
-    if found[0] and "latent-first" in drafts:
-        what = "latent-first drafts read single rows of the head's matrices, not their products"
-        raise PccError("E141", what, hint="compile with int8='verifier', or another draft")
-    return found
-
-
-def _supported(parameters: str, queries: Sequence[str] | None) -> None:
-    if parameters not in ("context", "logits"):
-        what = f"parameters={str(parameters)[:60]!r} is not supported"
-        raise PccError("E141", what, hint="context or logits")
-    if isinstance(queries, str) or not isinstance(queries, Iterable | None):
-        raise PccError("E148", f"queries={str(queries)[:60]!r}", hint="a list of names")
-    for q in queries or ():
-        if not isinstance(q, str) or q not in QUERIES:
-            raise PccError("E142", f"unknown query {q!r}", hint=f"one of {', '.join(QUERIES)}")
 
 
 def _request(
@@ -330,9 +279,10 @@ def _circuit(job: Job) -> None:
     if storage := storage_pipeline(HALF_OF[job.precision], int8=job.int8[0]):
         module = job.run("circuit", module, storage)
         job.circuit = replace(job.circuit, root=module.roots[0], logits=())
-    if job.int8[0] and not (job.int8[1] or _in_integers(module)):
+    if job.int8[0] and not _in_integers(module):
         what = "no matrix of the head can become integers of 8 bits"
-        raise PccError("E141", what, hint="they map a context to parameters; leave int8 out")
+        hint = "compile with int8='verifier'" if job.int8[1] else "leave int8 out"
+        raise PccError("E141", what, hint=f"they map a context to parameters; {hint}")
     job.stages.append(("circuit", module))
     job.say("passes over the circuit")
     job.stages.append(("optimised", job.run("circuit", module, circuit_pipeline())))

@@ -49,12 +49,14 @@ MAY_IMPORT = {
     "environment": LOADED | {"runtime"},
     "generation": BUILT,
     "package": BUILT | {"driver", "__init__"},  # driver: the type of a job
-    "driver": BUILT | {"generation", "package"},
+    "arguments": BUILT,
+    "driver": BUILT | {"arguments", "generation", "package"},
     "exchange": BUILT | {"driver"},
     "conformance": BUILT | {"driver", "generation", "package", "stored"},
     "train": BUILT | {"driver"},
     "explore": BUILT | {"driver", "generation", "train", "prompts"},
-    "cli": BUILT | {"driver", "train", "explore", "prompts", "conformance", "__init__"},
+    "cli": BUILT
+    | {"arguments", "driver", "train", "explore", "prompts", "conformance", "__init__"},
 }
 TORCH_PARTS = {"train", "frontends"}
 HEAVY = ("torch", "onnx", "onnx_ir", "sympy", "onnxruntime", "networkx")

@@ -12,6 +12,7 @@ import pcc
 from pcc.cli import plots
 from pcc.cli.bench_gpu import Asked, bench_gpu, checked, refuse_unused
 from pcc.cli.bundles import Bundle, Provider, Threads
+from pcc.cli.named import named
 from pcc.cli.output import Json, emit, progress, say, table
 from pcc.errors import PccError
 from pcc.files import read_bounded
@@ -140,7 +141,7 @@ def bench(
 
     With --gpu, time the graphs of a round against the bytes that they must move.
     """
-    refuse_unused([k for k in ctx.params if _given(ctx, k)], gpu=gpu)
+    refuse_unused(named(ctx), gpu=gpu)
     if gpu:
         asked = Asked(
             (bundle, *(also or ())), "cuda" if provider == "cpu" else provider,
@@ -167,12 +168,6 @@ def _present(report: dict[str, Any], plot: Path | None, *, as_json: bool) -> Non
         emit(report)
     else:
         show_bench(report)
-
-
-def _given(ctx: typer.Context, name: str) -> bool:
-    """Return whether an option was named, whatever its value."""
-    source = ctx.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def measure(

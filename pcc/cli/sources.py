@@ -9,8 +9,10 @@ import typer
 
 import pcc
 from pcc.cli.bundles import describe
+from pcc.cli.engine_options import engine_options
+from pcc.cli.named import named
 from pcc.cli.output import Json, emit, progress
-from pcc.knobs import DRAFT_MODE, PREFILL_CHUNK, PROPOSAL
+from pcc.knobs import DRAFT_MODE, PREFILL_CHUNK, PROPOSAL, SEED, SEQUENCE
 from pcc.targets import TARGETS
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ Head = Annotated[
 
 
 def compile_command(
+    ctx: typer.Context,
     source: Source = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="Bundle to write.")] = Path("m.pcc"),
     query: Annotated[list[str] | None, typer.Option(help="Only this query (repeatable).")] = None,
@@ -68,7 +71,7 @@ def compile_command(
     opset: Opset = None,
     parameters: Annotated[str, typer.Option(help="context or logits")] = "context",
     verifier: Verifier = None,
-    max_seq: Annotated[int, typer.Option(help="Longest sequence, in tokens.")] = 2048,
+    max_seq: Annotated[int, typer.Option(help="Longest sequence, in tokens.")] = SEQUENCE,
     chunk: Annotated[int, typer.Option(help="Prompt tokens read in one pass.")] = PREFILL_CHUNK,
     proposal: Annotated[str, typer.Option(help="full or latent-first")] = PROPOSAL,
     draft_mode: DraftMode = DRAFT_MODE,
@@ -78,13 +81,17 @@ def compile_command(
     hmm_bias: HmmBias = None,
     shape: Shape = None,
     head: Head = None,
-    seed: Annotated[int, typer.Option(min=0, help="With --shape: of the weights.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="With --shape: of the weights.")] = SEED,
     force: Annotated[bool, typer.Option(help="Replace an existing bundle.")] = False,
     validate: Annotated[bool, typer.Option(help="Check every pass.")] = True,
     as_json: Json = False,
 ) -> None:
     """Compile a circuit to a bundle: one graph for each query, over one weight file."""
-    extra = _given(step, hmm_bias, engine)
+    from pcc.arguments import refuse_unread
+
+    random = shape is not None or head is not None
+    refuse_unread(named(ctx), verifier=random or verifier is not None, shape=random)
+    extra = _extra(step, hmm_bias, engine)
     artifact = pcc.compile(
         source, verifier=verifier, max_seq=max_seq, chunk=chunk, proposal=proposal,
         draft_mode=draft_mode, queries=query or None, out=out, target=target,
@@ -95,7 +102,7 @@ def compile_command(
     _present(artifact, as_json=as_json)
 
 
-def _given(
+def _extra(
     step: int | None, hmm_bias: list[str] | None, engine: list[str] | None
 ) -> dict[str, Any]:
     """Return the options of frontend and target that are given: absent ones are not passed on."""
@@ -105,8 +112,7 @@ def _given(
     if hmm_bias:
         extra["hmm_bias"] = _biases(hmm_bias)
     if engine:
-        pairs = (e.partition("=") for e in engine)
-        extra["engine"] = {name: value for name, _, value in pairs}
+        extra["engine"] = engine_options(engine)
     return extra
 
 
@@ -120,11 +126,11 @@ def _present(artifact: Artifact, *, as_json: bool) -> None:
 
 def _biases(given: list[str]) -> Any:
     """Return the names, or a map from name to sum layers if any is given as NAME=LAYER."""
-    pairs = [g.rpartition("=") for g in given]
-    if not any(eq and layer.isdecimal() for _, eq, layer in pairs):
+    parts = [g.rpartition("=") for g in given]
+    if not any(eq and layer.isdecimal() for _, eq, layer in parts):
         return given
     layers: dict[str, list[int]] = {}
-    for text, (name, eq, layer) in zip(given, pairs, strict=True):
+    for text, (name, eq, layer) in zip(given, parts, strict=True):
         if not (eq and name and layer.isdecimal() and len(layer) < 7):
             raise typer.BadParameter(f"{text!r}: give NAME=LAYER for each, or for none")
         layers.setdefault(name, []).append(int(layer))
