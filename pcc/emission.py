@@ -61,7 +61,8 @@ class Part:
 class Order:
     """Graphs to write for one target. `batch`: the rows of a static graph, else of no meaning.
 
-    `gpu`: the architecture to build for, e.g. "sm_90"; "": that of the GPU that is present.
+    `gpu`: the architecture to build for, "sm_90" (target cuda: or with multiprocessors,
+    "sm_89:142"); "": that of the GPU that is present.
     `engine`: options of the writer's own, by name.
     """
 

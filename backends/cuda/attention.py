@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pcc.backends.cuda.instance import SMS, TYPES, Trait, instance, require
+from pcc.backends.cuda.gpu import KB, TUNED, Gpu
+from pcc.backends.cuda.instance import TYPES, Trait, instance, require
 from pcc.backends.cuda.kernel import READ, SCRATCH, UPDATE, WRITE, Argument, Kernel
+from pcc.tensor.eva import chunk_count
 
 WARPS = 4
 MOST_CHUNK = 32  # a lane for each position of a chunk
 MOST_POSITIONS = 128  # of one pass: its new keys and values are held in shared memory
+STATIC = 1 * KB  # of shared memory at most that the kernel has without asking
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class _Sizes:
     window: int
     dtype: str
     reach: int
-    sms: int
+    gpu: Gpu
     chunk: int = 1
     older: int = 0
     chunks: int = 0
@@ -52,13 +55,14 @@ class _Sizes:
     @property
     def splits(self) -> int:
         """Over how many blocks the old keys of a head go: with the new ones', a cluster."""
-        most = 8 if self.pairs <= self.sms else 4 if self.pairs <= 2 * self.sms else 2
+        sms = self.gpu.processors
+        most = 8 if self.pairs <= sms else 4 if self.pairs <= 2 * sms else 2
         return max(2, min(most, 1 << (self.reach // 64).bit_length())) - 1
 
 
 def attend(
     name: str, *, batch: int, count: int, heads: int, key_heads: int, width: int, rows: int,
-    angles: int, positions: int, scale: float, dtype: str, window: int = 0, sms: int = SMS,
+    angles: int, positions: int, scale: float, dtype: str, window: int = 0, gpu: Gpu = TUNED,
 ) -> Kernel:  # fmt: skip
     """Rotate q and k, write k and v into the caches at start.., attend: y [batch * count, H hd].
 
@@ -68,21 +72,22 @@ def attend(
     no arguments). Arguments: `qkv f32[batch*count,(H+2Hk)hd]`, `cos f32[positions,angles]`, `sin`,
     `start i64[batch]`, `key dtype[batch,Hk,rows,hd]`, `value` (both updated in place),
     `y dtype[batch*count,H*hd]`, scratch `partial f32[..]`, `done u32[..]` (zero).
-    hd is a multiple of 16, at most 128; count at most 128; otherwise E180.
+    hd is a multiple of 16, at most 128; count at most 128, and as `fits` says; otherwise E180.
     """
     require(key_heads > 0 and heads % key_heads == 0 and count <= rows, name)
     _require(name, count, width, angles, dtype)
     reach = rows if window == 0 else min(rows, window + count)
     sizes = _Sizes(
         batch, count, heads, key_heads, width, rows, angles, positions, scale, window, dtype,
-        reach, sms,
+        reach, gpu,
     )  # fmt: skip
     return _kernel(name, sizes)
 
 
 def eva_attend(
     name: str, *, batch: int, count: int, heads: int, width: int, ring: int, older: int,
-    angles: int, positions: int, scale: float, window: int, chunk: int, dtype: str, sms: int = SMS,
+    angles: int, positions: int, scale: float, window: int, chunk: int, dtype: str,
+    gpu: Gpu = TUNED,
 ) -> Kernel:  # fmt: skip
     """EVA attention with its writes: rings, then summaries of the chunks touched, then y.
 
@@ -97,12 +102,18 @@ def eva_attend(
     require(heads > 0 and 0 < chunk <= MOST_CHUNK and window % chunk == 0, name)
     require(max(count, chunk) <= ring, name)
     _require(name, count, width, angles, dtype)
-    chunks = (count + chunk - 2) // chunk + 1
+    chunks = chunk_count(count, chunk)
     sizes = _Sizes(
         batch, count, heads, heads, width, ring, angles, positions, scale, window, dtype,
-        min(ring, window) + older // 2, sms, chunk, older, chunks,
+        min(ring, window) + older // 2, gpu, chunk, older, chunks,
     )  # fmt: skip
     return _kernel(name, sizes)
+
+
+def fits(gpu: Gpu, *, count: int, width: int, chunk: int = 0) -> bool:
+    """Whether a block of a GPU holds the new keys and values of a pass, with EVA its chunks too."""
+    chunks = chunk_count(count, chunk) if chunk else 0
+    return _attend_shared(count, chunks, width, chunk) + STATIC <= gpu.block_shared
 
 
 def _require(name: str, count: int, width: int, angles: int, dtype: str) -> None:
@@ -120,8 +131,9 @@ def _kernel(name: str, s: _Sizes) -> Kernel:
     }  # fmt: skip
     grid = (s.splits + 1, s.tiles, s.batch * s.key_heads)
     shared = _attend_shared(s.count, s.chunks, s.width, s.chunk)
+    require(shared + STATIC <= s.gpu.block_shared, name)
     args = _arguments(s)
-    return instance(name, "attend", traits, args, grid, 32 * WARPS, shared, s.splits + 1)
+    return instance(s.gpu, name, "attend", traits, args, grid, 32 * WARPS, shared, s.splits + 1)
 
 
 def _arguments(s: _Sizes) -> list[Argument]:

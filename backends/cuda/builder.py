@@ -172,6 +172,7 @@ class Builder:
         bytes: Mapping[str, int] | None = None,
     ) -> None:
         """Launch a kernel over buffers by argument; its scratch is found here."""
+        self._fit(kernel)
         args = []
         for a in kernel.args:
             at = given.get(a.name)
@@ -186,6 +187,16 @@ class Builder:
         self.launches.append(
             Drawn(self._shared(kernel), tuple(args), op, layer or self._label, moved)
         )
+
+    def _fit(self, kernel: Kernel) -> None:
+        """Refuse a kernel that the GPU cannot launch. Errors: E190."""
+        gpu, blocks = self.graph.gpu, math.prod(kernel.grid)
+        if kernel.shared > gpu.block_shared:
+            what = f"a kernel takes {kernel.shared} bytes of shared memory, {gpu.arch} has "
+            raise PccError("E190", f"{what}{gpu.block_shared} for a block", at=self.graph.name)
+        if kernel.cooperative and blocks > gpu.processors:
+            what = f"{blocks} blocks wait for each other on {gpu.processors} multiprocessors"
+            raise PccError("E190", what, at=self.graph.name)
 
     def _shared(self, kernel: Kernel) -> Kernel:
         """Return an equal kernel of another launch, if there is one: it is compiled once."""
@@ -210,7 +221,7 @@ class Builder:
 
     # ------------------------------------------------------------ the plan
 
-    def plan(self, arch: str, cubin: str) -> Plan:
+    def plan(self, cubin: str) -> Plan:
         """Return the plan: scratch placed by when it is read. Errors: E189 (equal names)."""
         counts = Counter(b.name for b in self.buffers)
         if counts and (twice := counts.most_common(1)[0])[1] > 1:
@@ -236,7 +247,11 @@ class Builder:
             )
             for x in self.launches
         )  # fmt: skip
-        return Plan(self.graph.name, self.graph.batch, arch, cubin, total, tuple(buffers), launches)
+        gpu = self.graph.gpu
+        return Plan(
+            self.graph.name, self.graph.batch, gpu.arch, gpu.processors, cubin, total,
+            tuple(buffers), launches,
+        )  # fmt: skip
 
     def source(self) -> str:
         """Return the CUDA source of all kernels."""

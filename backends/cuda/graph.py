@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from pcc.backends.cuda.gpu import TUNED, Gpu
 from pcc.ir.core import Op, postorder, tensor
 from pcc.ir.module import Module
 from pcc.ir.types import HALVES
@@ -15,10 +16,12 @@ PAST, PRESENT = "past.", "present."
 
 
 class Graph:
-    """A module at a fixed batch size, with each output a value of its own."""
+    """A module at a fixed batch size and for one GPU, with each output a value of its own."""
 
-    def __init__(self, module: Module, batch: int, inputs: Sequence[t.Input] = ()) -> None:
-        self.batch, self.name = batch, module.name
+    def __init__(
+        self, module: Module, batch: int, inputs: Sequence[t.Input] = (), gpu: Gpu = TUNED
+    ) -> None:
+        self.batch, self.name, self.gpu = batch, module.name, gpu
         self.outputs: dict[Op, str] = {}
         self.in_place: dict[Op, str] = {}  # the write of each state that has one buffer
         for name, op in module.outputs:

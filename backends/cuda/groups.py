@@ -18,8 +18,9 @@ def emit_group(group: Group, out: Output) -> None:
     in_place = [op for op in group.outputs if op in out.graph.in_place]
     nodes = [n for n in group.nodes if not isinstance(n, t.Const)]
     kernel = generate(
-        out.name(), nodes, group.inputs, group.outputs, out.graph.batch, in_place=in_place
-    )
+        out.name(), nodes, group.inputs, group.outputs, out.graph.batch, in_place=in_place,
+        gpu=out.graph.gpu,
+    )  # fmt: skip
     given = {f"in{i}": out.value(x, WIDE) for i, x in enumerate(group.inputs)}
     for i, y in enumerate(group.outputs):
         if y not in in_place:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from pcc.backends.cuda.gpu import Gpu
 from pcc.backends.cuda.kernel import READ, Argument, Dim, Kernel
 from pcc.errors import PccError
 
 TYPES = {"f16": "__half", "bf16": "__nv_bfloat16", "f32": "float"}
 POINTERS = {"f32": "float", "i64": "long long", "u32": "unsigned", "u8": "unsigned char", **TYPES}
-SMS = 132  # multiprocessors of an H100 SXM or H200: for how many the work is divided
 
 Trait = bool | int | float | str  # of a type: its name
 
 
 def instance(
+    gpu: Gpu,
     name: str,
     template: str,
     traits: Mapping[str, Trait],
@@ -26,7 +27,8 @@ def instance(
 ) -> Kernel:
     """Return the kernel: its traits as constants of a struct, its pointers as a struct.
 
-    `cluster`: so many neighbours along x share their memory, from sm_90 on.
+    `cluster`: so many neighbours along x share their memory, from sm_90 on; before, no kernel
+    waits for the launches before it by itself.
     """
     fields = "\n".join(f"  {_constant(k, v)}" for k, v in traits.items())
     pointers = ", ".join(f"{_pointer(a)} {a.name}" for a in args)
@@ -40,7 +42,8 @@ def instance(
         f"  pcc::{template}_args<{name}_traits> a{{}};\n{given}\n"
         f"  pcc::{template}<{name}_traits>(a);\n}}\n"
     )
-    return Kernel(name, source, grid, (threads, 1, 1), shared, False, tuple(args), overlap=True)
+    block = (threads, 1, 1)
+    return Kernel(name, source, grid, block, shared, False, tuple(args), overlap=gpu.overlaps)
 
 
 def require(ok: bool, name: str) -> None:

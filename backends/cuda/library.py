@@ -1,7 +1,8 @@
 """The hand-written kernels: for each a function from its sizes to a `Kernel`.
 
 Sizes are constants of the source; `rows` is M = batch * positions. Buffers are dense and row-major;
-"half" stands for the kernel's `dtype`, "f16" or "bf16". Sums are f32. More in `docs/cuda.md`.
+"half" stands for the kernel's `dtype`, "f16" or "bf16". Sums are f32. `gpu`: for which the work is
+divided. More in `docs/cuda.md`.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pcc.backends.cuda.attention import MOST_CHUNK, MOST_POSITIONS, attend, eva_attend
-from pcc.backends.cuda.instance import SMS, TYPES, Trait, instance, require
+from pcc.backends.cuda.gpu import TUNED, Gpu
+from pcc.backends.cuda.instance import TYPES, Trait, instance, require
 from pcc.backends.cuda.kernel import READ, SCRATCH, UPDATE, WRITE, Argument, Kernel
 from pcc.backends.cuda.pack import packed_size, strips_of
-from pcc.backends.cuda.split import PIECE, STAGES, WARPS, Split, split
+from pcc.backends.cuda.split import PIECE, WARPS, Split, split
 
 __all__ = [
     "MOST_CHUNK", "MOST_POSITIONS", "Argument", "Kernel", "attend", "embedding", "eva_attend",
@@ -28,7 +30,7 @@ LOOK_AHEAD = 4 << 20  # bytes of the next product's weights
 def linear(
     name: str, *, rows: int, k: int, n: int, dtype: str, source: str = "f32", out: str = "f32",
     epilogue: str = "none", activation: str = "silu", bias: bool = False, squares: bool = False,
-    eps: float = 0.0, integers: bool = False, sms: int = SMS,
+    eps: float = 0.0, integers: bool = False, gpu: Gpu = TUNED,
     ahead: tuple[int, int, str] | None = None, slabs: int | None = None,
 ) -> Kernel:  # fmt: skip
     """A product: z = round(x) W + b; y = z, y += z, or y_i = act(z_2i) z_2i+1 by `epilogue`.
@@ -57,9 +59,9 @@ def linear(
     traits, args = product.traits(), product.arguments()
     if dtype == "f32":
         grid = (strips_of(n), -(-rows // 8), 1)
-        return instance(name, "linear32", traits, args, grid, 256)
-    how = split(rows, k, n, sms, slabs, product.weights)
-    following = ahead and (*ahead, split(rows, *ahead[:2], sms, dtype=ahead[2]))
+        return instance(gpu, name, "linear32", traits, args, grid, 256)
+    how = split(rows, k, n, gpu, slabs, product.weights)
+    following = ahead and (*ahead, split(rows, *ahead[:2], gpu, dtype=ahead[2]))
     return _streamed(name, how, n, traits, args, following)
 
 
@@ -157,15 +159,16 @@ def _streamed(
         "AHEAD": min(most, then.blocks // then.slabs) if ahead else 0,
         "NEXT_STRIPS": first, "NEXT_SLABS": then.slabs, "NEXT_BLOCKS": then.blocks,
         "TILES": how.tiles, "SLABS": how.slabs, "COLUMNS": how.columns,
-        "SLAB": how.slab_blocks, "PITCH": how.pitch, "WARPS": WARPS, "STAGES": STAGES,
+        "SLAB": how.slab_blocks, "PITCH": how.pitch, "WARPS": WARPS, "STAGES": how.stages,
     }  # fmt: skip
     grid = (how.columns, how.slabs, how.parts)
-    return instance(name, "linear", traits, args, grid, 32 * WARPS, how.shared)
+    return instance(how.gpu, name, "linear", traits, args, grid, 32 * WARPS, how.shared)
 
 
 def rms_norm(
-    name: str, *, rows: int, width: int, eps: float, dtype: str = "f32", wide: bool = False
-) -> Kernel:
+    name: str, *, rows: int, width: int, eps: float, dtype: str = "f32", wide: bool = False,
+    gpu: Gpu = TUNED,
+) -> Kernel:  # fmt: skip
     """RMS norm: y = gain * x / sqrt(mean(x^2) + eps) over rows of x.
 
     Arguments: `x f32[rows,width]`, `gain f32[width]`, `y dtype[rows,width]`, and where `wide` the
@@ -180,12 +183,13 @@ def rms_norm(
     if wide:
         args.append(Argument("y32", WRITE, "f32", (rows, width)))
     traits: dict[str, Trait] = {"T": TYPES[dtype], "D": width, "EPS": eps, "WIDE": wide}
-    return instance(name, "rms_norm", traits, args, (rows, 1, 1), 512)
+    return instance(gpu, name, "rms_norm", traits, args, (rows, 1, 1), 512)
 
 
 def embedding(
-    name: str, *, rows: int, vocab: int, width: int, dtype: str, squares: bool = False
-) -> Kernel:
+    name: str, *, rows: int, vocab: int, width: int, dtype: str, squares: bool = False,
+    gpu: Gpu = TUNED,
+) -> Kernel:  # fmt: skip
     """Look-up: y_m = table[ids_m] in f32; an id out of range takes the nearest row.
 
     Arguments: `ids i64[rows]`, `table dtype[vocab,width]` (not packed), `y f32[rows,width]`, and
@@ -207,4 +211,4 @@ def embedding(
         "SQUARES": squares,
     }
     grid = (-(-strips_of(width) // 8), rows, 1)
-    return instance(name, "embedding", traits, args, grid, 256)
+    return instance(gpu, name, "embedding", traits, args, grid, 256)

@@ -16,8 +16,6 @@ from pathlib import Path
 from pcc.backends.cuda.cache import Cache
 from pcc.errors import PccError
 
-DEFAULT_ARCH = "sm_90"  # H100, H200: what the kernels are tuned for
-LEAST_ARCH = 80  # asynchronous copies and the mma shapes of the products
 LIMIT = 900.0  # seconds that one graph may take; the largest takes a tenth of it on a quiet machine
 SHOWN = 2000  # characters of the compiler's complaint
 KERNELS = Path(__file__).with_name("kernels")
@@ -37,20 +35,6 @@ def find() -> Path:
     return Path(found)
 
 
-def architecture(asked: str | None) -> str:
-    """Return the architecture to compile for: as asked, else the GPU's, else sm_90. Errors: E180.
-
-    "sm_90" or "90"; the machine code runs on GPUs of that architecture only.
-    """
-    if asked is None:
-        return _present() or DEFAULT_ARCH
-    match = re.fullmatch(r"(?:sm_)?(\d{2,3})(a?)", asked)
-    if match is None or int(match[1]) < LEAST_ARCH:
-        what = f"the GPU architecture {asked[:40]!r} is not sm_{LEAST_ARCH} or later"
-        raise PccError("E180", what, hint="for example sm_80 (A100), sm_89 (L40), sm_90 (H100)")
-    return f"sm_{match[1]}{match[2]}"
-
-
 def check_listed(nvcc: Path, arch: str) -> None:
     """Refuse an architecture that this compiler does not know, before anything is lowered: E180.
 
@@ -66,22 +50,6 @@ def check_listed(nvcc: Path, arch: str) -> None:
         what = f"this nvcc does not compile for {arch}"
         known = sorted(listed, key=lambda x: int(re.sub(r"\D", "", x)))
         raise PccError("E180", what, at=str(nvcc), hint=f"it knows {', '.join(known)[:200]}")
-
-
-def _present() -> str | None:
-    """Return the architecture of the first GPU here, if there is one."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return None
-    ask = [tool, "--query-gpu=compute_cap", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(ask, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    match = re.match(r"(\d+)\.(\d)", done.stdout)
-    if done.returncode or match is None or int(match[1] + match[2]) < LEAST_ARCH:
-        return None
-    return f"sm_{match[1]}{match[2]}"
 
 
 def compile_all(

@@ -74,11 +74,12 @@ class Launch:
 
 @dataclass(frozen=True)
 class Plan:
-    """Launches of one graph at one batch size."""
+    """Launches of one graph at one batch size, divided for so many multiprocessors."""
 
     graph: str
     batch: int
     arch: str
+    multiprocessors: int
     cubin: str
     scratch_bytes: int
     buffers: tuple[Buffer, ...]
@@ -92,6 +93,7 @@ class Plan:
             "graph": self.graph,
             "batch": self.batch,
             "arch": self.arch,
+            "multiprocessors": self.multiprocessors,
             "cubin": self.cubin,
             "weights": "engines/cuda/weights.bin",
             "scratch_bytes": self.scratch_bytes,

@@ -41,7 +41,7 @@ class Simulator:
     """One graph's plan with its weights, ready to run again and again; states are the caller's."""
 
     def __init__(self, builder: Builder) -> None:
-        self.plan = builder.plan("host", "")
+        self.plan = builder.plan("")
         self._launches = builder.launches
         inputs = {x.key for x in builder.graph.inputs}  # outputs have their names in the module
         self._names = {graph_name(n, inputs): n for n in builder.graph.outputs.values()}

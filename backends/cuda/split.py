@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pcc.backends.cuda.gpu import Gpu
 from pcc.backends.cuda.pack import BLOCK, block_of, blocks_of, strips_of
 
 WARPS = 8
-STAGES = 6  # copies in flight per warp: 12 KiB, 96 KiB per block of threads
+STAGES = 6  # copies in flight per warp at most: 12 KiB, 96 KiB per block of threads
 TILE = 64  # rows of x that one block of threads holds at most; more rows read W again
 PIECE = 2 * BLOCK * 32  # bytes of one copy
-SLAB = {1: 64 << 10, 2: 64 << 10, 4: 96 << 10, 8: 120 << 10}  # bytes of x, by tiles of 8 rows
-ALONE = 116 << 10  # so much that no two blocks share a multiprocessor while others are without
+SLAB = {1: 64 << 10, 2: 64 << 10, 4: 96 << 10, 8: 120 << 10}  # most bytes of x, by tiles of 8 rows
 SHORTEST = 4  # blocks in a slab: fewer would fetch less than one filling of the ring
 
 
@@ -32,6 +32,12 @@ class Split:
     slab_blocks: int
     blocks: int
     depth: int  # rows of W in a block
+    gpu: Gpu
+
+    @property
+    def stages(self) -> int:
+        """Copies in flight per warp."""
+        return stages_of(self.gpu)
 
     @property
     def pitch(self) -> int:
@@ -42,14 +48,29 @@ class Split:
     @property
     def shared(self) -> int:
         """Bytes of dynamic shared memory: rings, x, scales of the rows, barriers."""
-        ring = WARPS * STAGES * (PIECE + 8)
-        return max(ALONE, ring + self.tiles * 8 * (self.pitch + 4) + 8)
+        used = ring_bytes(self.stages) + self.tiles * 8 * (self.pitch + 4) + 8
+        return max(self.gpu.alone, used)
+
+
+def stages_of(gpu: Gpu) -> int:
+    """Return how many copies of a warp are in flight: half of a block's memory at most."""
+    return min(STAGES, gpu.block_shared // 2 // (WARPS * PIECE))
+
+
+def ring_bytes(stages: int) -> int:
+    """Return the bytes of the rings of a block, with their barriers."""
+    return WARPS * stages * (PIECE + 8)
+
+
+def slab_bytes(gpu: Gpu, tiles: int) -> int:
+    """Return the bytes of x in a slab at most: what rings, scales and barriers leave."""
+    return min(SLAB[tiles], gpu.block_shared - ring_bytes(stages_of(gpu)) - tiles * 8 * 4 - 8)
 
 
 def split(
-    rows: int, k: int, n: int, sms: int, slabs: int | None = None, dtype: str = "f16"
+    rows: int, k: int, n: int, gpu: Gpu, slabs: int | None = None, dtype: str = "f16"
 ) -> Split:
-    """Return the division of x [rows,k] W [k,n] over `sms` multiprocessors.
+    """Return the division of x [rows,k] W [k,n] over the multiprocessors of `gpu`.
 
     `dtype` of the packed W: "u8" for integers, of which a block has twice as many rows.
     """
@@ -57,21 +78,25 @@ def split(
     tiles = next(t for t in (1, 2, 4, 8) if 8 * t >= min(rows, TILE))
     blocks, strips, depth = blocks_of(k, dtype), strips_of(n), block_of(dtype)
     if slabs is None:
-        least = -(-blocks // ((SLAB[tiles] - 64 * 8 * tiles) // (2 * depth * 8 * tiles)))
+        room = slab_bytes(gpu, tiles) - 64 * 8 * tiles  # rows are up to 64 bytes further apart
+        least = -(-blocks // (room // (2 * depth * 8 * tiles)))
         most = max(least, blocks // SHORTEST)
-        by_cost = ((_cost(s, rows, blocks, strips, sms, depth), s) for s in range(least, most + 1))
+        by_cost = ((_cost(s, rows, blocks, strips, gpu, depth), s) for s in range(least, most + 1))
         slabs = min(by_cost)[1]
-    columns = max(1, min(sms // slabs, -(-strips // WARPS)))
-    return Split(tiles, parts, slabs, columns, -(-blocks // slabs), blocks, depth)
+    columns = max(1, min(gpu.processors // slabs, -(-strips // WARPS)))
+    return Split(tiles, parts, slabs, columns, -(-blocks // slabs), blocks, depth, gpu)
 
 
-def _cost(slabs: int, rows: int, blocks: int, strips: int, sms: int, depth: int) -> float:
+def _cost(slabs: int, rows: int, blocks: int, strips: int, gpu: Gpu, depth: int) -> float:
     """Return a model of the time in microseconds, fitted to an H100 at 1 to 16 rows.
+
+    Of another GPU it knows the multiprocessors and the rate of a copy; the rest is the H100's.
 
     Weights at a rate that falls where warps or multiprocessors idle, at the end too; sums through
     L2; a start for each strip of a warp; the slab's part of x, before anything else can begin.
     A block has as many bytes in every dtype, `depth` rows of W and as many numbers of x.
     """
+    sms = gpu.processors
     columns = max(1, min(sms // slabs, -(-strips // WARPS)))
     each = columns * WARPS  # strips at a time
     rounds = -(-strips // each)
@@ -79,7 +104,7 @@ def _cost(slabs: int, rows: int, blocks: int, strips: int, sms: int, depth: int)
     busy = min(1.0, min(strips, each) * slabs / (0.48 * sms * WARPS))
     busy *= (0.8 + 0.2 * min(1.0, columns * slabs / sms)) * (0.5 + 0.5 * even)
     waves = max(1.0, columns * slabs / sms)
-    weights = blocks * strips * PIECE / 3.0e6 * waves / busy
+    weights = blocks * strips * PIECE / (gpu.copy_rate * 1e6) * waves / busy
     sums = 0.0 if slabs == 1 else slabs * (strips * rows * 256 / 2.0e6 + 0.1)
     return (
         weights

@@ -7,6 +7,7 @@ import importlib
 from dataclasses import dataclass, field
 from typing import Any
 
+from pcc.backends.present import MAJOR, MINOR, attributes
 from pcc.backends.tensorrt.runtimes import TensorRt, runtime_for
 from pcc.errors import PccError
 
@@ -45,15 +46,10 @@ def need_driver(r: TensorRt) -> None:
 
 def gpu_architecture() -> str:
     """Return the architecture of the first GPU, `sm_90`; call `need_driver` first."""
-    cuda, device = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
-    if cuda.cuDeviceGet(ctypes.byref(device), 0):
+    found = attributes(MAJOR, MINOR)
+    if found is None:
         raise PccError("X332", "the driver shows no GPU", hint="see `nvidia-smi`")
-    parts = []
-    for attribute in (75, 76):  # compute capability, major and minor
-        value = ctypes.c_int()
-        cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
-        parts.append(str(value.value))
-    return f"sm_{''.join(parts)}"
+    return f"sm_{found[0]}{found[1]}"
 
 
 @dataclass

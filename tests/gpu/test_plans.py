@@ -13,6 +13,7 @@ import pytest
 from cuda_plans import ordered, plan_of, random_inputs
 
 from pcc.backends.cuda import nvcc
+from pcc.backends.cuda.gpu import gpu_of
 from pcc.backends.cuda.kernel import READ, SCRATCH
 from pcc.backends.cuda.simulator import Simulator
 from pcc.conformance import verifiers
@@ -118,7 +119,7 @@ def test_each_launch_does_what_the_host_does(case, tmp_path, monkeypatch):
     for query in queries:
         e = order.emissions[query]
         feed = random_inputs(e, batch, np.random.default_rng(1), VOCAB.get(name, 258))
-        builder = plan_of(e, batch)
+        builder = plan_of(e, batch, gpu_of(None))
         compared = Compared(builder)
         Simulator(builder).run({k: v.copy() for k, v in feed.items()}, compared)
         assert not compared.wrong, f"{query}:\n" + "\n".join(compared.wrong)

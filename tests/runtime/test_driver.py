@@ -13,8 +13,8 @@ from shipped import refused
 
 from pcc.runtime.device import driver
 from pcc.runtime.device.driver import Device, Kernel, Memory, Pinned
+from pcc.runtime.device.fit import check_arch
 from pcc.runtime.device.moves import Moves
-from pcc.runtime.device.own import check_arch
 from pcc.runtime.device.philox import Draws
 from pcc.runtime.device.upload import upload
 from pcc.runtime.philox import ROLES, Uniforms

@@ -153,6 +153,8 @@ BAD = {
     "buffers.0.kind  ": [], "buffers.1.kind  ": "state", "buffers.6.name": "w",
     "launches.0.grid  ": [1 << 13, 1 << 12, 1], "launches": [],
     "launches.0.args  ": [0, 2, 6], "launches.1.args": [3, 4],
+    "multiprocessors": 0, "multiprocessors ": "132", "multiprocessors  ": True,
+    "multiprocessors   ": 1 << 30,
 }  # fmt: skip
 
 
@@ -213,6 +215,62 @@ def test_kernels_are_unloaded_with_their_plans(tmp_path: Path) -> None:
     kept = [device.stream(), device.stream()]  # modules are given back a while later
     assert device.cu.open["module"] == 0
     assert len(kept) == device.cu.open["stream"]
+
+
+def changed(**edits: Any) -> dict[str, Any]:
+    """Return the plan with other values of its second launch or of its own."""
+    plan = copy.deepcopy(PLAN)
+    for key, value in edits.items():
+        (plan if key in ("arch", "multiprocessors") else plan["launches"][1])[key] = value
+    return plan
+
+
+def test_more_shared_memory_than_a_block_may_have(tmp_path: Path) -> None:
+    """What the kernel has without asking counts too; nothing was enqueued or allocated."""
+    device, plans = opened(written(tmp_path, changed(shared=99 << 10)))
+    device.cu.block_shared, device.cu.static_shared = 99 << 10, 1 << 10
+    error = refused("X306", lambda: plans.executor("step"))
+    assert "'settle' takes 100.0 KB" in error.what
+    assert "99.0 KB" in error.what
+    assert "--gpu sm_90" in error.hint
+    assert not device.cu.queue
+    assert device.cu.used == 0
+    device.cu.static_shared = 0
+    plans.executor("step")
+
+
+def test_more_blocks_at_once_than_the_gpu_holds(tmp_path: Path) -> None:
+    device, plans = opened(written(tmp_path, changed(grid=[3, 1, 1])))
+    error = refused("X306", lambda: plans.executor("step"))
+    assert "3 blocks of kernel 'settle'" in error.what
+    assert "--gpu sm_90:2" in error.hint
+    device.cu.blocks_each = 2  # on each of two multiprocessors
+    plans.executor("step")
+    written(tmp_path, changed(grid=[3, 1, 1], cooperative=False))
+    opened(tmp_path)[1].executor("step")
+
+
+def test_another_number_of_multiprocessors_is_noted_once(tmp_path: Path) -> None:
+    _, plans = opened(written(tmp_path, changed(multiprocessors=132)))
+    with pytest.warns(RuntimeWarning, match="132 multiprocessors, Fake GPU has 2") as said:
+        plans.executor("step")
+    assert len(said) == 1
+    assert "--gpu sm_90:2" in str(said[0].message)
+    plans.executor("step")
+    written(tmp_path, changed(multiprocessors=2))
+    opened(tmp_path)[1].executor("step")
+
+
+@pytest.mark.parametrize(("arch", "capability"), [("sm_80", (8, 0)), ("sm_90", (9, 0))])
+def test_launches_overlap_where_kernels_can_wait(
+    arch: str, capability: tuple[int, int], tmp_path: Path
+) -> None:
+    written(tmp_path, changed(arch=arch, overlap=True, cooperative=False))
+    device = Device(0, Cuda(capability=capability))
+    device.cu.kernels.update(scale=scale, settle=settle)
+    manifest = {"queries": {"step": SPEC}, "generation": {"states": STATES}}
+    run = Plans(device, tmp_path, manifest, 1).executor("step")
+    assert [k.overlap for k in run.loaded.kernels] == [False, capability >= (9, 0)]
 
 
 def test_types_have_one_size() -> None:

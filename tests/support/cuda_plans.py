@@ -10,16 +10,35 @@ import numpy as np
 
 from pcc import package
 from pcc.backends.cuda.builder import Builder
+from pcc.backends.cuda.gpu import TUNED, Gpu
 from pcc.backends.cuda.partition import partition
 from pcc.backends.cuda.simulator import Simulator, host_dtype
+from pcc.conformance import verifiers
+from pcc.conformance.models import WIDE
 from pcc.driver import compile
 from pcc.emission import Emission, Order
 from pcc.interp.run import run
 from pcc.ir.array import widened
 from pcc.ir.core import tensor
 from pcc.ir.semiring import Real
+from pcc.knobs import CHECK_TOLERANCE
 
 Values = np.ndarray[Any, Any]
+EXACT, HALF = CHECK_TOLERANCE["f32"], 3e-2  # a rounding of a half number may fall to the other side
+VOCAB = {"evabyte": 320, "byte_llama": 268}
+Case = tuple[str, dict[str, Any], str, int, tuple[str, ...]]
+
+CASES: list[Case] = [
+    ("llama", {"kind": "hmm", "size": WIDE}, "fp16", 3, ("step", "prefill")),
+    ("evabyte", {"kind": "btree", "n": 8, "size": WIDE}, "bf16", 1, ("step", "verify")),
+    ("byte_llama", {"n": 4}, "fp32", 3, ("step",)),
+    ("lora", {}, "fp16", 1, ("step_greedy",)),
+    ("gpt", {"kind": "ff"}, "fp32", 1, ("prefill_greedy", "decode")),
+    ("llama", {"kind": "hmm", "size": WIDE}, "fp16+int8", 3, ("step", "prefill")),
+    ("evabyte", {"kind": "btree", "n": 8, "size": WIDE}, "bf16+int8", 1, ("step", "verify")),
+    ("lora", {}, "bf16+int8", 1, ("step_greedy",)),
+    ("gpt", {"kind": "ff"}, "fp16+int8", 1, ("prefill_greedy",)),
+]
 
 
 class _Ordered(Exception):  # noqa: N818
@@ -44,9 +63,9 @@ def ordered(source: Any, verifier: Path | None, monkeypatch: Any, **options: Any
     raise AssertionError("nothing was written")
 
 
-def plan_of(e: Emission, batch: int) -> Builder:
+def plan_of(e: Emission, batch: int, gpu: Gpu = TUNED) -> Builder:
     """Return the launches of a graph."""
-    return partition(e.module, e.inputs, batch)
+    return partition(e.module, e.inputs, batch, gpu=gpu)
 
 
 def random_inputs(
@@ -113,3 +132,21 @@ def compare(
         errors[name] = float(off.max(initial=0.0))
         assert errors[name] <= (0.0 if exact else tolerance), (name, errors[name])
     return errors
+
+
+def case_of(case: Case, tmp_path: Path, patch: Any, **options: Any) -> Order:
+    """The graphs of a case."""
+    name, how, precision, batch, _ = case
+    source, folder = getattr(verifiers, name)(tmp_path, **how)
+    half, _, int8 = precision.partition("+")
+    asked = {"queries": ["draft"], "precision": half, "batch": batch} | options
+    asked["int8"] = "all" if int8 else None
+    return ordered(source, folder, patch, **asked)
+
+
+def check(e: Emission, case: Case, gpu: Gpu = TUNED) -> None:
+    """A plan computes what the evaluator does."""
+    name, _, precision, batch, _ = case
+    feed = random_inputs(e, batch, np.random.default_rng(0), VOCAB.get(name, 258))
+    tolerance = EXACT if precision == "fp32" else HALF
+    compare(meaning(e, feed), simulated(plan_of(e, batch, gpu), feed), tolerance=tolerance)

@@ -40,6 +40,7 @@ class Cuda:
         self.kernels: dict[str, Callable[..., None]] = {}  # of modules that are no PTX
         self.fails: dict[str, int] = {}  # function: code
         self.launched: list[Any] = []
+        self.block_shared, self.static_shared, self.blocks_each = 227 << 10, 16, 1
         self.open: Counter[str] = Counter()  # streams, events, modules that are not given back
         self.ended: set[int] = set()  # streams that were given back
         self.CUdevice_attribute = SimpleNamespace(
@@ -47,11 +48,12 @@ class Cuda:
             CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR="minor",
             CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT="processors",
             CU_DEVICE_ATTRIBUTE_UNIFIED_ADDRESSING="unified",
+            CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN="shared",
         )
         self.CUmemorytype = SimpleNamespace(CU_MEMORYTYPE_DEVICE=2)
         self.CUfunction_attribute = SimpleNamespace(
-            CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=8
-        )
+            CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES=1, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=8
+        )  # fmt: skip
         self.CUlaunchAttributeID = SimpleNamespace(
             CU_LAUNCH_ATTRIBUTE_COOPERATIVE=2,
             CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION=6,
@@ -114,7 +116,10 @@ class Cuda:
 
     def cuDeviceGetAttribute(self, kind: str, dev: int) -> Any:  # noqa: N802
         major, minor = self.capability
-        known = {"major": major, "minor": minor, "processors": 2, "unified": int(self.unified)}
+        known = {
+            "major": major, "minor": minor, "processors": 2, "unified": int(self.unified),
+            "shared": self.block_shared,
+        }  # fmt: skip
         return _Number(0), known[kind]
 
     def cuDeviceGetName(self, size: int, dev: int) -> Any:  # noqa: N802
@@ -259,6 +264,15 @@ class Cuda:
 
     def cuFuncSetAttribute(self, function: Any, kind: int, value: int) -> Any:  # noqa: N802
         return (_Number(0),)
+
+    def cuFuncGetAttribute(self, kind: int, function: Any) -> Any:  # noqa: N802
+        assert kind == 1, kind
+        return _Number(0), self.static_shared
+
+    def cuOccupancyMaxActiveBlocksPerMultiprocessor(  # noqa: N802
+        self, function: Any, threads: int, shared: int
+    ) -> Any:
+        return _Number(0), self.blocks_each
 
     def cuLaunchKernelEx(self, c: Any, function: Any, places: int, extra: int) -> Any:  # noqa: N802
         grid, block = (c.gridDimX, c.gridDimY, c.gridDimZ), (c.blockDimX, c.blockDimY, c.blockDimZ)

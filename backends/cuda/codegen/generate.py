@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from pcc.backends.cuda.codegen.program import Memory, Program, Storage, dense
 from pcc.backends.cuda.codegen.schedule import Schedule, Scheduler
-from pcc.backends.cuda.codegen.source import BLOCKS, THREADS, write
+from pcc.backends.cuda.codegen.source import THREADS, write
 from pcc.backends.cuda.codegen.tables import INLINE
+from pcc.backends.cuda.gpu import TUNED, Gpu
 from pcc.backends.cuda.kernel import READ, SCRATCH, UPDATE, WRITE, Argument, Kernel
 from pcc.errors import PccError
 from pcc.ir.array import Array
@@ -44,7 +45,7 @@ def generate(
     batch: int,
     *,
     in_place: Sequence[Op] = (),
-    blocks: int = BLOCKS,
+    gpu: Gpu = TUNED,
 ) -> Generated:
     """Return a kernel that computes `outputs` from `inputs` for `batch` rows.
 
@@ -53,7 +54,8 @@ def generate(
     (`constants`); `scratch`; and where blocks wait for each other `barrier u32[2]`, zero. Values
     with a batch axis have it first, of size `batch`, others have none.
     `in_place`: writes of rows whose cache is an input and whose result is that same buffer.
-    Errors: E182-E188.
+    Blocks that wait for each other must all be there at once: there are no more than `gpu` has
+    multiprocessors. Errors: E182-E188.
     """
     program = Program(name, batch, in_place=frozenset(in_place))
     _unmixed(inputs, outputs, nodes, program)
@@ -73,7 +75,7 @@ def generate(
         Argument(f"constant{i}", READ, a.dtype, a.shape) for i, a in enumerate(program.weights)
     ]
     pointers = [*reads, *(m for _, m in writes), *program.weights.values()]
-    return _kernel(program, schedule, args, pointers, blocks)
+    return _kernel(program, schedule, args, pointers, gpu.processors)
 
 
 def _kernel(

@@ -14,8 +14,7 @@ from pcc.backends.cuda.kernel import READ, Argument
 from pcc.ir.array import Array
 from pcc.ir.types import HALVES
 
-THREADS = 512
-BLOCKS = 132  # multiprocessors of an H100 SXM or H200: all blocks must be there at once
+THREADS = 512  # with at most 128 registers each: every multiprocessor holds such a block
 
 
 def write(

@@ -31,7 +31,7 @@ class Attention(Attended):
         kernel = attend(
             out.name(), batch=out.graph.batch, count=count, heads=number, key_heads=key_heads,
             width=width, rows=rows, angles=self.inputs.angles, positions=self.inputs.positions,
-            scale=y.scale, dtype=dtype, window=y.window,
+            scale=y.scale, dtype=dtype, window=y.window, gpu=out.graph.gpu,
         )  # fmt: skip
         reach = min(rows, y.window + count) if y.window else rows
         moved = {"kv_row": 2 * out.graph.batch * key_heads * width * 2, "kv_rows": reach}

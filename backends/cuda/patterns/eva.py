@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pcc.backends.cuda.attention import fits
 from pcc.backends.cuda.graph import Graph, half
 from pcc.backends.cuda.library import eva_attend
 from pcc.backends.cuda.patterns.heads import Attended, cache, heads, merged
@@ -44,6 +45,7 @@ class Eva(Attended):
             out.name(), batch=out.graph.batch, count=count, heads=number, width=width, ring=ring,
             older=older, angles=self.inputs.angles, positions=self.inputs.positions,
             scale=y.scale, window=y.window, chunk=y.chunk, dtype=dtype,
+            gpu=out.graph.gpu,
         )  # fmt: skip
         row = 2 * out.graph.batch * number * width * 2
         moved = {"kv_row": row, "kv_rows": min(ring, y.window), "kv_chunk": y.chunk}
@@ -59,6 +61,8 @@ def eva(op: Op, graph: Graph) -> Eva | None:
     """
     y = merged(op, graph)
     if not isinstance(y, e.EvaAttention) or y.chunk > MOST_CHUNK:
+        return None
+    if not fits(graph.gpu, count=tensor(y).shape[1], width=tensor(y).shape[2], chunk=y.chunk):
         return None
     first = t.FloorDiv(y.start, y.chunk)
     key = cache(y.k, e.RingWrite, y.start, graph)

@@ -45,7 +45,7 @@ class Gate:
             out.name(), rows=x.rows, k=x.k, n=x.n, dtype=x.dtype, source=how.source,
             out="f32" if form == WIDE else "half", epilogue="gated", activation=self.activation,
             bias=self.inner.bias is not None, eps=how.norm.eps if how.norm else 0.0,
-            integers=x.scale is not None, ahead=ahead,
+            integers=x.scale is not None, ahead=ahead, gpu=out.graph.gpu,
         )  # fmt: skip
         out.launch(kernel, args, self.root)
 

@@ -36,7 +36,7 @@ class Lookup:
         rows = out.graph.rows(self.root, 1)
         kernel = embedding(
             out.name(), rows=rows, vocab=vocab, width=width, dtype=self.table.value.dtype,
-            squares=squares,
+            squares=squares, gpu=out.graph.gpu,
         )  # fmt: skip
         read = rows * width * ITEM[self.table.value.dtype]
         out.launch(kernel, args, self.root, bytes={"weights": read})

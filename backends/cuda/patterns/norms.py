@@ -39,7 +39,7 @@ class Norm:
         rows, width = out.graph.rows(self.root, 1), tensor(self.root).shape[-1]
         kernel = rms_norm(
             out.name(), rows=rows, width=width, eps=self.root.eps,
-            dtype=halves[0] if halves else "f32", wide=bool(halves) and wide,
+            dtype=halves[0] if halves else "f32", wide=bool(halves) and wide, gpu=out.graph.gpu,
         )  # fmt: skip
         out.launch(kernel, args, self.root)
 

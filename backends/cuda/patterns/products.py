@@ -56,7 +56,7 @@ class Product:
                 out.name(), rows=x.rows, k=x.k, n=x.n, dtype=x.dtype, source=how.source,
                 out="half" if rounded else "f32", epilogue="residual" if adds else "none",
                 bias=biased, squares=squares, integers=x.scale is not None,
-                eps=how.norm.eps if how.norm else 0.0, ahead=ahead,
+                eps=how.norm.eps if how.norm else 0.0, ahead=ahead, gpu=out.graph.gpu,
             )  # fmt: skip
             out.launch(kernel, args, self.root)
 

@@ -10,6 +10,7 @@ import ctypes
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -179,6 +180,11 @@ class Device:
     def arch(self) -> str:
         """The architecture as compilers name it: `sm_90`."""
         return f"sm_{self.capability[0]}{self.capability[1]}"
+
+    @cached_property
+    def block_shared(self) -> int:
+        """Bytes of shared memory that one block may have."""
+        return self._attribute("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN")
 
     def __call__(self, function: str, *args: Any) -> Any:
         """Call the driver; return its results without the code. Errors: X304, X305."""
@@ -396,6 +402,17 @@ class Device:
         if size > MORE_SHARED:
             kind = self.cu.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             self("cuFuncSetAttribute", function, kind, size)
+
+    def static_shared(self, function: Any) -> int:
+        """Return the bytes of shared memory that a kernel has without asking."""
+        kind = self.cu.CUfunction_attribute.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES
+        return int(self("cuFuncGetAttribute", kind, function))
+
+    def resident(self, kernel: Kernel) -> int:
+        """Return how many blocks of a kernel the GPU holds at once, alone."""
+        threads = kernel.block[0] * kernel.block[1] * kernel.block[2]
+        ask = "cuOccupancyMaxActiveBlocksPerMultiprocessor"
+        return self.processors * int(self(ask, kernel.function, threads, kernel.shared))
 
     def start(self, kernel: Kernel, addresses: Sequence[int], stream: int) -> None:
         """Enqueue a kernel whose parameters are all pointers."""

@@ -12,7 +12,14 @@ from pcc.bundle import inside
 from pcc.errors import PccError
 from pcc.files import read_bounded
 from pcc.runtime.device.driver import Device, Functions, Kernel, Memory
-from pcc.runtime.device.plan import ARCH, MAX_ARGS, Plan, read_plan
+from pcc.runtime.device.fit import (
+    OVERLAP,
+    check_arch,
+    check_resident,
+    check_shared,
+    note_division,
+)
+from pcc.runtime.device.plan import MAX_ARGS, Plan, read_plan
 from pcc.runtime.device.upload import Say, upload
 
 MAX_CUBIN_BYTES = 256 << 20
@@ -58,25 +65,38 @@ class Plans:
         states = (self.manifest["generation"] or {}).get("states", ())
         plan = read_plan(self.folder, query, spec, states)
         check_arch(self.device, plan.arch, str(self.folder))
+        if not self._loaded:  # the graphs of a bundle are divided alike
+            note_division(self.device, plan)
         path = inside(self.folder, plan.cubin)
         image = read_bounded(path, MAX_CUBIN_BYTES, "B240")
         functions = self.device.load(image, sorted({x.kernel for x in plan.launches}), str(path))
         self._check_parameters(plan, functions, str(path))
-        most: dict[str, int] = {}
-        for x in plan.launches:
-            most[x.kernel] = max(x.shared, most.get(x.kernel, 0))
-        for name, size in most.items():
-            self.device.allow_shared(functions[name], size)
-        kernels = tuple(
-            Kernel(functions[x.kernel], x.grid, x.block, x.shared, x.cooperative, x.overlap)
-            for x in plan.launches
-        )
+        kernels = self._kernels(plan, functions)
         scratch = Memory(self.device, plan.scratch_bytes)
         for b in plan.buffers:
             if b.kind == "scratch" and b.zero:  # counters: kernels leave them at zero
                 self.device.zero(scratch.address + b.offset, b.bytes, self.stream)
         self.device.wait(self.stream)
         return Loaded(plan, functions, kernels, scratch)
+
+    def _kernels(self, plan: Plan, functions: Functions) -> tuple[Kernel, ...]:
+        """Return what each launch starts; all of them can run here. Errors: X306."""
+        device, at = self.device, str(self.folder)
+        most: dict[str, int] = {}
+        static = {name: device.static_shared(f) for name, f in functions.items()}
+        for x in plan.launches:
+            check_shared(device, x, static[x.kernel], at)
+            most[x.kernel] = max(x.shared, most.get(x.kernel, 0))
+        for name, size in most.items():
+            device.allow_shared(functions[name], size)
+        waits = device.capability >= OVERLAP
+        kernels = []
+        for x in plan.launches:
+            overlap = x.overlap and waits
+            made = Kernel(functions[x.kernel], x.grid, x.block, x.shared, x.cooperative, overlap)
+            check_resident(device, made, x.kernel, at)
+            kernels.append(made)
+        return tuple(kernels)
 
     def _check_parameters(self, plan: Plan, functions: Functions, at: str) -> None:
         """Need that each launch gives a kernel the pointers that it takes, where that is known."""
@@ -101,21 +121,6 @@ class Plans:
             upload(self.device, path, [(0, size, memory.address)], self.stream, self.say)
             self._weights[name] = memory
         return self._weights[name].address
-
-
-def check_arch(device: Device, arch: str, at: str) -> None:
-    """Raise X306 where code for `arch` does not run on a GPU.
-
-    Code for sm_XY runs on X.Y and later of the same X; with a letter, on X.Y alone ("f": on X).
-    """
-    match = ARCH.fullmatch(arch)
-    assert match is not None
-    major, minor, only = int(match[1]), int(match[2]), match[3]
-    have = device.capability
-    fits = have[0] == major and (have[1] == minor if only == "a" else have[1] >= minor)
-    if not fits:
-        what = f"the engine was built for {arch}, {device.name} is {device.arch}"
-        raise PccError("X306", what, at=at, hint=f"compile with --gpu {device.arch}")
 
 
 class PlanExecutor:

@@ -30,6 +30,7 @@ MAX_GRID = ((1 << 31) - 1, 65535, 65535)
 MAX_BLOCKS = 1 << 24  # of a launch: 2^31 elements are that many blocks of 128
 MAX_THREADS = 1024
 MAX_ARGS = 1024
+MAX_PROCESSORS = 1 << 16
 MAX_SHARED = 227 << 10  # of a block on any GPU so far
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
 ARCH = re.compile(r"sm_(\d{1,2})(\d)([af]?)")
@@ -62,9 +63,13 @@ class Launch:
 
 @dataclass(frozen=True)
 class Plan:
-    """One graph, checked. `document` is the file as it was read."""
+    """One graph, checked. `document` is the file as it was read.
+
+    `processors`: multiprocessors that it was divided for, 0 where an older pcc did not say.
+    """
 
     arch: str
+    processors: int
     cubin: str
     weights: str
     scratch_bytes: int
@@ -90,6 +95,9 @@ def read_plan(folder: Path, query: str, spec: Mapping[str, Any], states: Any) ->
     for key in ("arch", "cubin", "weights"):
         reader.need(isinstance(found.get(key), str), f"{key!r} is no text")
     reader.need(ARCH.fullmatch(found["arch"]) is not None, "'arch' is no architecture")
+    divided = found.get("multiprocessors")
+    if divided is not None:
+        reader.integer(divided, 1, MAX_PROCESSORS, "'multiprocessors'")
     room = inside(folder, found["weights"]).stat().st_size
     scratch = reader.integer(found.get("scratch_bytes"), 0, MAX_BYTES, "'scratch_bytes'")
     buffers = reader.listed(found.get("buffers"), "'buffers'", reader.buffer)
@@ -100,7 +108,7 @@ def read_plan(folder: Path, query: str, spec: Mapping[str, Any], states: Any) ->
     reader.need(all(i < len(buffers) for x in launches for i in x.args), "an argument is no buffer")
     reader.need(len({b.name for b in buffers}) == len(buffers), "two buffers have one name")
     reader.fits(buffers, {i for x in launches for i in x.args}, spec, states, batch)
-    return Plan(found["arch"], found["cubin"], found["weights"], scratch,
+    return Plan(found["arch"], divided or 0, found["cubin"], found["weights"], scratch,
                 tuple(buffers), tuple(launches), found)  # fmt: skip
 
 
