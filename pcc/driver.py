@@ -156,7 +156,8 @@ def compile(
     writes to a temporary folder. Raises `PccError`; nothing is left behind on failure.
 
     `target` is a name of `pcc.targets`; targets for GPUs have graphs of fixed shapes, for `batch`
-    rows, and engines for the architecture `gpu` ("sm_90"; None: the GPU that is present).
+    rows, and engines for the architecture `gpu` ("sm_90", target cuda also "sm_89:142"; None: the
+    GPU that is present).
     `engine`: options of the target's own (docs/tensorrt.md).
     `precision` is "fp32", "fp16" or "bf16": in what large weights and caches are stored
     (docs/precision.md). `int8` is "head", "verifier" or "all": whose matrices are stored as 8-bit

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import pcc
 from pcc.cli.bundles import describe
+from pcc.cli.checkpoints import HmmBias, Step, reading
 from pcc.cli.engine_options import engine_options
 from pcc.cli.named import named
 from pcc.cli.output import Json, emit, progress
@@ -27,7 +28,8 @@ Int8 = Annotated[
     str | None, typer.Option(help="8-bit integers for matrices of: head, verifier or all.")
 ]
 Architecture = Annotated[
-    str | None, typer.Option(help="Build for this architecture, sm_90 (default: this GPU).")
+    str | None,
+    typer.Option(help="Build for this architecture, sm_90 or sm_89:142 (default: this GPU)."),
 ]
 EngineOptions = Annotated[
     list[str] | None,
@@ -43,10 +45,6 @@ DraftMode = Annotated[
 Truncation = Annotated[
     bool | None,
     typer.Option(help="Settings that truncate drafts (default: where they are free)."),
-]
-HmmBias = Annotated[
-    list[str] | None,
-    typer.Option(help="Unknown tensor to add to sum logits: NAME or NAME=LAYER (repeatable)."),
 ]
 Shape = Annotated[
     str | None,
@@ -77,7 +75,7 @@ def compile_command(
     draft_mode: DraftMode = DRAFT_MODE,
     truncation: Truncation = None,
     window: Annotated[int | None, typer.Option(help="Draft fewer variables.")] = None,
-    step: Annotated[int | None, typer.Option(help="Checkpoint step (default: newest).")] = None,
+    step: Step = None,
     hmm_bias: HmmBias = None,
     shape: Shape = None,
     head: Head = None,
@@ -91,7 +89,9 @@ def compile_command(
 
     random = shape is not None or head is not None
     refuse_unread(named(ctx), verifier=random or verifier is not None, shape=random)
-    extra = _extra(step, hmm_bias, engine)
+    extra = reading(step, hmm_bias)
+    if engine:
+        extra["engine"] = engine_options(engine)
     artifact = pcc.compile(
         source, verifier=verifier, max_seq=max_seq, chunk=chunk, proposal=proposal,
         draft_mode=draft_mode, queries=query or None, out=out, target=target,
@@ -102,39 +102,12 @@ def compile_command(
     _present(artifact, as_json=as_json)
 
 
-def _extra(
-    step: int | None, hmm_bias: list[str] | None, engine: list[str] | None
-) -> dict[str, Any]:
-    """Return the options of frontend and target that are given: absent ones are not passed on."""
-    extra: dict[str, Any] = {}
-    if step is not None:
-        extra["step"] = step
-    if hmm_bias:
-        extra["hmm_bias"] = _biases(hmm_bias)
-    if engine:
-        extra["engine"] = engine_options(engine)
-    return extra
-
-
 def _present(artifact: Artifact, *, as_json: bool) -> None:
     if as_json:
         emit({"path": str(artifact.path), "seconds": artifact.seconds, **artifact.manifest})
         return
     describe(artifact.path, artifact.manifest)
     print(f"compiled in {artifact.seconds:.2f} s")
-
-
-def _biases(given: list[str]) -> Any:
-    """Return the names, or a map from name to sum layers if any is given as NAME=LAYER."""
-    parts = [g.rpartition("=") for g in given]
-    if not any(eq and layer.isdecimal() for _, eq, layer in parts):
-        return given
-    layers: dict[str, list[int]] = {}
-    for text, (name, eq, layer) in zip(given, parts, strict=True):
-        if not (eq and name and layer.isdecimal() and len(layer) < 7):
-            raise typer.BadParameter(f"{text!r}: give NAME=LAYER for each, or for none")
-        layers.setdefault(name, []).append(int(layer))
-    return layers
 
 
 def register(app: typer.Typer) -> None:
