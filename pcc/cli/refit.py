@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 import pcc
 from pcc.cli.bundles import Bundle, describe
+from pcc.cli.checkpoints import HmmBias, Step, reading
 from pcc.cli.output import Json, emit, progress
 
 
@@ -22,15 +23,16 @@ def refit_command(
     verifier: Annotated[
         Path | None, typer.Option(help="Model folder, where the bundle generates.")
     ] = None,
-    step: Annotated[int | None, typer.Option(help="Checkpoint step (default: newest).")] = None,
+    step: Step = None,
+    hmm_bias: HmmBias = None,
     force: Annotated[bool, typer.Option(help="Replace an existing bundle.")] = False,
     validate: Annotated[bool, typer.Option(help="Check every pass.")] = True,
     as_json: Json = False,
 ) -> None:
     """Write a bundle for another head of the same shapes, with the TensorRT engines of this one."""
-    extra: dict[str, Any] = {} if step is None else {"step": step}
+    how = reading(step, hmm_bias)
     artifact = pcc.refit(
-        bundle, head, verifier, out, validate=validate, force=force, progress=progress, **extra
+        bundle, head, verifier, out, validate=validate, force=force, progress=progress, **how
     )
     if as_json:
         emit({"path": str(artifact.path), "seconds": artifact.seconds, **artifact.manifest})
