@@ -122,7 +122,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         torch_ms = r["torch_graph_ms"]
         quicker = f"{torch_ms / r['round_ms']:.2f}" if torch_ms else ""
         cells = [
-            f"{r['shape']}, {r['architecture']} n={r['n']} r={r['r']}", r["backend"],
+            f"{r['shape']}, {r['architecture']} n={r['n']} r={r['r']}", engine(r),
             str(r["batch"]), str(r["context"]), r["precision"],
             f"{r['round_ms']:.3f} ({r['p10']:.3f}, {r['p90']:.3f})",
             f"{sum(r['bytes_moved'].values()) / 1e9:.2f}", f"{r['bandwidth_tb_s']:.2f}",
@@ -144,11 +144,16 @@ def short(rows: list[dict[str, Any]]) -> str:
             continue
         cells = [
             f"{r['shape']}, {r['architecture']} n={r['n']} r={r['r']}",
-            f"{r['backend']}, {r['precision']}", str(r["context"]), f"{r['round_ms']:.2f}",
+            f"{engine(r)}, {r['precision']}", str(r["context"]), f"{r['round_ms']:.2f}",
             f"{r['ratio_to_bound']:.2f}", beside(r),
         ]  # fmt: skip
         out.append("| " + " | ".join(cells) + " |")
     return "\n".join(out)
+
+
+def engine(r: dict[str, Any]) -> str:
+    """Return the backend, and what of its engines or drafts is not the default."""
+    return ", ".join([r["backend"], *r.get("forms", ())])
 
 
 def beside(r: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pcc
 from pcc.cli import plots
 from pcc.cli.output import emit, progress, table
+from pcc.cli.row_names import forms, mixture, name_of
 from pcc.errors import PccError
 
 if TYPE_CHECKING:
@@ -104,11 +105,8 @@ def rows_of(engine: Engine, a: Asked, bandwidth: float, gpu: str) -> Iterator[di
         times = graph_times(engine, query, context, batch, a.repeats, bandwidth)
         bytes_moved = moved(engine.path, engine.manifest, query, context, batch)
         whole = times[query]
-        name = "-".join(map(str, (about["backend"], about["shape"], about["architecture"],
-                                  f"n{about['n']}", f"r{about['r']}", f"b{batch}", f"c{context}",
-                                  about["precision"])))  # fmt: skip
-        made = row({"name": name, **about, "context": context, "torch_graph_ms": None,
-                    "torch_precision": None, "date": now()},
+        made = row({"name": name_of(about, context), **about, "context": context,
+                    "torch_graph_ms": None, "torch_precision": None, "date": now()},
                    whole["events"], bytes_moved, bandwidth, a.repeats)  # fmt: skip
         decode = times.get("decode", {}).get("events", {}).get("p50")
         made["wall_ms"], made["session_ms"] = whole["wall"], whole["session"]
@@ -126,14 +124,14 @@ def about_of(engine: Engine, a: Asked, gpu: str, batch: int) -> dict[str, Any]:
     m = engine.manifest
     circuit, variants = m["circuit"], m.get("variants") or [{}]
     kind = variants[0].get("format", "onnx")
-    backend = {"cuda": "pcc-cuda", "onnx": "onnxruntime-cuda"}.get(kind, kind)
+    backend = {"cuda": "pcc-cuda", "onnx": "onnxruntime-cuda"}.get(kind, m["target"])
     verifier = m["verifier"] or {}
     synthetic = verifier.get("synthetic") or {}
     shape = a.shape or str(synthetic.get("shape") or verifier.get("kind") or "unknown")
     return {
         "backend": backend, "shape": shape, "architecture": circuit["kind"],
         "n": circuit["n"], "r": circuit["r"], "batch": batch,
-        "precision": m["precision"].get("verifier", m["precision"]["default"]),
+        "precision": mixture(m["precision"]), "forms": forms(m),
         "versions": versions(), "gpu": gpu, "commit": commit(),
         "max_seq": engine.generation()["max_seq"],
     }  # fmt: skip

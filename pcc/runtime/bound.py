@@ -69,8 +69,7 @@ def complete(r: Mapping[str, Any]) -> list[str]:
 
 
 SAME = ("shape", "architecture", "n", "r", "batch", "context", "gpu")
-HALVES = ("fp16", "bf16")  # they move the same bytes
-INTEGERS = tuple(f"{half}+int8" for half in HALVES)  # torch has half of theirs beside them
+HALVES = ("fp16", "bf16")  # they move the same bytes; other precisions begin with them
 
 
 def with_yardstick(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -85,7 +84,7 @@ def with_yardstick(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for r in rows:
         same = [x for x in torch if all(x.get(k) == r.get(k) for k in SAME)]
         fair = [x for x in same if x.get("precision") == r.get("precision")]
-        if not fair and r.get("precision") in (*HALVES, *INTEGERS):
+        if not fair and str(r.get("precision")).startswith(HALVES):  # "bf16, head int8" too
             fair = [x for x in same if x.get("precision") in HALVES]
         fair.sort(key=lambda x: str(x.get("date", "")))  # stable: equal dates keep their order
         beside = fair[-1] if fair else {}
