@@ -22,7 +22,7 @@ LEVELS = SHARED | {"circuit", "tensor"}
 CORE = LEVELS | {"interp"}
 LOADED = CORE | {"bundle", "samples"}  # what a loaded engine may use: no compiler
 BUILT = LOADED | {"frontends", "passes", "models", "backends", "runtime", "check", "environment"}
-BUILT |= {"targets", "emission", "shapes"}
+BUILT |= {"targets", "emission", "shapes", "variants"}
 # part: the other parts it may import. `pcc/__init__.py` is exempt: it holds the public names.
 MAY_IMPORT = {
     "errors": set[str](),
@@ -38,11 +38,12 @@ MAY_IMPORT = {
     "frontends": CORE,
     "passes": CORE,
     "models": CORE | {"passes", "frontends", "targets"},  # frontends: the safetensors reader
-    "backends": CORE | {"passes", "models", "targets", "emission", "bundle"},
+    "backends": CORE | {"passes", "models", "targets", "emission", "bundle", "variants"},
     "bundle": LEAVES | {"files"},
+    "variants": LEAVES | {"files"},
     "prompts": LEAVES | {"files"},
     "samples": CORE | {"runtime"},
-    "runtime": CORE | {"bundle"},
+    "runtime": CORE | {"bundle", "variants"},
     "stored": CORE | {"bundle"},
     "check_generation": LOADED | {"runtime", "stored"},
     "check": LOADED | {"runtime", "stored", "check_generation"},

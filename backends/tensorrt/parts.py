@@ -20,9 +20,9 @@ import onnx_ir as ir
 from pcc.backends.tensorrt.merge import Merged, merge
 from pcc.emission import Emission, Part, listed
 from pcc.errors import PccError
+from pcc.variants import TABLE_ALIGN
 
 Lower = Callable[[str, Emission], ir.Model]
-ALIGN = 256  # of each table, as an allocation of its own
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Tables:
     def place_bytes(self, raw: bytes) -> int:
         """Return where bytes lie in the file."""
         if raw not in self.at:
-            self.data += bytes(-len(self.data) % ALIGN)
+            self.data += bytes(-len(self.data) % TABLE_ALIGN)
             self.at[raw] = len(self.data)
             self.data += raw
         return self.at[raw]

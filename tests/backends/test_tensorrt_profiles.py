@@ -28,7 +28,7 @@ from pcc.ir.semiring import Real
 from pcc.models.load import load_model
 from pcc.models.step import Steps
 from pcc.passes.manager import Manager
-from pcc.runtime.device.parts import parts_of, select
+from pcc.runtime.device.parts import select
 from pcc.targets import TARGETS
 
 OLD, RTX = RUNTIMES["8.6"], RUNTIMES["rtx"]
@@ -295,86 +295,6 @@ def test_a_head_alone_has_no_pass(tmp_path: Path, monkeypatch: Any) -> None:
         pcc.compile(models.head("hmm", 4, 3, vocab=40), target="tensorrt", queries=["draft"],
                     out=tmp_path / "m.pcc", engine={"profiles": True})  # fmt: skip
     assert found.value.code == "E430"
-
-
-# ---------------------------------------------------------------- what is read of strangers
-
-
-def spec() -> dict[str, Any]:
-    io = {"name": "x", "dtype": "i64", "shape": ["B", 4], "onnx": "x"}
-    part = {
-        "graph": "e/pass.plan", "profile": 1, "inputs": [io], "outputs": [{**io, "onnx": "y"}],
-        "arrays": {"x": "window"}, "file": "e/tables.bin",
-        "tables": [{"name": "t", "offset": 0, "bytes": 8}],
-    }  # fmt: skip
-    return {"graph": "e/step.plan", "batch": 1, "inputs": [], "outputs": [], "parts": [part]}
-
-
-FILES = {"files": {"e/pass.plan": "", "e/tables.bin": ""}}
-
-
-def test_parts_are_read() -> None:
-    (part,) = parts_of(spec(), "step", FILES)
-    assert (part.profile, part.tables, part.names) == (1, {"t": (0, 8)}, {"x": "window"})
-    assert parts_of({"graph": "x"}, "step", FILES) == []
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"graph": "/etc/passwd"}, {"graph": 5}, {"profile": -1}, {"profile": True},
-        {"profile": "0"}, {"profile": 1 << 40}, {"inputs": None}, {"inputs": [{}]},
-        {"outputs": [{"name": "x", "dtype": "i64", "shape": ["B"]}]},
-        {"inputs": [{"name": "x", "dtype": "i9", "shape": ["B"]}]},
-        {"inputs": [{"name": "x", "dtype": "i64", "shape": ["B", -4]}]},
-        {"inputs": [{"name": "x", "dtype": "i64", "shape": ["B", 1 << 60]}]},
-        {"inputs": [{"name": "x", "dtype": "i64", "shape": [["B"]]}]},
-        {"arrays": {"x": 5}}, {"arrays": []}, {"file": "elsewhere"}, {"file": 3}, {"tables": {}},
-        {"tables": [{"name": "t", "offset": -1, "bytes": 8}]},
-        {"tables": [{"name": "t", "offset": 0, "bytes": True}]},
-        {"tables": [{"name": "x", "offset": 0, "bytes": 8}]},
-        {"tables": [{"name": "t", "offset": 0, "bytes": 8}] * 2},
-    ],
-)  # fmt: skip
-def test_malformed_parts_are_refused(change: dict[str, Any]) -> None:
-    bad = spec()
-    bad["parts"][0] |= change
-    with pytest.raises(PccError) as found:
-        parts_of(bad, "step", FILES)
-    assert found.value.code == "B215"
-
-
-@pytest.mark.parametrize("parts", [{}, [], [3], 7, [spec()["parts"][0]] * 9])
-def test_lists_of_parts_that_are_none_are_refused(parts: Any) -> None:
-    with pytest.raises(PccError) as found:
-        parts_of({"parts": parts}, "step", FILES)
-    assert found.value.code == "B215"
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (lambda m: m["queries"]["step_greedy"]["parts"].pop(), "none gives"),
-        (lambda m: m["queries"]["step_greedy"]["parts"].reverse(), "nothing gives 'logits'"),
-        (lambda m: m["queries"]["step_greedy"]["parts"][0].__setitem__("profile", 9), "2 profiles"),
-        (lambda m: m["queries"]["step_greedy"]["parts"][0].__setitem__("profile", 1), "bytes, not"),
-        (lambda m: m["queries"]["step_greedy"]["parts"][0].__setitem__("profile", None),
-         "bytes, not"),
-        (lambda m: m["queries"]["step_greedy"]["parts"][0]["tables"][0].__setitem__(
-            "offset", 1 << 20), "outside its file"),
-        (lambda m: m["queries"]["step_greedy"]["parts"][0]["tables"].pop(), "other arrays"),
-    ],
-)  # fmt: skip
-def test_bundles_whose_parts_do_not_fit_are_refused(
-    tmp_path: Path, monkeypatch: Any, change: Any, says: str
-) -> None:
-    stand_in(monkeypatch, OLD, tmp_path / "m.pcc")
-    made = compiled("llama", OLD, tmp_path)
-    engine = pcc.load(made.path, provider="tensorrt")
-    change(engine.manifest)
-    with pytest.raises(PccError, match=says) as found:
-        engine.executor("step_greedy")
-    assert found.value.code in ("B215", "X334")
 
 
 def test_a_profile_of_ranges_is_refused(tmp_path: Path, monkeypatch: Any) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from pcc.errors import PccError
-from pcc.runtime.device.tensorrt import Opener, TensorRtExecutor, variant_of
+from pcc.runtime.device.tensorrt import Opener, TensorRtExecutor
+from pcc.variants import variant_of
 
 SHAPES = {"length": (1, 2), "past.key.0": (1, 2, 8, 4), "y": (1, 3), "present.key.0": (1, 2, 8, 4)}
 KINDS = {"length": "INT32"}  # a pair of words

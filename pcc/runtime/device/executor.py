@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol
+
+from pcc.errors import PccError
+from pcc.runtime.dtypes import ITEM
 
 
 class Executor(Protocol):
@@ -37,3 +41,20 @@ class Opener(Protocol):
 def arrays(spec: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """Return the arrays of a query by the names that `bind` takes, inputs first."""
     return [(i["name"], i) for i in spec["inputs"]] + [(o["onnx"], o) for o in spec["outputs"]]
+
+
+def bytes_of(io: Mapping[str, Any], batch: int, manifest: Mapping[str, Any]) -> int:
+    """Return the bytes of an array of a query, an entry of the manifest, for `batch` rows.
+
+    An axis with a name is open: the sizes are then those of the state. Errors: B215 for no state.
+    """
+    shape = [batch if d in ("B", "Bc") else d for d in io["shape"]]
+    if not all(isinstance(d, int) for d in shape):
+        states = (manifest["generation"] or {}).get("states", ())
+        sizes = {s["name"]: s["shape"] for s in states}
+        state = io["name"].partition(".")[2]
+        if state not in sizes:
+            what = f"the manifest's {io['name'][:60]!r} has open sizes, and is no state"
+            raise PccError("B215", what, hint="compile the bundle again")
+        shape = [shape[0], *sizes[state]]
+    return math.prod(shape) * ITEM[io["dtype"]]

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from pcc.errors import PccError
 from pcc.knobs import MAX_ROW_ELEMENTS
 from pcc.runtime.device.driver import Memory
-from pcc.runtime.device.executor import arrays
+from pcc.runtime.device.executor import arrays, bytes_of
 from pcc.runtime.dtypes import STORED
+from pcc.variants import TABLE_ALIGN
 
 if TYPE_CHECKING:
     from pcc.runtime.device.tensorrt import Opener, TensorRtExecutor
@@ -75,7 +76,7 @@ def _part(p: Any, query: str, whole: Mapping[str, Any], files: Mapping[str, str]
     tables, file = p.get("tables", []), p.get("file", "")
     need(isinstance(tables, list) and len(tables) <= MAX_TABLES, "'tables' is no list")
     need(not tables or (isinstance(file, str) and file in files), "tables have no file")
-    need(all(_is_table(t) for t in tables), "a table is out of range")
+    need(all(_is_table(t) for t in tables), "a table is out of range, or not aligned")
     spec = {"inputs": p["inputs"], "outputs": p["outputs"], "batch": whole.get("batch", 1)}
     placed = {t["name"]: (t["offset"], t["bytes"]) for t in tables}
     each = [name for name, _ in arrays(spec)] + list(placed)
@@ -101,7 +102,8 @@ def _is_table(t: Any) -> bool:
     if not isinstance(t, dict) or not isinstance(t.get("name"), str):
         return False
     at, size = t.get("offset"), t.get("bytes")
-    return all(type(x) is int and 0 <= x <= MAX_TABLE_BYTES for x in (at, size))
+    inside = all(type(x) is int and 0 <= x <= MAX_TABLE_BYTES for x in (at, size))
+    return inside and int(at or 0) % TABLE_ALIGN == 0
 
 
 class PartsExecutor:
@@ -113,23 +115,26 @@ class PartsExecutor:
         self.opener, self.query = opener, query
         self.runs: list[TensorRtExecutor] = []
         self.takes: dict[str, list[tuple[TensorRtExecutor, str]]] = {}
-        self.between: dict[str, Memory] = {}
-        self.own = {name for name, _ in arrays(spec)}
+        self.between: dict[str, tuple[Memory, str]] = {}  # with their types
+        self.spec, self.own = spec, dict(arrays(spec))
+        self.given = {i["name"] for i in spec["inputs"]}  # grows by what each part gives
         for part in parts:
             self._add(part)
-        if lost := sorted({o["onnx"] for o in spec["outputs"]} - set(self.takes)):
+        if lost := sorted({o["onnx"] for o in spec["outputs"]} - self.given):
             raise _malformed(query, f"none gives {lost[0][:60]!r}")
 
     def _add(self, part: Part) -> None:
         """Open an engine, and bind what is not the caller's."""
         run = self.opener.part(part, self.query)
-        given = {i["name"] for i in part.spec["inputs"]}
-        for local, _ in arrays(part.spec):
+        reads = {i["name"] for i in part.spec["inputs"]}
+        for local, io in arrays(part.spec):
             name = part.names.get(local, local)
+            self._once(name, reads=local in reads)
             if name in self.own:
+                self._fitting(name, io["dtype"], run.sizes[local])
                 self.takes.setdefault(name, []).append((run, local))
             else:
-                run.bind(local, self._between(name, run.sizes[local], known=local in given))
+                run.bind(local, self._between(name, io["dtype"], run.sizes[local]))
         for local, (offset, size) in part.tables.items():
             memory = self.opener.tables(part.file)
             if offset + size > memory.bytes:
@@ -137,15 +142,28 @@ class PartsExecutor:
             run.bind(local, memory.address + offset)
         self.runs.append(run)
 
-    def _between(self, name: str, size: int, *, known: bool) -> int:
-        """Return where what one engine hands to the next lies; `known`: it must be there."""
+    def _once(self, name: str, *, reads: bool) -> None:
+        """Need that what a part reads is there, and that what it gives is given once."""
+        if reads != (name in self.given):
+            what = "nothing gives" if reads else "something else gives"
+            raise _malformed(self.query, f"{what} {name[:60]!r}")
+        self.given.add(name)
+
+    def _fitting(self, name: str, dtype: str, size: int) -> None:
+        """Need that an engine takes of the caller's array what the query says that it is."""
+        io, batch = self.own[name], int(self.spec.get("batch", 1))
+        if (io["dtype"], bytes_of(io, batch, self.opener.manifest)) != (dtype, size):
+            what = f"{name[:60]!r} is not of the query's type and size"
+            raise _malformed(self.query, what)
+
+    def _between(self, name: str, dtype: str, size: int) -> int:
+        """Return where what one engine hands to the next lies."""
         if name not in self.between:
-            if known:
-                raise _malformed(self.query, f"nothing gives {name[:60]!r}")
-            self.between[name] = Memory(self.opener.device, size)
-        if self.between[name].bytes != size:
+            self.between[name] = Memory(self.opener.device, size), dtype
+        memory, kind = self.between[name]
+        if (memory.bytes, kind) != (size, dtype):
             raise _malformed(self.query, f"{name[:60]!r} has unlike sizes")
-        return self.between[name].address
+        return memory.address
 
     def bind(self, name: str, address: int) -> None:
         """Say where an array lies on the device; inputs that no engine reads are of no meaning."""

@@ -7,9 +7,8 @@ differ from the plan's (`refit.json`), and what the engine then misses.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +16,12 @@ import numpy as np
 
 from pcc.bundle import REFIT, WEIGHTS, inside
 from pcc.errors import PccError
-from pcc.files import read_bounded
-from pcc.runtime.dtypes import ITEM, NUMPY, STORED
+from pcc.runtime.dtypes import ITEM, NUMPY
+from pcc.variants import read_weights
 
 if TYPE_CHECKING:
     from pcc.runtime.device.tensorrt import Opener
 
-MAX_LIST = 64 << 20  # bytes
-MAX_ELEMENTS = 1 << 40
 Values = np.ndarray[Any, Any]
 
 
@@ -68,13 +65,7 @@ class Named:
 
     def __init__(self, folder: Path, plan: Path) -> None:
         self.folder = folder
-        path = plan.parent / REFIT
-        try:
-            listed = json.loads(read_bounded(path, MAX_LIST, "B215").decode("utf-8"))[plan.stem]
-            self.listed = {entry["name"]: _checked(entry) for entry in listed}
-        except (OSError, ValueError, LookupError, TypeError, RecursionError):
-            what = "the list of an engine's weights is malformed"
-            raise PccError("B215", what, at=str(path), hint="compile the bundle again") from None
+        self.listed = read_weights(plan.parent / REFIT, plan.stem)
 
     def changed(self) -> list[str]:
         """Return the names of what the plan has otherwise."""
@@ -94,14 +85,3 @@ class Named:
             raise PccError("B216", what, at=str(self.folder), hint="compile the bundle again")
         kind, count = NUMPY[entry["dtype"]], math.prod(entry["shape"])
         return np.fromfile(path, kind, count, offset=entry["offset"]).reshape(entry["shape"])
-
-
-def _checked(entry: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return an entry of the list, or raise where it is none."""
-    shape, offset = entry["shape"], entry["offset"]
-    sizes = isinstance(shape, list) and all(type(d) is int and d >= 0 for d in shape)
-    plain = type(offset) is int and offset >= 0 and type(entry["changed"]) is bool
-    texts = isinstance(entry["file"], str) and entry["dtype"] in STORED
-    if not (sizes and plain and texts) or math.prod(shape) > MAX_ELEMENTS:
-        raise ValueError
-    return entry

@@ -17,13 +17,12 @@ from typing import Any
 from pcc.bundle import inside
 from pcc.errors import PccError
 from pcc.runtime.device.driver import Device, Memory
-from pcc.runtime.device.executor import Executor, arrays
+from pcc.runtime.device.executor import Executor, arrays, bytes_of
 from pcc.runtime.device.parts import Part, PartsExecutor, parts_of, select
 from pcc.runtime.device.refit import fill
 from pcc.runtime.device.upload import upload
-from pcc.runtime.dtypes import ITEM
+from pcc.variants import MODULES, variant_of
 
-MODULES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}  # nothing else is imported
 # A type of the manifest in an engine. Where there are no 64-bit integers, one is a pair of words.
 IN_ENGINE = {"f32": ("FLOAT",), "f16": ("HALF",), "bf16": ("BF16",), "bool": ("BOOL",),
              "i64": ("INT64", "INT32")}  # fmt: skip
@@ -55,19 +54,6 @@ class _Said:
 
             cls.loggers[module.__name__] = Collector(), errors
         return cls.loggers[module.__name__]
-
-
-def variant_of(manifest: Mapping[str, Any], at: str) -> Mapping[str, Any]:
-    """Return the TensorRT variant of a manifest. Errors: B215 where it is malformed or missing."""
-    for v in manifest.get("variants") or ():
-        if isinstance(v, dict) and v.get("format") == "tensorrt":
-            texts = all(isinstance(v.get(k), str) for k in ("module", "version", "gpu", "runtime"))
-            options = v.get("options")
-            if texts and v["module"] in MODULES and isinstance(options, dict):
-                return v
-            raise PccError("B215", "the manifest's TensorRT variant is malformed", at=at)
-    raise PccError("B215", "the bundle holds no TensorRT engines", at=at,
-                   hint="compile it with --target tensorrt")  # fmt: skip
 
 
 def import_tensorrt(variant: Mapping[str, Any]) -> Any:
@@ -237,12 +223,11 @@ class TensorRtExecutor:
                            hint=AGAIN)  # fmt: skip
         sizes = {}
         for name, io in arrays(spec):
-            shape = [batch if d in ("B", "Bc") else d for d in io["shape"]]
             kind = engine.get_tensor_dtype(name).name
             if kind not in IN_ENGINE[io["dtype"]]:
                 what = f"{io['name']!r} of '{self.query}' is {kind}, not {io['dtype']}"
                 raise PccError("X334", what, hint=AGAIN)
-            sizes[name] = self._bytes(name, self._rows(io["name"], shape) * ITEM[io["dtype"]])
+            sizes[name] = self._bytes(name, bytes_of(io, batch, self.opener.manifest))
         return sizes | {name: self._bytes(name, want) for name, want in self.tables.items()}
 
     def _bytes(self, name: str, want: int) -> int:
@@ -256,13 +241,6 @@ class TensorRtExecutor:
             what = f"{name!r} of '{self.query}' takes {have} bytes, not {want}"
             raise PccError("X334", what, hint=AGAIN)
         return have
-
-    def _rows(self, name: str, shape: list[Any]) -> int:
-        """Return the elements of an array; open axes are those of the state."""
-        if all(isinstance(d, int) for d in shape):
-            return math.prod(shape)
-        states = {s["name"]: s["shape"] for s in self.opener.manifest["generation"]["states"]}
-        return math.prod([shape[0], *states[name.split(".", 1)[1]]])
 
     def _aliases(self) -> set[str]:
         """Return the outputs that the engine writes into an input."""
