@@ -236,6 +236,7 @@ class _Reader:
         n = self.circuit(self.get(m, "circuit", dict))
         self.vocabulary(self.get(m, "vocabulary", dict))
         for key in ("generation", "verifier"):
+            self.need(key in m, f"{key!r} is missing")
             self.each([m.get(key)], (dict, NoneType), repr(key))
         for name, spec in self.get(m, "queries", dict).items():
             self.need(type(spec) is dict, f"query {name[:40]!r} is malformed")

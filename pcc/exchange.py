@@ -11,6 +11,8 @@ from pcc.circuit.circuit import Circuit
 from pcc.circuit.queries import QUERIES
 from pcc.driver import Artifact, Progress, compile
 from pcc.errors import PccError
+from pcc.runtime.contract import check_generation
+from pcc.variants import variant_of
 
 
 def refit(
@@ -31,14 +33,14 @@ def refit(
     which only the values of float constants may differ. No GPU and no TensorRT is needed; engines
     are given their new weights when they are loaded. `verifier`: of a bundle that generates, which
     needs one; the same folder as before, or one trained further. `head=None`: the verifier's own
-    prediction heads. `frontend`: options of a checkpoint, as of `compile`.
+    prediction heads. `frontend`: how a checkpoint is read, `step` and `hmm_bias`, as of `compile`;
+    the manifest does not hold them, so they are given again.
 
-    Errors: E437 where the plans cannot be used, E438 where something is missing, and `compile`'s.
+    Errors: B210 to B215 where the bundle is damaged or has no TensorRT engines, E437 where the
+    plans cannot be used, E438 where something is missing, and `compile`'s.
     """
     manifest = read_manifest(Path(bundle))
-    if not any(v.get("format") == "tensorrt" for v in manifest.get("variants") or ()):
-        what = "the bundle has no TensorRT engines, whose weights could be exchanged"
-        raise PccError("E437", what, at=str(bundle), hint="compile the new head instead")
+    how = choices(manifest, str(bundle))
     generates = manifest["generation"] is not None
     if generates and verifier is None:
         raise PccError("E438", "the bundle generates: its verifier's folder is needed",
@@ -47,20 +49,27 @@ def refit(
         raise PccError("E438", "the bundle has no verifier", at=str(bundle))
     return compile(
         head, verifier=verifier, out=out, validate=validate, force=force, progress=progress,
-        engine={"plans": str(bundle)}, **choices(manifest), **frontend,
+        engine={"plans": str(bundle)}, **how, **frontend,
     )  # fmt: skip
 
 
-def choices(manifest: Mapping[str, Any]) -> dict[str, Any]:
+def choices(manifest: Mapping[str, Any], at: str) -> dict[str, Any]:
     """Return the arguments of `compile` that a bundle was made with, but for what it was made of.
 
     Where one cannot be told from the manifest, the graphs will differ, and that is found.
+    `manifest`: as `read_manifest` gives it. Errors: B215 where it does not say what is needed.
     """
-    queries, generation = manifest["queries"], manifest["generation"]
-    stored = manifest["precision"]
+    queries, stored = manifest["queries"], manifest.get("precision")
+    target, precision = manifest.get("target"), variant_of(manifest, at).get("precision")
+    good = isinstance(target, str) and isinstance(precision, str) and isinstance(stored, dict)
+    if not good or not queries:
+        what = "the manifest does not say of which target, precision and queries it is"
+        hint = "it is damaged, or was not written by pcc"
+        raise PccError("B215", what, at=at, hint=hint)
+    assert isinstance(stored, dict)
     out: dict[str, Any] = {
-        "target": manifest["target"],
-        "precision": next(v["precision"] for v in manifest["variants"] if "precision" in v),
+        "target": target,
+        "precision": precision,
         "batch": next(iter(queries.values())).get("batch", 1),
         "queries": [q for q in queries if q in QUERIES] or None,
         "parameters": "logits" if manifest["circuit"]["parameters"] == "logits" else "context",
@@ -69,7 +78,8 @@ def choices(manifest: Mapping[str, Any]) -> dict[str, Any]:
     integers = {part for part in ("head", "verifier") if str(stored.get(part)).endswith("+int8")}
     if integers:
         out["int8"] = "all" if len(integers) == 2 else integers.pop()
-    if generation is not None:
+    if manifest["generation"] is not None:
+        generation = check_generation(manifest, at)
         out |= {k: generation[k] for k in ("max_seq", "chunk", "proposal", "draft_mode")}
         inputs = {i["name"] for i in queries["step"]["inputs"]}
         out["truncation"] = "draft_temperature" in inputs

@@ -15,12 +15,13 @@ import onnx_ir as ir
 from pcc.backends.onnx.lower import lower
 from pcc.backends.onnx.weights import save_models
 from pcc.backends.tensorrt.build import Builder, Built
+from pcc.backends.tensorrt.compare import Constant
 from pcc.backends.tensorrt.forms import prepare
 from pcc.backends.tensorrt.library import gpu_architecture
 from pcc.backends.tensorrt.options import BuildOptions
 from pcc.backends.tensorrt.parts import Engines, Tables, document, engines_of
 from pcc.backends.tensorrt.runtimes import TensorRt, runtime_of
-from pcc.backends.tensorrt.taken import Taken, Weight
+from pcc.backends.tensorrt.taken import Taken
 from pcc.bundle import REFIT, WEIGHTS
 from pcc.emission import Emission, Order, Say, Written
 from pcc.errors import PccError
@@ -154,7 +155,7 @@ def _for_gpu(options: BuildOptions, gpu: str, r: TensorRt) -> BuildOptions:
 
 
 def listed_weights(
-    weights: Mapping[str, list[Weight]], tables: Tables, file: str
+    weights: Mapping[str, list[Constant]], tables: Tables, file: str
 ) -> dict[str, list[dict[str, Any]]]:
     """Return, by graph, where the runtime finds each float constant; `file`: those in no other."""
     out: dict[str, list[dict[str, Any]]] = {}

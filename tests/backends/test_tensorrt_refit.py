@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import numpy as np
 import onnx
 import pytest
 from fake_tensorrt import stand_in
+from safetensors.numpy import load_file, save_file
+from shipped import TINY
 
 import pcc
+from pcc.backends.tensorrt.compare import compared
 from pcc.backends.tensorrt.runtimes import RUNTIMES, TensorRt
-from pcc.backends.tensorrt.taken import compared
 from pcc.circuit.text import save
 from pcc.conformance import models
 from pcc.errors import PccError
@@ -24,6 +27,7 @@ from pcc.frontends import templates
 OLD, TEN = RUNTIMES["8.6"], RUNTIMES["10"]
 PROMPT = b"\x07\x50ab"
 REFIT = {"refit": "refit"}
+BIAS = "mt_head._sum_weights_heads.0.bias"
 
 
 def circuit(seed: int, kind: str = "hmm", r: int = 3) -> Any:
@@ -151,7 +155,7 @@ def test_choices_are_read_back(tmp_path: Path, monkeypatch: Any) -> None:
         max_seq=96, chunk=5, queries=["draft"], validate=False, precision="fp16", batch=2,
         window=3, truncation=True, draft_mode="max-product", proposal="latent-first", engine=REFIT,
     )  # fmt: skip
-    assert choices(made.manifest) == {
+    assert choices(made.manifest, "a.pcc") == {
         "target": "tensorrt", "precision": "fp16", "batch": 2, "queries": ["draft"],
         "parameters": "context", "window": 3, "max_seq": 96, "chunk": 5,
         "proposal": "latent-first", "draft_mode": "max-product", "truncation": True,
@@ -320,3 +324,48 @@ def test_the_command(tmp_path: Path, monkeypatch: Any, command: Any) -> None:
     args[-1] = tmp_path / "other.pcir"
     done = command(*args, "-o", tmp_path / "c.pcc")
     assert (done.code, "E437" in done.err) == (2, True), done
+
+
+def biased(folder: Path, bias: Any) -> Path:
+    """Return a checkpoint with a bias on its sum logits, under a name that must be given."""
+    shutil.copytree(TINY / "cp-n-8-r-4", folder)
+    (path,) = folder.glob("model@*.safetensors")
+    save_file(load_file(path) | {BIAS: np.asarray(bias, np.float32).reshape(1, 1, 4)}, path)
+    return folder
+
+
+def test_the_command_reads_a_checkpoint_as_compile_does(
+    tmp_path: Path, monkeypatch: Any, command: Any
+) -> None:
+    heads = [biased(tmp_path / f"{i}", b) for i, b in enumerate(([1, 0, 2, 3], [-1, 3, 0, 1]))]
+    how: dict[str, Any] = {"queries": ["prefix"], "validate": False, "hmm_bias": [BIAS]}
+    stand_in(monkeypatch, OLD, tmp_path / "a.pcc")
+    pcc.compile(heads[0], target="tensorrt", out=tmp_path / "a.pcc", engine=REFIT, **how)
+    out = tmp_path / "b.pcc"
+    args = ["refit", tmp_path / "a.pcc", "--head", heads[1], "-o", out]
+    done = command(*args)
+    assert (done.code, "error[F111]" in done.err, BIAS in done.err) == (2, True, True), done
+    done = command(*args, "--hmm-bias", f"{BIAS}=7")
+    assert (done.code, "error[F117]" in done.err, out.exists()) == (2, True, False), done
+    done = command(*args, "--hmm-bias", BIAS)
+    assert done.code == 0, done
+    (step,) = heads[1].glob("model@*")
+    newest = step.stem.partition("@")[2]
+    done = command(*args, "--force", "--hmm-bias", f"{BIAS}=0", "--step", newest)
+    assert done.code == 0, done
+    stand_in(monkeypatch, OLD, out)
+    values = [given_checkpoint(out, "tensorrt")]
+    for i, head in enumerate(heads):
+        pcc.compile(head, out=tmp_path / f"host{i}", **how)
+        values.append(given_checkpoint(tmp_path / f"host{i}", "cpu"))
+    np.testing.assert_allclose(values[0], values[2], atol=1e-4)
+    assert np.abs(values[0] - values[1]).max() > 1e-2
+
+
+def given_checkpoint(path: Path, provider: str) -> Any:
+    """Return log q of one text under one context."""
+    engine, rng = pcc.load(path, provider=provider), np.random.default_rng(0)
+    c = engine.manifest["circuit"]
+    context = next(i for i in engine.queries["prefix"]["inputs"] if i["name"] == "context")
+    feed = {"context": rng.normal(size=(1, context["shape"][1])).astype(np.float32)}
+    return engine.run("prefix", x=rng.integers(0, c["V"], (1, c["n"])), **feed)["log_cond"]
