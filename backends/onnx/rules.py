@@ -335,6 +335,22 @@ def _(g: Graph, n: t.InverseCdf) -> ir.Value:
     return g("ArgMax", hit, axis=-1, keepdims=0)  # type: ignore[no-any-return]
 
 
+@lowers(t.Trajectory)
+def _(g: Graph, n: t.Trajectory) -> ir.Value:
+    count, k = tensor(n.maps).shape
+    maps = g.values[n.maps]
+    if tensor(n.maps).batch and g.layout.position == 1:
+        maps = g("Transpose", maps, perm=_batch_first(g, n.maps))
+    flat, state, states = g.reshape(maps, [-1]), g.operand(n.start, n), []
+    rows = g.rows(n.maps, n, count * k, 1)
+    for step in range(count):
+        index = g("Add", state, g.const(np.int64(step * k))) if step else state
+        index = index if rows is None else g("Add", index, rows)
+        state = g("Gather", flat, index, axis=0)
+        states.append(state)
+    return g("Concat", *states, axis=g.layout.axis(n, 0)) if count > 1 else state
+
+
 def may_be_subnormal(mass: Op) -> bool:
     """Whether the total of a row of `mass` may be a subnormal number (softmaxes sum to one)."""
     x = mass

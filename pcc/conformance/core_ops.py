@@ -186,6 +186,8 @@ def _indices() -> Iterator[Case]:
         yield Case(t.SelectRow, pair, t.SelectRow)
         for mass in ("mass", "faint"):
             yield Case(t.InverseCdf, ((mass, (f, v)), ("uniform", (f,))), t.InverseCdf)
+    for steps, k in [(1, 1), (1, 5), (4, 3), (19, 32), (5, 33), (40, 70)]:
+        yield Case(t.Trajectory, ((f"index:{k}", (steps, k)), (f"index:{k}", (1,))), t.Trajectory)
 
 
 CASES = (

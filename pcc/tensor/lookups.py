@@ -135,3 +135,29 @@ class InverseCdf(TensorOp, name="t.inverse_cdf"):
         v = mass.shape[-1]
         last = v - 1 - (mass > 0)[..., ::-1].argmax(axis=-1)
         return np.where(hit.any(axis=-1), first, np.where((mass > 0).any(axis=-1), last, 0))
+
+
+class Trajectory(TensorOp, name="t.trajectory"):
+    """y[0] = maps[0, start[0]], y[t] = maps[t, y[t-1]]: where a state goes, map after map.
+
+    `maps [T,K]` i64, `start [1]` i64; 0 <= maps[t,k], start[0] < K must hold.
+    """
+
+    maps: Op
+    start: Op
+
+    def infer(self) -> Type:
+        maps, start = self.takes(self.maps, "i64"), self.takes(self.start, "i64")
+        ok = len(maps.shape) == 2 and all(maps.shape) and start.shape == (1,)
+        self.require(ok, "E110", f"maps {maps}, start {start}")
+        return self.like(maps.shape[:1], "i64")
+
+    def eval(self, s: Semiring, *args: Values) -> Values:
+        maps, start = args
+        lead = np.broadcast_shapes(maps.shape[:-2], start.shape[:-1])
+        maps = np.broadcast_to(maps, (*lead, *maps.shape[-2:]))
+        y, out = np.broadcast_to(start, (*lead, 1)), []
+        for step in range(maps.shape[-2]):
+            y = np.take_along_axis(maps[..., step, :], y, axis=-1)
+            out.append(y)
+        return np.concatenate(out, axis=-1)

@@ -26,7 +26,16 @@ from pcc.tensor.arithmetic import (
     Where,
 )
 from pcc.tensor.core import LOWEST, NUMBERS, Const, Input, TensorOp
-from pcc.tensor.lookups import ArgMax, Column, FloorDiv, InverseCdf, Lookup, Remainder, SelectRow
+from pcc.tensor.lookups import (
+    ArgMax,
+    Column,
+    FloorDiv,
+    InverseCdf,
+    Lookup,
+    Remainder,
+    SelectRow,
+    Trajectory,
+)
 from pcc.tensor.movement import Concat, Expand, Reshape, Take, Transpose
 from pcc.tensor.reductions import (
     Contract,
@@ -48,5 +57,5 @@ __all__ = [
     "InverseCdf", "Less", "Log", "LogContract", "LogSoftmax", "Lookup", "MaxContract", "Mul",
     "Normalisation", "Not", "Or", "ReduceLse", "ReduceMax", "ReduceProd", "ReduceSum",
     "Reduction", "Remainder", "Reshape", "ScaledContract", "SelectRow", "Softmax", "Sub", "Take",
-    "TensorOp", "Transpose", "Unary", "Where",
+    "TensorOp", "Trajectory", "Transpose", "Unary", "Where",
 ]  # fmt: skip

@@ -146,6 +146,14 @@ def inverse_cdf(m: Values, u: Values) -> Values:
     return np.array(out)
 
 
+def followed(maps: Values, start: Values) -> list[int]:
+    out, state = [], int(start[0])
+    for row in maps:
+        state = int(row[state])
+        out.append(state)
+    return out
+
+
 def running(exclusive: bool) -> Callable[[list[float]], list[float]]:
     return lambda xs: [sum(xs[: j + (not exclusive)]) for j in range(len(xs))]
 
@@ -252,6 +260,7 @@ CASES: dict[str, Case] = {
     "t.inverse_cdf": Case(
         t.InverseCdf, inverse_cdf, ((4, 5), (4,)), (mass, lambda n: RNG.random(n)), (0,) * 5
     ),
+    "t.trajectory": Case(t.Trajectory, followed, ((4, 5), (1,)), whole),
 }
 MORE: dict[str, Case] = {
     "t.cumsum": Case(lambda x: t.Cumsum(x, 1, False), along(1, running(False)), ((2, 4),)),

@@ -116,6 +116,12 @@ REJECTED: dict[str, list[tuple[str, Callable[[], Op]]]] = {
         ("E112", lambda: t.InverseCdf(F, ID)),
         ("E112", lambda: t.InverseCdf(B, S)),
     ],
+    "t.trajectory": [
+        ("E112", lambda: t.Trajectory(F, ID)),
+        ("E110", lambda: t.Trajectory(ID, ID)),
+        ("E110", lambda: t.Trajectory(t.Reshape(ID, (1, 2)), ID)),
+        ("E112", lambda: t.Trajectory(t.Reshape(ID, (1, 2)), F)),
+    ],
 }
 
 

@@ -26,6 +26,7 @@ from pcc.tensor import eva, nn
 from pcc.tensor import ops as t
 from pcc.tensor.ngram import LongestSuffix
 
+WARP = 256  # cost of a warp's reductions, whose steps wait for each other, beside its elements
 SHORT = 12  # elements that one thread reduces at least as fast as a warp
 
 
@@ -76,18 +77,12 @@ def _by_warps(n: Op, program: Program) -> bool:
     if isinstance(n, t.Cumsum):
         shape = tensor(n).shape
         return n.axis == len(shape) - 1 and shape[-1] > sequence.SHORT
-    return isinstance(n, nn.CachedAttention | eva.EvaAttention | LongestSuffix)
+    return isinstance(n, t.Trajectory | nn.CachedAttention | eva.EvaAttention | LongestSuffix)
 
 
 def _finish(w: Work, n: Op) -> Job:
-    return Job(
-        n,
-        w.lanes,
-        w.units,
-        alive(w.body.stack[0].lines),
-        w.reads,
-        w.units * max(w.cost, 1 + w.body.size // 8),
-    )
+    each = max(w.cost, 1 + w.body.size // 8) + (WARP if w.lanes else 0)
+    return Job(n, w.lanes, w.units, alive(w.body.stack[0].lines), w.reads, w.units * each)
 
 
 def _done(n: Op, program: Program, *, lanes: bool, target: Storage | None) -> Job:

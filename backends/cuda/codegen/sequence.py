@@ -1,4 +1,4 @@
-"""Emitters of jobs on sequences: running sums, ranks, caches and attention."""
+"""Emitters of jobs on sequences: running sums, ranks, trajectories, caches and attention."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pcc.ir.types import HALVES
 from pcc.tensor import eva, nn
 from pcc.tensor import ops as t
 
+AHEAD = 16  # maps whose rows a warp loads before it follows them
 SHORT = 8  # of a running sum that one thread computes: its reads wait for each other
 
 
@@ -65,6 +66,54 @@ def _(w: Work, n: nn.SortRank) -> None:
             return f"{so_far} + ({x} > {own} || ({x} == {own} && {at[0]} < {j}))"
 
         w.put(n, ix, w.fold("long long", "0", [size], step))
+
+
+# ---------------------------------------------------------------- trajectories
+
+
+@emits("job", t.Trajectory)
+def _(w: Work, n: t.Trajectory) -> None:
+    """One warp holds the rows of some maps: following them takes a shuffle each, and no load."""
+    count, k = tensor(n.maps).shape
+    held = -(-k // LANES)
+    ahead = max(1, min(AHEAD, count, 2 * LANES // held))
+    with w.over(w.program.shape(n)[:-1]) as lead:
+        b = w.body
+        start = w.read(n.start, (*w.lead(n.start, lead), 0))
+        state = b.declare("int", f"clamp_index({start}, {k - 1})")
+        i, maps = b.name("i"), b.name("r")
+        with b.block(LOOP, f"for (int {i} = 0; {i} < {count}; {i} += {ahead}) {{", (i,)):
+            b.emit(f"int {maps}[{ahead * held}];")
+            mine = b.declare("int", "0")
+            _loaded(w, n, lead, maps, i)
+            s, q = b.name("i"), b.name("k")
+            head = f"PCC_UNROLL for (int {s} = 0; {s} < {ahead}; ++{s}) if ({i} + {s} < {count}) {{"
+            with b.block(LOOP, head, (s,)):
+                after = b.declare("int", "0")
+                with b.block(LOOP, f"PCC_UNROLL for (int {q} = 0; {q} < {held}; ++{q}) {{", (q,)):
+                    x = f"__shfl_sync(ALL, {maps}[{s} * {held} + {q}], {state} % {LANES})"
+                    b.emit(f"const int x = {x};")
+                    b.emit(f"if ({state} / {LANES} == {q}) {after} = x;")
+                b.emit(f"{state} = {after};")
+                b.emit(f"if (lane == {s}) {mine} = {state};")
+            with b.block(BRANCH, f"if (lane < {ahead} && {i} + lane < {count}) {{"):
+                w.put(n, (*lead, b.let("int", f"{i} + lane")), mine)
+    w.cost += count * (held + 1)
+
+
+def _loaded(w: Work, n: t.Trajectory, lead: tuple[Ix, ...], maps: str, first: str) -> None:
+    """Load the rows of maps `first`, `first` + 1, .. into registers."""
+    count, k = tensor(n.maps).shape
+    held = -(-k // LANES)
+    ahead = max(1, min(AHEAD, count, 2 * LANES // held))
+    b, s, q = w.body, w.body.name("i"), w.body.name("k")
+    with b.block(LOOP, f"PCC_UNROLL for (int {s} = 0; {s} < {ahead}; ++{s}) {{", (s,)):
+        with b.block(LOOP, f"PCC_UNROLL for (int {q} = 0; {q} < {held}; ++{q}) {{", (q,)):
+            step, j = b.let("int", f"{first} + {s}"), b.let("int", f"lane + {LANES} * {q}")
+            b.emit(f"{maps}[{s} * {held} + {q}] = 0;")
+            with b.block(BRANCH, f"if ({step} < {count} && {j} < {k}) {{"):
+                value = w.read(n.maps, (*w.lead(n.maps, lead), step, j))
+                b.emit(f"{maps}[{s} * {held} + {q}] = clamp_index({value}, {k - 1});")
 
 
 # ---------------------------------------------------------------- caches

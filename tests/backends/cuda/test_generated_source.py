@@ -29,7 +29,7 @@ from pcc.tensor.eva import RingWrite
 from pcc.tensor.nn import CacheWrite
 
 compiled = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
-HEADS = {"cp": (9, 2), "hmm": (35, 2), "btree": (18, 2)}  # phases, barriers: at most
+HEADS = {"cp": (9, 2), "hmm": (35, 2), "btree": (18, 4)}  # phases, barriers: at most
 
 
 def draft(kind: str, n: int, r: int, vocab: int) -> tuple[Module, list[Op]]:
