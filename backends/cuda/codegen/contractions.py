@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pcc.backends.cuda.codegen.body import LOOP, Ix, split
 from pcc.backends.cuda.codegen.program import Program
 from pcc.backends.cuda.codegen.rows import number
+from pcc.backends.cuda.codegen.runs import RUN, load, loadable
 from pcc.backends.cuda.codegen.tables import UnreadableError, emits
 from pcc.backends.cuda.codegen.work import LANES, Work
 from pcc.ir.core import Op, tensor
@@ -107,6 +108,31 @@ class Terms:
             w.body.emit(f"{acc} = {step.format(acc, text(at))};")
         return w.body.let(ctype, f"warp_all<{op}>({acc})")
 
+    def in_eights(self) -> bool:
+        """Whether each lane may load eight neighbours of each factor at once."""
+        e, last = self.e, self.e.lost
+        along = len(last) == 1 and all(x.endswith(last) for x in e.terms)
+        if not (self.w.lanes and along and e.count >= LANES * RUN):
+            return False
+        return all(loadable(self.w, x) for x in (e.first, e.second))
+
+    def sum_of_eights(self, rounded: str) -> str:
+        """Return the sum of products, eight terms at a time; `rounded` makes {a} what is used."""
+        w, b, k, i = self.w, self.w.body, self.w.body.name("k"), self.w.body.name("i")
+        acc = b.declare("float", "0.0f")
+        w.cost += self.e.count
+        step = LANES * RUN
+        head = f"for (int {k} = lane * {RUN}; {k} < {self.e.count}; {k} += {step}) {{"
+        with b.block(LOOP, f"PCC_UNROLL_8 {head}", (k,)):
+            at = self.at | {self.e.lost: k}
+            factors = []
+            for x, letters in zip((self.e.first, self.e.second), self.e.terms, strict=True):
+                factors.append(load(w, x, (*w.lead(x, self.lead), *(at[c] for c in letters))))
+            a = rounded.format(a=f"{factors[0]}.x[{i}]")
+            with b.block(LOOP, f"PCC_UNROLL for (int {i} = 0; {i} < {RUN}; ++{i}) {{", (i,)):
+                b.emit(f"{acc} = {acc} + {a} * {factors[1]}.x[{i}];")
+        return b.let("float", f"warp_all<Sum>({acc})")
+
 
 def _terms(w: Work, n: Op, ix: tuple[Ix, ...]) -> Terms:
     if not w.lanes and by_warps(n, w.program):
@@ -118,7 +144,10 @@ def _terms(w: Work, n: Op, ix: tuple[Ix, ...]) -> Terms:
 def _(w: Work, n: t.Contract, ix: tuple[Ix, ...]) -> str:
     half = tensor(n.b).dtype
     a = f"round_{half}({{a}})" if half in HALVES else "{a}"
-    return _terms(w, n, ix).combine("Sum", number(n), "0", f"{a} * {{b}}")
+    terms = _terms(w, n, ix)
+    if terms.in_eights():
+        return terms.sum_of_eights(a)
+    return terms.combine("Sum", number(n), "0", f"{a} * {{b}}")
 
 
 @emits("serial", t.ScaledContract)

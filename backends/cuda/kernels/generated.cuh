@@ -42,6 +42,41 @@ __device__ inline unsigned short to_bf16(float x) {
     return __bfloat16_as_ushort(__float2bfloat16_rn(x));
 }
 #endif
+
+// Eight neighbours in memory, of which the first lies at a multiple of 16 bytes: one load of halves,
+// two of floats. A warp then has 512 bytes of weights on the way at once instead of 64.
+struct Eight { float x[8]; };
+
+#ifdef PCC_HOST
+inline Eight eight_f32(const float* p) {
+    Eight y;
+    for (int i = 0; i < 8; ++i) y.x[i] = p[i];
+    return y;
+}
+template <float (*From)(unsigned short)> inline Eight eight_halves(const unsigned short* p) {
+    Eight y;
+    for (int i = 0; i < 8; ++i) y.x[i] = From(p[i]);
+    return y;
+}
+#else
+__device__ inline Eight eight_f32(const float* p) {
+    const float4 a = ((const float4*)p)[0], b = ((const float4*)p)[1];
+    return {{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}};
+}
+template <float (*From)(unsigned short)>
+__device__ inline Eight eight_halves(const unsigned short* p) {
+    const uint4 q = *(const uint4*)p;
+    const unsigned words[4] = {q.x, q.y, q.z, q.w};
+    Eight y;
+    PCC_UNROLL for (int i = 0; i < 8; ++i) {
+        y.x[i] = From((unsigned short)(words[i / 2] >> 16 * (i % 2)));
+    }
+    return y;
+}
+#endif
+__device__ inline Eight eight_f16(const unsigned short* p) { return eight_halves<from_f16>(p); }
+__device__ inline Eight eight_bf16(const unsigned short* p) { return eight_halves<from_bf16>(p); }
+
 __device__ inline float round_f16(float x) { return from_f16(to_f16(x)); }
 __device__ inline float round_bf16(float x) { return from_bf16(to_bf16(x)); }
 
