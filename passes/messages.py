@@ -54,7 +54,11 @@ class Up:
 
     def unseen(self, n: Op) -> bool:
         """Whether no variable below `n` can be observed."""
-        return not any(s & self.seen for s in units(n).scopes)
+        return len(self.idle(n)) == units(n).folds
+
+    def idle(self, n: Op) -> list[int]:
+        """Return the folds of `n` below which nothing can be observed: their units are totals."""
+        return [f for f, s in enumerate(units(n).scopes) if not s & self.seen]
 
     def step(self, n: Op) -> Op:
         """Return a node's units from those of its operands."""
@@ -62,8 +66,8 @@ class Up:
         match n:
             case c.InputOp():
                 return self.leaf(n)
-            case c.Sum(x=x, w=w):
-                return self.contract(v[x], w, "fi,foi->fo")
+            case c.Sum():
+                return self.sum(n)
             case c.Mix(xs=xs, w=w):
                 f, k = units(n).folds, units(n).k
                 stacked = mk.concat([mk.reshape(v[x], (f, k, 1)) for x in xs], 2)
@@ -89,6 +93,16 @@ class Up:
     def leaf(self, n: c.InputOp) -> Op:
         """Return input units."""
         return self.evidence.leaf(n)
+
+    def sum(self, n: c.Sum) -> Op:
+        """Weighted sums; none for folds whose units are known without (of a tree, all but one)."""
+        folds, idle = units(n).folds, self.idle(n)
+        if len(idle) in (0, folds):
+            return self.contract(self.value[n.x], n.w, "fi,foi->fo")
+        busy = sorted(set(range(folds)) - set(idle))
+        x, w = mk.take(self.value[n.x], busy), mk.take(n.w, busy)
+        made = self.contract(x, w, "fi,foi->fo")
+        return mk.assemble(folds, [(busy, made), (idle, mk.take(self.free.known(n), idle))])
 
     def contract(self, x: Op, w: Op, eq: str) -> Op:
         """Weighted sum."""
@@ -130,8 +144,8 @@ class Up:
 class MaxUp(Up):
     """Upward messages in max-product, in logs: the largest term instead of each sum."""
 
-    def unseen(self, n: Op) -> bool:
-        return False
+    def idle(self, n: Op) -> list[int]:
+        return []
 
     def leaf(self, n: c.InputOp) -> Op:
         ev = self.evidence
