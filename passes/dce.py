@@ -17,7 +17,8 @@ from pcc.tensor import ops as t
 class Dce(Pass):
     """take(take(x)) => take(x), take(concat(..)) => take(part), reshape(reshape(x)) => reshape(x).
 
-    With the circuit's own wiring rules. Pays: what they bypass is no longer reachable, hence gone.
+    concat(take(x), take(x)) => take(x): neighbours that are one value, or are taken from one. With
+    the circuit's own wiring rules. Pays: what they bypass is no longer reachable, hence gone.
     Declines movements along different axes, and takes that cross the parts of a concatenation.
     """
 
@@ -40,7 +41,7 @@ class Dce(Pass):
                 return mk.take(x, rows, axis)
             case t.Reshape(x=x, shape=shape):
                 return mk.reshape(x, shape)
-            case t.Concat(xs=(x,)):
-                return x
+            case t.Concat(xs=xs, axis=axis):
+                return mk.joined(xs, axis)
             case _:
                 return canonicalize.rule(n, uses)

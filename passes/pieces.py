@@ -52,6 +52,20 @@ def concat(xs: Sequence[Op], axis: int = 0) -> Op:
     return xs[0] if len(xs) == 1 else t.Concat(tuple(xs), axis)
 
 
+def joined(xs: Sequence[Op], axis: int = 0) -> Op:
+    """Join values; neighbours that are one value, or are taken from one, are taken from it."""
+    parts: list[tuple[Op, list[int], list[Op]]] = []  # a value, what is taken of it, as what
+    for x in xs:
+        of = x.x if isinstance(x, t.Take) and x.axis == axis else x
+        rows = x.indices if isinstance(x, t.Take) and of is not x else range(tensor(x).shape[axis])
+        if not parts or parts[-1][0] is not of:
+            parts.append((of, [], []))
+        parts[-1][1].extend(rows)
+        parts[-1][2].append(x)
+    whole = [was[0] if len(was) == 1 else take(of, rows, axis) for of, rows, was in parts]
+    return concat(whole, axis)
+
+
 def reshape(x: Op, shape: tuple[int, ...]) -> Op:
     """Return `x` in another shape; nothing if it has it."""
     if tensor(x).shape == shape:

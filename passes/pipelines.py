@@ -31,6 +31,7 @@ TENSOR = (
     "fold-constants",
     "dce",
 )
+MAPS = ("draw-maps",)  # right before LAZY, or after "to-tensor", for targets on GPUs
 LAZY = (  # from tensors that select experts
     "lazy-experts",
     "contraction-order",
@@ -50,6 +51,9 @@ ORDER: tuple[tuple[str, str, str], ...] = (
     ("expand-query", "to-tensor", "compound queries have no lowering of their own"),
     ("to-tensor", "contraction-order", "contractions exist only as tensors"),
     ("contraction-order", "numerics", "orders are chosen on linear expressions"),
+    ("to-tensor", "draw-maps", "draws exist only as tensors"),
+    ("draw-maps", "lazy-experts", "a row selected from a product hides its table"),
+    ("draw-maps", "numerics", "tables are joined before their logarithms are chosen"),
     ("lazy-experts", "numerics", "a look-up in a whole table would keep that table computed"),
     ("numerics", "fold-constants", "logarithms of trained tables are taken at compile time"),
 )
@@ -67,7 +71,7 @@ def check(pipeline: tuple[str, ...]) -> None:
 
 check(CIRCUIT)
 check(TENSOR)
-check(LAZY)
+check((*MAPS, *LAZY))
 check(STORAGE)
 
 
@@ -77,9 +81,13 @@ def circuit_pipeline(*, maximise: bool = False) -> tuple[Pass, ...]:
     return tuple(p for p in made if p.keeps_max or not maximise)
 
 
-def tensor_pipeline() -> tuple[Pass, ...]:
-    """Return the passes from a query to tensors."""
-    return tuple(make(name) for name in TENSOR)
+def tensor_pipeline(*, maps: bool = False) -> tuple[Pass, ...]:
+    """Return the passes from a query to tensors; with `maps`, chains of draws as maps (GPUs)."""
+    made = [make(name) for name in TENSOR]
+    if maps:
+        at = TENSOR.index("to-tensor") + 1
+        made[at:at] = [make(name, whole=True) for name in MAPS]
+    return tuple(made)
 
 
 def storage_pipeline(dtype: str, *, int8: bool = False) -> tuple[Pass, ...]:
@@ -88,6 +96,6 @@ def storage_pipeline(dtype: str, *, int8: bool = False) -> tuple[Pass, ...]:
     return tuple(make(name, dtype=dtype) for name in STORAGE if wanted[name])
 
 
-def lazy_pipeline() -> tuple[Pass, ...]:
-    """Return the passes over tensors in which few of the experts are selected."""
-    return tuple(make(name) for name in LAZY)
+def lazy_pipeline(*, maps: bool = False) -> tuple[Pass, ...]:
+    """Return the passes over tensors in which few of the experts are selected; `maps` as above."""
+    return tuple(make(name) for name in ((*MAPS, *LAZY) if maps else LAZY))

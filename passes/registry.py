@@ -26,6 +26,7 @@ PASSES: dict[str, str] = {
     "dce": "dce:Dce",
     "expand-query": "expand_query:ExpandQuery",
     "to-tensor": "to_tensor:ToTensor",
+    "draw-maps": "draw_maps:DrawMaps",
     "lazy-experts": "lazy_experts:LazyExperts",
     "contraction-order": "contraction_order:ContractionOrder",
     "numerics": "numerics:Numerics",

@@ -90,7 +90,8 @@ def build(
         raise PccError("M151", "drafting needs a window of two or more tokens")
     say("reading the verifier")
     model = request.read(circuit.n)
-    options = StepOptions(request.proposal, request.draft_mode, request.truncation, EXTRAS)
+    options = StepOptions(request.proposal, request.draft_mode, request.truncation, EXTRAS,
+                          maps=request.static)  # fmt: skip
     rows = request.max_seq + max(circuit.n, request.chunk)
     work = Steps(model, circuit, rows, options, manager)
     graphs: dict[str, StepGraph] = {}

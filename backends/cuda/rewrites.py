@@ -22,7 +22,7 @@ LARGEST = 128 << 20  # bytes of a matrix that joins others: larger ones lose not
 
 def rewritten(module: Module) -> Module:
     """Return the module that is compiled."""
-    module = module.rewrite(_norm_of_a_row)
+    module = module.rewrite(_norm_of_a_row).rewrite(_one_above_another)
     beside = dict(_beside(module))
     return module.rewrite(lambda n, _: beside.get(n)) if beside else module
 
@@ -59,6 +59,20 @@ def _in_pieces(row: Op, norm: nn.RmsNorm) -> Op | None:
 
 def _number(value: float, shape: tuple[int, ...]) -> Op:
     return t.Const(Array.of(np.full(shape, value, np.float32)))
+
+
+def _one_above_another(op: Op, uses: Uses) -> Op | None:
+    """Join: W_1 e, W_2 e, .. one above another are [W_1; W_2; ..] e, and no copies of each."""
+    if not isinstance(op, t.Concat) or op.axis != 0:
+        return None
+    parts = [x for x in op.xs if isinstance(x, t.Contract) and uses[x] == 1 and _projects(x)]
+    if len(parts) != len(op.xs) or len({(x.a, x.eq, _array(x.b).dtype) for x in parts}) > 1:
+        return None
+    (_, right), out = split_equation(parts[0].eq)
+    arrays = [_array(x.b) for x in parts]
+    if right[0] != out[0] or len({a.recipe is None for a in arrays}) > 1:
+        return None
+    return t.Contract(parts[0].a, t.Const(joined(arrays)), parts[0].eq)
 
 
 def _beside(module: Module) -> Iterator[tuple[Op, Op]]:

@@ -37,13 +37,14 @@ def written(shape: str, head: str, proposal: str, how: Any, out: Path) -> None:
     from pcc.passes.manager import Manager
     from pcc.passes.pipelines import storage_pipeline
     from pcc.shapes import Synthetic
-    from pcc.targets import HALF_OF
+    from pcc.targets import HALF_OF, target_of
 
     circuit, manager = Synthetic(shape).head(head), Manager(validate=False)
     if storage := storage_pipeline(HALF_OF[how.precision]):
         half = manager.run(circuit.module(), storage)
         circuit = type(circuit)(half.roots[0], circuit.cards, circuit.name)
-    module = sampled(circuit, manager, proposal, truncation=False).module
+    maps = target_of(how.target, how.precision).static  # as `pcc compile` does
+    module = sampled(circuit, manager, proposal, truncation=False, maps=maps).module
     write_modules(how, {"draft": module}, out)
 
 

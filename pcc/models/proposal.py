@@ -135,8 +135,10 @@ def logits_of(p: Op) -> Op:
 # ---------------------------------------------------------------- modules
 
 
-def sampled(circuit: Circuit, manager: Manager, kind: str, *, truncation: bool) -> Proposal:
-    """Return the sampled draft of a circuit."""
+def sampled(
+    circuit: Circuit, manager: Manager, kind: str, *, truncation: bool, maps: bool = False
+) -> Proposal:
+    """Return the sampled draft of a circuit; with `maps`, chains of draws as maps (for GPUs)."""
     if kind not in KINDS:
         raise PccError("M142", f"proposal={kind!r}", hint=f"one of {', '.join(KINDS)}")
     root = _optimised(circuit, manager, maximise=truncation)
@@ -147,11 +149,11 @@ def sampled(circuit: Circuit, manager: Manager, kind: str, *, truncation: bool) 
     if kind == "full":
         given = tuple(args.values())
         outs = tuple((o, Query(root, given, "draft", o, card)) for o in ("x", "q"))
-        module = manager.run(Module("draft", circuit.cards, outs), tensor_pipeline())
+        module = manager.run(Module("draft", circuit.cards, outs), tensor_pipeline(maps=maps))
         return Proposal(module, slots)
     x, q = latent_first(root, args["carry"], args["u"], card)
     module = Module("draft-latent-first", circuit.cards, (("x", x), ("q", q)))
-    return Proposal(_lazy(module, manager), slots)
+    return Proposal(_lazy(module, manager, maps=maps), slots)
 
 
 def greedy(circuit: Circuit, manager: Manager, kind: str) -> Proposal:
@@ -176,7 +178,7 @@ def greedy(circuit: Circuit, manager: Manager, kind: str) -> Proposal:
     return Proposal(Module("draft-mode", circuit.cards, (("x", mk.take(best, range(1, n))),)))
 
 
-def _lazy(module: Module, manager: Manager) -> Module:
+def _lazy(module: Module, manager: Manager, *, maps: bool = False) -> Module:
     """Run the passes that select experts.
 
     A selected row of a half matrix is widened where the whole product would round its operand: so
@@ -188,7 +190,7 @@ def _lazy(module: Module, manager: Manager) -> Module:
         half = isinstance(n, t.Const) and tensor(n).dtype in HALVES
         return t.Const(n.value.cast("f32")) if half and isinstance(n, t.Const) else None
 
-    lazy = manager.run(module.rewrite(wide), lazy_pipeline())
+    lazy = manager.run(module.rewrite(wide), lazy_pipeline(maps=maps))
     return manager.run(lazy, storage_pipeline(stored))
 
 

@@ -36,13 +36,14 @@ class StepOptions:
     """Choices made at compile time.
 
     `truncation=False` leaves out `draft_temperature` and `draft_top_p`, with their cost; `extras`
-    are optional outputs.
+    are optional outputs. `maps`: chains of draws as maps (pcc.passes.draw_maps), for GPUs.
     """
 
     proposal: str = knobs.PROPOSAL
     draft_mode: str = knobs.DRAFT_MODE
     truncation: bool = True
     extras: tuple[str, ...] = ()
+    maps: bool = False
 
     def __post_init__(self) -> None:
         if bad := [x for x in self.extras if x not in OPTIONAL]:
@@ -189,6 +190,7 @@ class Steps:
                 self.manager,
                 self.options.proposal,
                 truncation=self.options.truncation,
+                maps=self.options.maps,
             )
         return self._proposals["sampled"]
 

@@ -34,3 +34,28 @@ def test_the_norm_of_a_selected_row(width: int) -> None:
 
 def tensor_rows(n: nn.RmsNorm) -> int:
     return int(np.prod(n.type.shape[:-1]))  # type: ignore[attr-defined]
+
+
+def test_projections_one_above_another_are_one() -> None:
+    rng = np.random.default_rng(1)
+    e, other = t.Input("e", "f32", "b", (8,)), t.Input("other", "f32", "b", (8,))
+
+    def product(x: t.Input, folds: int) -> t.Contract:
+        w = t.Const(Array.of(rng.normal(size=(folds, 3, 2, 8)), "f16"))
+        return t.Contract(x, w, "d,abcd->abc")
+
+    parts = (product(e, 1), product(e, 2), product(e, 1))
+    module = Module("m", (), (("y", t.Concat(parts, 0)),))
+    new = rewritten(module)
+    (found,) = [n for n in new.nodes() if isinstance(n, t.Contract)]
+    assert new.roots[0] is found
+    feed = {"e": rng.normal(size=(5, 8)), "other": rng.normal(size=(5, 8))}
+    want, got = (run(m.roots, feed, Real())[0] for m in (module, new))
+    np.testing.assert_allclose(got, want, rtol=1e-12)
+    mixed = t.Concat((product(e, 1), product(other, 1)), 0)  # of two vectors
+    wide = t.Concat((product(e, 1), product(e, 1)), 1)  # beside each other
+    for whole in (mixed, wide):
+        kept = rewritten(Module("m", (), (("y", whole),)))
+        assert any(isinstance(n, t.Concat) for n in kept.nodes())
+    both = t.Concat(parts[:1] * 2, 0)  # one product, twice
+    assert any(n is parts[0] for n in rewritten(Module("m", (), (("y", both),))).nodes())
