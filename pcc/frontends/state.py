@@ -25,7 +25,7 @@ from pcc.errors import PccError
 from pcc.files import open_regular, read_bounded
 from pcc.frontends.unread import LARGE, Unread
 from pcc.ir.recipe import named
-from pcc.knobs import MAX_HEADER_BYTES, MAX_YAML_BYTES
+from pcc.knobs import MAX_EXTENT, MAX_HEADER_BYTES, MAX_RANK, MAX_YAML_BYTES
 
 State = dict[str, Any]  # arrays, `Unread` tensors where they are asked for, None
 
@@ -197,10 +197,12 @@ def _read_torch(path: Path, wanted: Callable[[str], bool], least: int) -> State:
         saved = saved["model_state_dict"]
     if not isinstance(saved, dict):
         raise PccError("F106", f"holds a {type(saved).__name__}, not a state dict", at=str(path))
-    limit, state = path.stat().st_size, State()
+    left, state = path.stat().st_size, State()
     for key, value in _stripped(saved, path):
-        at = f"{path}:{key}"
-        state[key] = _from_torch(torch, value, limit, at, least) if wanted(key) else None
+        state[key] = None
+        if wanted(key) and value is not None:
+            state[key] = _from_torch(torch, value, left, f"{path}:{key}", least)
+            left -= value.numel() * value.element_size()  # else views of one storage add up
     return state
 
 
@@ -246,13 +248,12 @@ def _check_archive(path: Path) -> bool:
 
 
 def _from_torch(torch: Any, value: Any, limit: int, at: str, least: int) -> Any:
-    """Convert one dense CPU tensor, or leave it where it is mapped; None stays None: F106."""
-    if value is None:
-        return None
+    """Convert a dense CPU tensor of at most `limit` bytes, or leave it where it is mapped: F106."""
     if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
         raise PccError("F106", f"holds a {type(value).__name__}, not a dense tensor", at=at)
     if value.numel() * value.element_size() > limit or value.is_complex():
-        raise PccError("F106", f"shape {tuple(value.shape)} does not fit the file", at=at)
+        what = f"shape {tuple(value.shape)} does not fit the file beside the other tensors"
+        raise PccError("F106", what, at=at)
     value = value.detach()
     if value.numel() >= least and value.is_floating_point() and value.is_contiguous():
         flat = value.reshape(-1)
@@ -299,7 +300,11 @@ def _tensor(path: Path, base: int, name: str, entry: Entry, least: int) -> Any:
 
 
 def read_header(path: Path) -> tuple[int, dict[str, Entry]]:
-    """Return where the data of a safetensors file begin, and its tensors. Errors: F104, F106."""
+    """Return where the data of a safetensors file begin, and its tensors.
+
+    Each byte of the data belongs to one tensor, as the format has it: so all tensors together are
+    as large as the file. Errors: F104 (truncated or malformed), F106 (dtypes, extents).
+    """
     with open_regular(path, "F104") as stream:
         size = os.fstat(stream.fileno()).st_size
         length = int.from_bytes(stream.read(8), "little")
@@ -316,7 +321,26 @@ def read_header(path: Path) -> tuple[int, dict[str, Entry]]:
     header.pop("__metadata__", None)
     room = size - 8 - length
     named = {k: _extent(entry, room, f"{path}:{k}") for k, entry in _stripped(header, path)}
+    _check_cover(named, room, str(path))
     return 8 + length, named
+
+
+def _check_cover(entries: Mapping[str, Entry], room: int, at: str) -> None:
+    """Refuse bytes that belong to two tensors or to none. Errors: F106."""
+    spans = sorted((begin, begin + _bytes(t, shape), k) for k, (t, shape, begin) in entries.items())
+    end = 0
+    for begin, stop, name in [*spans, (room, room, "")]:
+        if begin < end:
+            what = f"its data begin at byte {begin}, within another tensor's"
+            raise PccError("F106", what, at=f"{at}:{name}", hint="store the tensors again")
+        if begin > end:
+            what = f"bytes {end} to {begin} of the data belong to no tensor"
+            raise PccError("F106", what, at=at, hint="store the tensors again")
+        end = stop
+
+
+def _bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    return math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize
 
 
 def _extent(entry: Any, room: int, at: str) -> Entry:
@@ -329,12 +353,12 @@ def _extent(entry: Any, room: int, at: str) -> Entry:
     if span[1] > room:
         what = f"data end at byte {span[1]}, the file has {room}: truncated"
         raise PccError("F104", what, at=at, hint="copy the checkpoint again")
+    if len(shape) > MAX_RANK or math.prod(v or 1 for v in shape) > MAX_EXTENT:
+        what = f"the shape has more than {MAX_RANK} axes or {MAX_EXTENT} numbers"
+        raise PccError("F106", what, at=at)
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise PccError("F106", f"unsupported dtype {dtype!r}", at=at)
-    count = 1
-    for extent in shape:
-        count *= extent
-    if span[1] - span[0] != count * np.dtype(_DTYPES[dtype]).itemsize:
+    if span[1] - span[0] != _bytes(dtype, tuple(shape)):
         what = f"{span[1] - span[0]} bytes of data do not make {dtype} of shape {shape}"
         raise PccError("F106", what, at=at)
     return dtype, tuple(shape), span[0]
