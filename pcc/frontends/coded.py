@@ -6,8 +6,11 @@ F  group m is q[0, m], .., q[F-1, m] (m: the axes between), each but the first l
    modulo 256: tables of neighbouring slots of a draft are alike.
 Stored are `T` u8[bytes] and `T.streams` i32[3 + S] = K, lead, groups in a stream, bytes of each
 stream. A stream is zlib's (RFC 1950, so with a checksum) of whole groups, a byte for each number,
-literals alone: a number takes a bit or more. So what comes out of a file is at most 8 times as
-large as the file, and that is checked before anything is inflated.
+literals alone: a number takes a bit or more, which is checked before anything is inflated. Tensors
+of a file share no bytes (`pcc.frontends.state`), so all that comes out of it is at most 8 times as
+large as the file, and 32 times as float32.
+A stream holds 2^20 numbers at most, or one group, and lead is 1 for matrices: blocks of rows are
+read in the memory of a stream, and each stream is inflated once while they are read in order.
 
 Of weights there is no more to gain: over all shipped rows Huffman codes are within 2 % of the
 entropy by rows and columns, and as small as LZMA, which takes ten times as long to read.
@@ -18,7 +21,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,6 +33,7 @@ STREAMS = ".streams"
 DENSEST = 8  # numbers in a byte of a Huffman code
 _FIELDS = 3  # before the streams' sizes
 _STREAM = 1 << 16  # numbers in a stream: few enough to read a matrix by blocks of rows
+_LARGEST = 1 << 20  # numbers in a stream that is read, of more than one group
 _MEMORY = (5, 7, 9)  # zlib's: how many numbers share a code; what is smallest depends on the rows
 
 
@@ -38,6 +42,7 @@ class Streams:
     """How rows q i8[shape] are stored: groups of `lead` rows, `many` to a stream.
 
     Stream s takes bytes `ends[s]` to `ends[s+1]` of the stored tensor; `at` is what errors call it.
+    `kept`: the stream within which the last rows ended, inflated; the next rows begin there.
     """
 
     shape: tuple[int, ...]
@@ -45,6 +50,7 @@ class Streams:
     many: int
     ends: Array
     at: str
+    kept: dict[int, Array] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(
@@ -66,9 +72,11 @@ class Streams:
             raise bad("a number below 1")
         width, lead, many = (int(v) for v in fields[:_FIELDS])
         ends = np.concatenate([[0], np.cumsum(fields[_FIELDS:], dtype=np.int64)])
-        if lead not in (1, scales[0]):
+        if lead not in (1, scales[0] if len(scales) > 1 else 1):
             raise bad(f"groups of {lead} rows, of scales {list(scales)}")
         groups = math.prod(scales) // lead
+        if (most := lead * min(many, groups) * width) > max(_LARGEST, lead * width):
+            raise bad(f"{most} numbers in a stream, of at most {_LARGEST} or one group")
         if len(ends) - 1 != -(-groups // many) or ends[-1] != stored[0]:
             what = f"{len(ends) - 1} streams of {ends[-1]} bytes"
             raise bad(f"{what}, {groups} groups by {many} in {stored[0]} bytes")
@@ -80,7 +88,10 @@ class Streams:
     def rows(
         self, read: Callable[[int, int], Array], start: int = 0, stop: int | None = None
     ) -> Array:
-        """Return q[start:stop]; `read(i, j)` returns bytes i..j-1 of `T`. Errors: F104."""
+        """Return q[start:stop]; `read(i, j)` returns bytes i..j-1 of `T`. Errors: F104.
+
+        Every reading of one `Streams` is of the same `T`.
+        """
         inner = math.prod(self.shape[1:-1])
         stop = self.shape[0] if stop is None else stop
         groups = self.shape[0] * inner // self.lead
@@ -88,10 +99,16 @@ class Streams:
         begin, end = first // self.many, -(-last // self.many)
         base = begin * self.many
         held = np.empty((min(end * self.many, groups) - base, self.lead, self.shape[-1]), np.uint8)
+        made = self.kept.copy()
+        self.kept.clear()
         for s in range(begin, end):
             part = held[s * self.many - base : (s + 1) * self.many - base]
-            data = read(int(self.ends[s]), int(self.ends[s + 1]))
-            part.reshape(-1)[:] = _inflate(data, part.size, self.at)
+            if s not in made:
+                data = read(int(self.ends[s]), int(self.ends[s + 1]))
+                made = {s: _inflate(data, part.size, self.at)}
+            part.reshape(-1)[:] = made[s]
+        if begin < end and base + len(held) > last:
+            self.kept[end - 1] = made[end - 1]
         held = held[first - base : last - base]
         if self.lead == 1:
             return held.view(np.int8).reshape(stop - start, *self.shape[1:])

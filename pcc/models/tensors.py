@@ -80,13 +80,14 @@ class Tensors:
     """Named tensors of a folder, read when taken; `close` says which were left.
 
     Errors: M103 (missing shard), M104 (tensor missing), M105 (shape), M106 (extra tensors),
-    M107 (NaN or infinity), F104 and F106 (broken file), F113 (scales that do not fit).
+    M107 (NaN or infinity), F104 and F106 (broken file), F113 (scales or streams that do not fit).
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.places: dict[str, tuple[Path, int, tuple[str, tuple[int, ...], int]]] = {}
         self.left: set[str] = set()
+        self.coded: dict[str, Streams] = {}  # each said once: it may be as long as its rows
         listed = self._listed()
         for file in sorted(set(listed.values())) if listed else [SINGLE]:
             self._open(folder / file, {k for k, v in listed.items() if v == file})
@@ -147,7 +148,10 @@ class Tensors:
 
     def _beside(self, name: str) -> list[str]:
         """Return the names of what belongs to a tensor's rows of integers."""
-        ends = (SCALE, STREAMS if self._coded(name) else BITS) if self._rows(name) else ()
+        if not self._rows(name):
+            return []
+        packed = self.places[name][2][0] == "U8"
+        ends = (SCALE, STREAMS) if self._coded(name) else (SCALE, BITS) if packed else (SCALE,)
         return [name + end for end in ends if name + end in self.places]
 
     def _bits(self, name: str) -> int:
@@ -157,9 +161,11 @@ class Tensors:
 
     def _streams(self, name: str) -> Streams:
         """Return how coded rows are stored. Errors: F113."""
-        path, _, (_, stored, _) = self.places[name]
-        scales = self.places[name + SCALE][2][1]
-        return Streams.of(stored, scales, self._stored(name + STREAMS), f"{path}:{name}")
+        if name not in self.coded:
+            path, _, (_, stored, _) = self.places[name]
+            scales, fields = self.places[name + SCALE][2][1], self._stored(name + STREAMS)
+            self.coded[name] = Streams.of(stored, scales, fields, f"{path}:{name}")
+        return self.coded[name]
 
     def _value(self, name: str, start: int = 0, stop: int | None = None) -> Values:
         """Return a tensor, or some of its rows, read; rows of integers times their scales."""

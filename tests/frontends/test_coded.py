@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tracemalloc
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from pcc.errors import PccError
+from pcc.frontends import coded
 from pcc.frontends.coded import DENSEST, Streams, encode
-from pcc.frontends.mtpc_experts import dequantise
 
 pytestmark = pytest.mark.wheel
 Array = np.ndarray[Any, Any]
@@ -89,6 +91,74 @@ def test_only_the_streams_of_some_rows_are_read() -> None:
     rows = Streams.of(stored.shape, (1000,), fields, "T")
     np.testing.assert_array_equal(rows.rows(some, 300, 600), q[300:600])
     assert asked == [(ends[1], ends[2]), (ends[2], ends[3])]
+
+
+@contextmanager
+def inflated() -> Iterator[list[int]]:
+    """Collect the size of each stream that is inflated."""
+    sizes: list[int] = []
+    inflate = coded._inflate
+
+    def counted(data: Array, size: int, at: str) -> Array:
+        sizes.append(size)
+        return inflate(data, size, at)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(coded, "_inflate", counted)
+        yield sizes
+
+
+@pytest.mark.parametrize("step", [1, 7, 64, 100, 1000])
+@pytest.mark.parametrize("many", [1, 3, 64, 100, 1 << 30])
+def test_each_stream_is_inflated_once_in_order(many: int, step: int) -> None:
+    q = np.random.default_rng(1).integers(-63, 64, (1000, 8)).astype(np.int8)
+    streams = [zlib.compress(q[i : i + many].tobytes()) for i in range(0, 1000, many)]
+    stored = np.frombuffer(b"".join(streams), np.uint8)
+    fields = np.array([8, 1, many, *map(len, streams)], np.int32)
+    rows = Streams.of(stored.shape, (1000,), fields, "T")
+    for _ in range(2):
+        with inflated() as sizes:
+            parts = [rows.rows(lambda i, j: stored[i:j], i, min(i + step, 1000))
+                     for i in range(0, 1000, step)]  # fmt: skip
+        np.testing.assert_array_equal(np.concatenate(parts), q)
+        assert sizes == [8 * min(many, 1000 - i) for i in range(0, 1000, many)]
+        assert not rows.kept  # nothing is held once the last row was read
+
+
+def test_rows_in_any_order() -> None:
+    q = np.random.default_rng(1).integers(-63, 64, (1000, 200)).astype(np.int8)
+    stored, fields = encode(q)
+    rows = Streams.of(stored.shape, (1000,), fields, "T")
+    for start, stop in ((300, 310), (310, 700), (0, 5), (699, 1000), (4, 4), (5, 6), (0, 1000)):
+        found = rows.rows(lambda i, j: stored[i:j], start, stop)
+        np.testing.assert_array_equal(found, q[start:stop])
+        assert len(rows.kept) <= 1
+
+
+def test_a_stream_of_many_groups_is_bounded() -> None:
+    """Else each block of rows would inflate the whole matrix."""
+    q = np.zeros(((1 << 20) // 16, 16), np.int8)
+    for rows, fits in ((len(q), True), (len(q) + 1, False)):
+        data = coded._deflate(bytes(rows * 16))
+        fields = np.array([16, 1, rows, len(data)], np.int32)
+        if fits:
+            assert not read(np.frombuffer(data, np.uint8), fields, (rows,)).any()
+            continue
+        with pytest.raises(PccError, match=r"T\.streams.*F113.*1048592 numbers in a stream"):
+            read(np.frombuffer(data, np.uint8), fields, (rows,))
+    data = coded._deflate(bytes(3 << 20))  # one row is longer: then a stream is a row
+    fields = np.array([3 << 20, 1, 1, len(data)], np.int32)
+    assert read(np.frombuffer(data, np.uint8), fields, (1,)).shape == (1, 3 << 20)
+
+
+def test_a_matrix_has_no_groups_of_all_its_rows() -> None:
+    q = np.arange(12, dtype=np.uint8).reshape(4, 3)
+    steps = np.diff(q, axis=0, prepend=np.uint8(0))
+    data = zlib.compress(steps.tobytes())
+    fields = np.array([3, 4, 1, len(data)], np.int32)
+    with pytest.raises(PccError, match=r"T\.streams.*F113.*groups of 4 rows"):
+        read(np.frombuffer(data, np.uint8), fields, (4,))
+    np.testing.assert_array_equal(read(np.frombuffer(data, np.uint8), fields, (4, 1))[:, 0], q)
 
 
 @pytest.mark.parametrize("alike", [True, False])
@@ -209,18 +279,3 @@ def test_a_bomb_does_not_go_off() -> None:
         assert tracemalloc.get_traced_memory()[1] < 16 * len(bomb)
     finally:
         tracemalloc.stop()
-
-
-@pytest.mark.parametrize("shape", [(24, 40), (4, 6, 32)])
-def test_a_head_reads_them_as_it_reads_the_integers(shape: tuple[int, ...]) -> None:
-    rng = np.random.default_rng(2)
-    q, scale = rng.integers(-63, 64, shape).astype(np.int8), rng.random(shape[:-1], np.float32)
-    stored, fields = encode(q)
-    named = {"T": stored, "T.streams": fields, "T.scale": scale, "b": np.ones(3, np.float32)}
-    found = dequantise(named, "here")
-    want = dequantise({"T": q, "T.scale": scale}, "here")
-    assert set(found) == {"T", "b"}
-    np.testing.assert_array_equal(found["T"], want["T"])
-    np.testing.assert_array_equal(found["T"], np.float32(q) * scale[..., None])
-    with pytest.raises(PccError, match=r"here:T\.scale.*F113"):
-        dequantise(named | {"T.scale": np.ones(shape[:-1], np.int64)}, "here")

@@ -116,6 +116,7 @@ BITS, SCALE, STREAMS = UP + ".bits", UP + ".scale", UP + ".streams"
         (7, BITS, torch.tensor(7.0), "M105"),
         (7, STREAMS, torch.ones(4, dtype=torch.int32), "F113"),
         (8, STREAMS, torch.ones(4, dtype=torch.int32), "M106"),
+        (8, BITS, torch.tensor(7, dtype=torch.uint8), "M106"),
         (CODED, BITS, torch.tensor(7, dtype=torch.uint8), "M106"),
         (CODED, SCALE, None, "M105"),
         (CODED, SCALE, torch.ones(23), "M105"),
