@@ -12,8 +12,8 @@ import torch
 from model_runs import Runner, state_of
 
 import pcc
-from pcc.frontends.mtpc_experts import dequantise
 from pcc.frontends.provenance import backbone_of
+from pcc.frontends.scaled import dequantise
 from pcc.frontends.state import read_header, read_tensor
 from pcc.models.load import load_model
 from pcc.runtime.measure import Autoregressive

@@ -23,6 +23,7 @@ from pcc.frontends.mtpc_experts import Experts, Trunk
 from pcc.frontends.mtpc_wiring import LEAVES, SumFold, Wiring, decode, expect_shapes, rebuild
 from pcc.frontends.region_wiring import parse_regions, region_shapes, region_wiring
 from pcc.frontends.regions import RegionGraph
+from pcc.frontends.scaled import Scaled, scaled
 from pcc.frontends.state import lookup, read_state, step_of, strip_prefixes
 from pcc.frontends.unread import Unread, floats, parts
 
@@ -130,14 +131,15 @@ def from_arrays(
     """Build a head from arrays under their checkpoint names; sizes not given are read off them.
 
     Shapes: emissions (n*s, r, V, D), sums (F, Ko, Ki, D) or (F, Ko, Ki), scope (n*s,); low-rank
-    experts, a trunk and int8 rows as `pcc.frontends.mtpc_experts` says.
+    experts, a trunk and rows of integers as `pcc.frontends.mtpc_experts` says.
     Wiring: from ``_in_fold_idx`` entries where present, else rebuilt from the published rule; that
     of kind region-graph is `regions`.
+    Rows of integers become float32 once the names and sizes that they belong to are known.
     Errors: F110 kind or n, F111 tensors, F112 values, F113 shapes, F114-F116 wiring, F117 bias.
     """
     kind, bias = kind_of(kind, n, source), _bias_map(hmm_bias, source)
     stripped = {strip_prefixes(key): _held(key, value) for key, value in weights.items()}
-    named = experts.dequantise(stripped, source)
+    named = scaled(stripped, source)
     numbers = _classify(named, bias, source)
     given = (None if repetitions is None else n * repetitions, r, vocab, width)
     emissions, low_rank, trunk = _emissions(named, n, given, source)
@@ -145,13 +147,14 @@ def from_arrays(
     if kind == "cp" and many == 1 and not numbers:
         kind = "ff"  # how the published configuration asks for it
     s, dim = len(emissions) // n, emissions.shape[3]
-    sums = tuple(_sum(named, k, dim, source) for k in range(len(numbers)))
+    projections = [_sum(named, k, dim, source) for k in range(len(numbers))]
     sizes = (kind, n, many, emissions.shape[2], dim, s)
-    shapes = [x.shape[:3] for x in sums]
+    shapes = [x.shape[:3] for _, x in projections]
     if (kind == "region-graph") != (regions is not None):
         raise PccError("F114", f"a head of kind {kind} and a region graph", at=source,
                        hint="kind region-graph needs `regions`, others have none")  # fmt: skip
     places, wiring = _wire(named, sizes, shapes, scope, source, regions)
+    sums = tuple(floats(x, at) for at, x in projections)
     biases = _biases(named, bias, shapes, source)
     extra = [x for part in (low_rank, trunk) if part for x in vars(part).values()]
     mark = _fingerprint(
@@ -162,20 +165,18 @@ def from_arrays(
 
 
 def _emissions(
-    named: Mapping[str, Array], n: int, given: tuple[int | None, ...], source: str
+    named: Mapping[str, Any], n: int, given: tuple[int | None, ...], source: str
 ) -> tuple[Array, Experts | None, Trunk | None]:
     """Return tables (F, r, V, D), or (F, 1, V, D) with the experts around them, and the trunk."""
-    read = {k: floats(named[k], f"{source}:{k}") for k in experts.KEYS if k in named}
-    folds, r, vocab, width = given
-    if experts.BASE not in named:
-        tables = floats(named[EMISSIONS], f"{source}:{EMISSIONS}")
-        _check_emissions(tables, n, given, f"{source}:{EMISSIONS}")
-        return tables, None, experts.read_trunk(read, tables.shape[3], source)
-    tables = read[experts.BASE]
-    tables = tables[:, None] if tables.ndim == 3 else tables[:0]
-    _check_emissions(tables, n, (folds, 1, vocab, width), f"{source}:{experts.BASE}")
-    found = experts.read_experts(read, tables.shape, r, source)
-    return tables, found, experts.read_trunk(read, tables.shape[3], source)
+    low, (folds, r, vocab, width) = experts.BASE in named, given
+    key = experts.BASE if low else EMISSIONS
+    at, shape = f"{source}:{key}", named[key].shape
+    if low:
+        shape, given = (*shape[:1], 1, *shape[1:]), (folds, 1, vocab, width)
+    _check_emissions(shape, n, given, at)
+    tables = floats(named[key], at).reshape(shape) if low else floats(named[key], at)
+    found = experts.read_experts(named, shape, r, source) if low else None
+    return tables, found, experts.read_trunk(named, shape[3], source)
 
 
 def _wire(
@@ -227,10 +228,10 @@ def _bias_map(bias: Bias | None, at: str) -> dict[str, tuple[int, ...]]:
 # --- tensors -----------------------------------------------------------------------------------
 
 
-def _classify(named: Mapping[str, Array], bias: Mapping[str, Any], at: str) -> list[int]:
+def _classify(named: Mapping[str, Any], bias: Mapping[str, Any], at: str) -> list[int]:
     """Return the sum-layer numbers 0..K-1; every head or circuit tensor must be understood.
 
-    Errors: F111 (unknown or missing tensors), F117 (bias name absent).
+    Errors: F111 (unknown or missing tensors), F113 (wiring with scales), F117 (bias name absent).
     """
     for key in bias:
         if key not in named:
@@ -240,6 +241,9 @@ def _classify(named: Mapping[str, Array], bias: Mapping[str, Any], at: str) -> l
     known = (tables, SCOPE, *bias, *experts.TRUNK)
     known += experts.PARTS if tables == experts.BASE else ()
     for key, value in named.items():
+        if isinstance(value, Scaled) and key.startswith("circuit."):
+            what = "rows of integers with scales, where whole numbers belong"
+            raise PccError("F113", what, at=f"{at}:{key}", hint="store the tensor as it was")
         if key in known or any(p.fullmatch(key) for p in (_SUM, _FOLD, _MASKS, _APART)):
             continue
         raise _unknown(key, f" of shape {tuple(value.shape)}", at)
@@ -263,26 +267,24 @@ def _held(key: str, value: Any) -> Any:
     return value if stays else np.asarray(value)
 
 
-def _check_emissions(value: Array, n: int, want: tuple[int | None, ...], at: str) -> None:
+def _check_emissions(shape: tuple[int, ...], n: int, want: tuple[int | None, ...], at: str) -> None:
     """Check (n*s, r, V, D) against the sizes that are given. Errors: F113."""
-    shape: tuple[int, ...] = value.shape
-    fits = len(shape) == 4 and value.size > 0 and len(value) % n == 0
+    fits = len(shape) == 4 and 0 not in shape and shape[0] % n == 0
     if not fits or any(w not in (None, have) for w, have in zip(want, shape, strict=True)):
         names = ("n*repetitions", "r", "V", "D")
         text = ", ".join(x if w is None else f"{x}={w}" for x, w in zip(names, want, strict=True))
-        what = f"shape {value.shape}, expected ({text}) with n={n}"
+        what = f"shape {shape}, expected ({text}) with n={n}"
         raise PccError("F113", what, at=at, hint="check config.yaml against the tensors")
 
 
-def _sum(named: Mapping[str, Array], k: int, dim: int, source: str) -> Array:
-    """Return projection k, (F, Ko, Ki, D) or trained logits (F, Ko, Ki). Errors: F112, F113."""
+def _sum(named: Mapping[str, Any], k: int, dim: int, source: str) -> tuple[str, Any]:
+    """Return the place of projection k, and (F, Ko, Ki, D) or trained logits (F, Ko, Ki): F113."""
     key = f"mt_head._sum_weights_heads.{k}.head.proj"
     value = named[key] if key in named else np.zeros(0)
     if value.ndim not in (3, 4) or value.shape[3:] not in ((), (dim,)):
         what = f"shape {value.shape}, expected (F, Ko, Ki, {dim}), or (F, Ko, Ki) if not contextual"
         raise PccError("F113", what, at=f"{source}:{key}")
-    found: Array = floats(value, f"{source}:{key}")
-    return found
+    return f"{source}:{key}", value
 
 
 def _scope(value: Array | None, at: str) -> list[int]:
@@ -317,7 +319,7 @@ def _fold_index(named: Mapping[str, Array], source: str) -> dict[int, Array]:
 
 
 def _biases(
-    named: Mapping[str, Array],
+    named: Mapping[str, Any],
     bias: Mapping[str, Sequence[int]],
     shapes: Sequence[tuple[int, ...]],
     source: str,
@@ -325,18 +327,22 @@ def _biases(
     """Broadcast each bias to the (F, Ko, Ki) of its layers and add up. Errors: F112, F117."""
     result: dict[int, Array] = {}
     for key, layers in bias.items():
-        at, value = f"{source}:{key}", floats(named[key], f"{source}:{key}")
+        at, value = f"{source}:{key}", named[key]
         for k in layers:
             if type(k) is not int or not 0 <= k < len(shapes):
                 what = f"sum layer {k!r} does not exist (0 to {len(shapes) - 1})"
                 raise PccError("F117", what, at=at)
-            try:
-                whole = np.broadcast_to(value, shapes[k])
-            except ValueError:
+            if not _broadcasts(value.shape, shapes[k]):
                 what = f"shape {value.shape} does not broadcast to {shapes[k]} of sum layer {k}"
-                raise PccError("F117", what, at=at) from None
+                raise PccError("F117", what, at=at)
+            whole = np.broadcast_to(floats(value, at), shapes[k])
             result[k] = np.array(whole) if k not in result else result[k] + whole
     return result
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    ends = zip(shape[::-1], to[::-1], strict=False)
+    return len(shape) <= len(to) and all(a in (1, b) for a, b in ends)
 
 
 def _fingerprint(head: tuple[Any, ...], arrays: Sequence[Array], biases: Mapping[int, Any]) -> str:

@@ -5,7 +5,7 @@ With E the prefix ``mt_head._categorical_log_probs_heads.0.head.``:
 low rank  logits[f,z] = U[f] e + G[f,z] (C e) + c[f,z]: ``E base`` (F,V,D), ``E factor`` (F,r,V,k),
           ``E code`` (k,D), ``E bias`` (F,r,V); the last three are absent for one expert.
 trunk     e' = e + B silu(A e) before every projection: ``mt_head.trunk.up`` (H,D), ``.down`` (D,H).
-integers  a tensor T may be stored as rows of integers with scales: `pcc.frontends.rows`.
+integers  a tensor T may be stored as rows of integers with scales: `pcc.frontends.scaled`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 
 from pcc.errors import PccError
-from pcc.frontends.coded import STREAMS, Streams
-from pcc.frontends.rows import BITS, SCALE, integers, restore
+from pcc.frontends.unread import floats
 
 Array = np.ndarray[Any, Any]
 
@@ -26,8 +25,6 @@ PREFIX = "mt_head._categorical_log_probs_heads.0.head."
 BASE = PREFIX + "base"
 PARTS = tuple(PREFIX + name for name in ("factor", "code", "bias"))
 TRUNK = ("mt_head.trunk.up", "mt_head.trunk.down")
-KEYS = (BASE, *PARTS, *TRUNK)
-_STORED = (np.int8, np.uint8)
 
 
 @dataclass(frozen=True)
@@ -47,39 +44,17 @@ class Trunk:
     down: Array = field(repr=False)
 
 
-def dequantise(named: Mapping[str, Array], at: str) -> dict[str, Array]:
-    """Replace rows of integers, scales, bits and streams by float32. Errors: F104, F113."""
-    whole = {k for k, v in named.items() if v.dtype in _STORED and k + SCALE in named}
-    parts = {k + end for k in whole for end in (SCALE, BITS, STREAMS)}
-    return {
-        k: restore(_integers(named, k, f"{at}:{k}"), named[k + SCALE], f"{at}:{k}")
-        if k in whole
-        else v
-        for k, v in named.items()
-        if k not in parts
-    }
-
-
-def _integers(named: Mapping[str, Array], key: str, at: str) -> Array:
-    """Return rows of integers, however they are stored."""
-    stored = named[key]
-    if stored.dtype != np.uint8 or key + STREAMS not in named:
-        return integers(stored, named.get(key + BITS), at)
-    streams = Streams.of(stored.shape, named[key + SCALE].shape, named[key + STREAMS], at)
-    return streams.rows(lambda i, j: stored[i:j])
-
-
 def read_experts(
-    floats: Mapping[str, Array], emissions: tuple[int, ...], r: int | None, at: str
+    named: Mapping[str, Any], emissions: tuple[int, ...], r: int | None, at: str
 ) -> Experts | None:
-    """Return the experts around tables (F,1,V,D), None for one expert. Errors: F111, F113."""
-    have = [key for key in PARTS if key in floats]
+    """Return the experts around tables (F,1,V,D), None for one expert. Errors: F111 to F113."""
+    have = [key for key in PARTS if key in named]
     if not have and r in (None, 1):
         return None
     if len(have) != len(PARTS):
-        lacking = next(key for key in PARTS if key not in floats)
+        lacking = next(key for key in PARTS if key not in named)
         raise PccError("F111", f"missing {lacking}", at=at, hint="a low-rank head has all of them")
-    factor, code, bias = (floats[key] for key in PARTS)
+    factor, code, bias = (named[key] for key in PARTS)
     folds, _, vocab, width = emissions
     rank = len(code) if code.ndim == 2 else 0
     many = factor.shape[1] if factor.ndim == 4 else 0
@@ -89,18 +64,18 @@ def read_experts(
             what = f"shape {value.shape}, expected {shape} with r={r or many}"
             hint = "check config.yaml against the tensors"
             raise PccError("F113", what, at=f"{at}:{key}", hint=hint)
-    return Experts(factor, code, bias)
+    return Experts(*(floats(named[key], f"{at}:{key}") for key in PARTS))
 
 
-def read_trunk(floats: Mapping[str, Array], width: int, at: str) -> Trunk | None:
-    """Return the trunk, if the checkpoint has one. Errors: F111, F113."""
-    have = [key for key in TRUNK if key in floats]
+def read_trunk(named: Mapping[str, Any], width: int, at: str) -> Trunk | None:
+    """Return the trunk, if the checkpoint has one. Errors: F111 to F113."""
+    have = [key for key in TRUNK if key in named]
     if not have:
         return None
     if len(have) == 1:
         raise PccError("F111", f"{have[0]} is there without its partner", at=at)
-    up, down = (floats[key] for key in TRUNK)
+    up, down = (named[key] for key in TRUNK)
     if up.ndim != 2 or up.shape[1] != width or down.shape != up.shape[::-1] or not up.size:
         what = f"shapes {up.shape} and {down.shape}, expected (H, {width}) and ({width}, H)"
         raise PccError("F113", what, at=f"{at}:{TRUNK[0]}")
-    return Trunk(up, down)
+    return Trunk(*(floats(named[key], f"{at}:{key}") for key in TRUNK))

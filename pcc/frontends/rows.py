@@ -47,21 +47,31 @@ def unpack(stored: Array, bits: int) -> Array:
     return out.reshape(*stored.shape[:-1], width)
 
 
-def integers(stored: Array, bits: Array | None, at: str) -> Array:
-    """Return q i8[.., K] of int8 or packed rows. Errors: F113 (bits that do not fit the rows)."""
-    if stored.dtype != np.uint8:
-        return stored
+def bits_of(stored: Array, bits: Array | None, at: str) -> int:
+    """Return how many bits a number of packed rows takes. Errors: F113 (none that fits them)."""
     size = 0 if bits is None or bits.size != 1 or bits.dtype != np.uint8 else int(bits.item())
     if not stored.ndim or not packed_width(stored.shape[-1], size):
         what = f"rows {list(stored.shape)} of bytes hold no integers of {size} bits"
         raise PccError("F113", what, at=f"{at}{BITS}", hint="bits: a scalar U8 from 2 to 8")
-    return unpack(stored, size)
+    return size
+
+
+def integers(stored: Array, bits: Array | None, at: str) -> Array:
+    """Return q i8[.., K] of int8 or packed rows. Errors: F113 (bits that do not fit the rows)."""
+    return unpack(stored, bits_of(stored, bits, at)) if stored.dtype == np.uint8 else stored
+
+
+def expect_scale(shape: tuple[int, ...], scale: Array, at: str) -> None:
+    """Check the scales of rows of this shape. Errors: F113."""
+    if not shape or scale.shape != shape[:-1] or scale.dtype.kind != "f":
+        what = f"scales {scale.dtype} {scale.shape} for rows {shape}"
+        raise PccError("F113", what, at=f"{at}{SCALE}")
 
 
 def restore(rows: Array, scale: Array, at: str) -> Array:
     """Return s q as float32. Errors: F113 (scales that do not fit the rows)."""
-    if scale.shape != rows.shape[:-1] or scale.dtype.kind != "f":
-        what = f"scales {scale.dtype} {scale.shape} for rows {rows.shape}"
-        raise PccError("F113", what, at=f"{at}{SCALE}")
+    expect_scale(rows.shape, scale, at)
     with np.errstate(over="ignore", invalid="ignore"):
-        return rows.astype(np.float32) * np.asarray(scale, np.float32)[..., None]
+        made = rows.astype(np.float32)
+        made *= np.asarray(scale, np.float32)[..., None]  # in place: it may be most of the memory
+        return made

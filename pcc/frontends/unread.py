@@ -17,18 +17,13 @@ Values = np.ndarray[Any, Any]
 LARGE = 1 << 22  # elements of a tensor that is not read at once
 
 
-@dataclass(frozen=True)
-class Unread:
-    """A tensor of real numbers, f32 once it is read: `read(start, stop)` in row-major order.
+class Shaped:
+    """Numbers that are not there yet, with the attributes of an array that say their shape.
 
-    It has the attributes of an array that say its shape; `np.asarray` reads all of it.
+    `np.asarray` makes all of them.
     """
 
     shape: tuple[int, ...]
-    read: Callable[[int, int], Values]
-    identity: str
-    at: str
-
     dtype = np.dtype(np.float32)
 
     def __len__(self) -> int:
@@ -43,6 +38,16 @@ class Unread:
     def size(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Unread(Shaped):
+    """A tensor of real numbers, f32 once it is read: `read(start, stop)` in row-major order."""
+
+    shape: tuple[int, ...]
+    read: Callable[[int, int], Values]
+    identity: str
+    at: str
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Values:
         return np.asarray(self.array().value, dtype)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pcc.errors import PccError
 from pcc.files import finite
-from pcc.frontends.mtpc_experts import dequantise
+from pcc.frontends.scaled import dequantise
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 

@@ -15,9 +15,9 @@ from pcc.errors import PccError  # noqa: E402
 from pcc.frontends.coded import encode  # noqa: E402
 from pcc.frontends.mtpc import load_mtpc  # noqa: E402
 from pcc.frontends.mtpc_checkpoint import load  # noqa: E402
-from pcc.frontends.mtpc_experts import dequantise  # noqa: E402
 from pcc.frontends.region_wiring import parse_regions, show_regions  # noqa: E402
 from pcc.frontends.rows import quantise  # noqa: E402
+from pcc.frontends.scaled import dequantise  # noqa: E402
 from pcc.interp.reference import reference  # noqa: E402
 from pcc.train import config as cfg  # noqa: E402
 from pcc.train import drafts  # noqa: E402
