@@ -26,6 +26,7 @@ from pcc.passes import draw_maps
 from pcc.passes import pieces as mk
 from pcc.passes.draw_maps import DrawMaps, chains
 from pcc.passes.manager import Manager, Notes
+from pcc.passes.pipelines import storage_pipeline
 from pcc.tensor import ops as t
 
 Values = np.ndarray[Any, Any]
@@ -299,6 +300,25 @@ def test_a_plan_draws_the_same(name: str) -> None:
         got = made.run("draft", **feed)
         np.testing.assert_allclose(got["q"], want[1], atol=2e-6)
         assert np.array_equal(got["x"], want[0])
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+def test_tables_of_maps_are_stored_in_half_as_they_were(dtype: str) -> None:
+    circuit = CIRCUITS["contextual"]()
+    (root,) = Manager().run(circuit.module(), storage_pipeline(dtype)).roots
+    whole = Circuit(root, circuit.cards, circuit.name)
+    draft = sampled(whole, Manager(), "latent-first", truncation=False, maps=True)
+    assert trajectories(draft.module)
+    stored = [n for n in draft.module.nodes() if isinstance(n, t.Const) and n.value.size >= 9 * D]
+    assert {tensor(n).dtype for n in stored} == {dtype}
+    made, feed = Simulated({"draft": draft.module}, ROWS), feed_of(draft)
+    feed = {k: feed[k].astype(feed[k].dtype.str.replace("f8", "f4")) for k in ("carry", "u")}
+    feed["context"] = RNG.normal(size=(ROWS, D)).astype(np.float32)
+    want, got = run(draft.module.roots, feed, Real()), made.run("draft", **feed)
+    same = (got["x"] == want[0]).all(axis=1)
+    assert same.mean() > 0.9  # a sum that lies between two halves may move a draw
+    np.testing.assert_allclose(got["q"][same], want[1][same], atol=5e-3)
 
 
 def test_neighbours_of_one_value_join() -> None:
