@@ -71,6 +71,7 @@ template <typename C> struct OldKeys : Heads<C> {
       past_[r] = min(o.older, past(query(r)));
     }
     wait_for_launches();
+    let_next_start();
     this->template stage_queries<0, 32 * WARPS>();
     __syncthreads();
     for (int stage = 0; t < o.blocks; t += step, stage ^= 1) {
@@ -99,7 +100,6 @@ template <typename C> __device__ __forceinline__ void attend(const attend_args<C
     OldKeys<C>(block).attend(s);
   else
     NewKeys<C>(block).attend(s);
-  let_next_start();
   Parts<C>(block).finish(s);
 }
 

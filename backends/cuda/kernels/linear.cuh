@@ -290,6 +290,7 @@ template <typename C> struct Linear {
     };
     for (int i = 0; i < C::STAGES; ++i) ask();
     wait_for_launches();
+    let_next_start();  // what it reads before its own wait is older than the launch before this one
     if constexpr (BULK)
       stage_rows(rows);
     else
@@ -316,7 +317,6 @@ template <typename C> struct Linear {
         write(columns, strip(done));
       }
     }
-    let_next_start();
     look_ahead();
     if constexpr (C::SLABS > 1) settle(settled, done);
 #if __CUDA_ARCH__ < 900

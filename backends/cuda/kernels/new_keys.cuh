@@ -131,6 +131,7 @@ template <typename C> struct NewKeys : Heads<C> {
   __device__ __forceinline__ void attend(Softmax<C>& s) const {
     if constexpr (C::EVA) fetch_chunks();
     wait_for_launches();
+    let_next_start();
     if (NEW > 1) {
       this->template stage_queries<0, 32 * WARPS>();
       stage_new<0, 32 * WARPS>();
