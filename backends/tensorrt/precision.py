@@ -1,8 +1,8 @@
 """Pinning precision where types are hints: each layer computes in the type that the graph gives it.
 
 A builder that may use half precision uses it where it is faster, a circuit's softmaxes included:
-q then sums to 1.0007. So each layer that computes with floats gets the precision of its operands
-and the type of its results, and the build must obey.
+q then sums to 1.0007. So each layer that computes with floats gets the precision of its operands,
+each float result the type that the graph gives it, and the build must obey.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import onnx_ir as ir
 from pcc.backends.tensorrt.legal import nodes_of, operands
 
 FLOATS = {ir.DataType.FLOAT: "FLOAT", ir.DataType.FLOAT16: "HALF"}
-# What only moves numbers has none: told one, 8.6 finds "mismatched types" around it and builds
-# nothing. A condition and its like have no numbers.
-FREE = (
-    "CONSTANT", "SHAPE", "CAST", "IDENTITY", "SHUFFLE", "SLICE", "GATHER", "CONCATENATION",
-    "SELECT", "SCATTER", "PADDING", "CONDITION", "ASSERTION", "TRIP_LIMIT", "ITERATOR",
+FREE = ("CONSTANT", "SHAPE", "CAST", "IDENTITY", "CONDITION", "ASSERTION", "TRIP_LIMIT", "ITERATOR")
+# What only moves numbers has a result but no precision: told one, 8.6 finds "mismatched types"
+# around it and builds nothing.
+MOVES = (
+    "SHUFFLE", "SLICE", "GATHER", "CONCATENATION", "SELECT", "SCATTER", "PADDING",
 )  # fmt: skip
 
 
@@ -30,9 +30,10 @@ def types_of(model: ir.Model) -> dict[str, str]:
 
 
 def pin(network: Any, model: ir.Model, module: Any) -> dict[str, int]:
-    """Set the precision of each layer that computes; return how many have which.
+    """Set the precision of each layer that computes, and the type of each float that is made.
 
-    Layers that the parser adds on its own take the type of their first float operand.
+    Returns how many layers compute in which. Layers that the parser adds on its own take the type
+    of their first float operand.
     """
     known, counts = types_of(model), {"FLOAT": 0, "HALF": 0}
     for i in range(network.num_layers):
@@ -46,11 +47,12 @@ def pin(network: Any, model: ir.Model, module: Any) -> dict[str, int]:
         compute = next((k for k in (*ins, *outs) if k), "")
         if layer.type.name in FREE or not compute:  # comparisons have float operands: they count
             continue
-        layer.precision = getattr(module.DataType, compute)
         for j, kind in enumerate(outs):
             if kind:
                 layer.set_output_type(j, getattr(module.DataType, kind))
-        counts[compute] += 1
+        if layer.type.name not in MOVES:
+            layer.precision = getattr(module.DataType, compute)
+            counts[compute] += 1
     return counts
 
 

@@ -324,13 +324,15 @@ def test_every_layer_that_computes_is_pinned_to_the_types_of_the_graph(
         kinds_in = {t.dtype.name for t in (made.get_input(i) for i in range(made.num_inputs))}
         outs = [made.get_output(i).dtype.name for i in range(made.num_outputs)]
         floats = {"FLOAT", "HALF"} & {*kinds_in, *outs}
-        if made.type.name in ("CAST", "SHUFFLE") or not floats:
+        typed = {i: 2 if k == "HALF" else 1 for i, k in enumerate(outs) if k in ("FLOAT", "HALF")}
+        if made.type.name == "CAST" or not floats:
+            assert (made.precision, made.results) == (None, {})
+        elif made.type.name == "SHUFFLE":  # moves have results, and no precision
             assert made.precision is None
-        elif made is not layers[-1]:
+            assert made.results == typed or made is layers[-1]
+        else:
             assert made.precision == (2 if floats == {"HALF"} else 1)
-            assert made.results == {
-                i: 2 if k == "HALF" else 1 for i, k in enumerate(outs) if k in ("FLOAT", "HALF")
-            }
+            assert made.results == typed
     compared = [x for x in layers if x.get_output(0).dtype.name == "BOOL" and x.precision]
     assert compared  # comparisons of floats are not free to compare halves
 
