@@ -83,7 +83,8 @@ def measured(shape: str, head: str, proposal: str, how: Any, repeats: int, tb_s:
     sizes = f"n{n}-r{r}-b{how.batch}-{how.precision}"
     about = {
         "name": f"draft-{proposal}-{how.target}-{shape}-{kind}-{sizes}",
-        "graph": "draft", "proposal": proposal, "backend": how.target, "shape": shape,
+        "graph": "draft", "proposal": proposal, "shape": shape,
+        "backend": "pcc-cuda" if how.target == "cuda" else how.target,
         "architecture": kind, "n": n, "r": r, "batch": how.batch, "context": 0,
         "precision": how.precision, "torch_graph_ms": None, "torch_precision": None,
     }  # fmt: skip
