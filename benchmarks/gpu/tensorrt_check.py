@@ -167,7 +167,7 @@ def timed(target: str, out: Path, kind: str, n: int, r: int = 32) -> Row:
     """Compile one draft at D = 4096 and V = 320, and time it over buffers of zeros."""
     import pcc
     from pcc.frontends import templates
-    from pcc.runtime.device.driver import Memory
+    from pcc.runtime.device.handles import Memory
 
     circuit = getattr(templates, kind)(n, r, 320, context=4096, seed=1)
     start = time.perf_counter()
@@ -213,7 +213,7 @@ def clocked(device: Any, stream: int, work: Callable[[], None]) -> dict[str, flo
 
 def bandwidth(device: Any, stream: int) -> float:
     """Return the TB/s of a copy on the device, bytes read and written."""
-    from pcc.runtime.device.driver import Memory
+    from pcc.runtime.device.handles import Memory
 
     size = 2 << 30
     a, b = Memory(device, size), Memory(device, size)

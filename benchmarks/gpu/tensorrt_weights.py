@@ -83,8 +83,8 @@ def shared(target: str, folder: Path, clocked: Callable[..., dict[str, float]]) 
 def _measured(engine: Any, clocked: Callable[..., dict[str, float]]) -> Row:
     """Open the four graphs over buffers of zeros; return the memory they took, and their times."""
     from pcc.runtime.device.arena import size_of
-    from pcc.runtime.device.driver import Memory
     from pcc.runtime.device.executor import arrays
+    from pcc.runtime.device.handles import Memory
 
     device, stream = engine.runner.device, engine.runner.stream
     device.enter()

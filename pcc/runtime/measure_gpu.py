@@ -17,8 +17,9 @@ import numpy as np
 
 from pcc.errors import PccError
 from pcc.runtime.bound import quantiles
-from pcc.runtime.device.driver import Device, Memory
+from pcc.runtime.device.driver import Device
 from pcc.runtime.device.executor import Executor, arrays
+from pcc.runtime.device.handles import Memory
 from pcc.runtime.dtypes import ITEM, NUMPY
 from pcc.runtime.parts import parts
 from pcc.runtime.rounds import Rounds

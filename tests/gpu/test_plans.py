@@ -19,7 +19,8 @@ from pcc.backends.cuda.simulator import Simulator
 from pcc.conformance import verifiers
 from pcc.conformance.models import WIDE
 from pcc.errors import PccError
-from pcc.runtime.device.driver import Device, Kernel
+from pcc.runtime.device.driver import Device
+from pcc.runtime.device.handles import Kernel
 
 try:
     GPU = Device()

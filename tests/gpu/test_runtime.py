@@ -13,7 +13,8 @@ import pytest
 import pcc
 from pcc.conformance import verifiers
 from pcc.errors import PccError
-from pcc.runtime.device.driver import Device, Memory, Pinned
+from pcc.runtime.device.driver import Device
+from pcc.runtime.device.handles import Memory, Pinned
 from pcc.runtime.device.moves import LARGEST, Move, Moves
 from pcc.runtime.device.philox import Draws
 from pcc.runtime.philox import ROLES, Uniforms

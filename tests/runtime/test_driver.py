@@ -12,8 +12,9 @@ from fake_cuda import Cuda
 from shipped import refused
 
 from pcc.runtime.device import driver
-from pcc.runtime.device.driver import Device, Kernel, Memory, Pinned
+from pcc.runtime.device.driver import Device
 from pcc.runtime.device.fit import check_arch
+from pcc.runtime.device.handles import Kernel, Memory, Pinned
 from pcc.runtime.device.moves import Moves
 from pcc.runtime.device.philox import Draws
 from pcc.runtime.device.upload import upload

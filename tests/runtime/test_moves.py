@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from fake_cuda import Cuda
 
-from pcc.runtime.device.driver import Device, Memory, Pinned
+from pcc.runtime.device.driver import Device
+from pcc.runtime.device.handles import Memory, Pinned
 from pcc.runtime.device.moves import LARGEST, MOST, Move, Moves, ptx
 from pcc.runtime.device.philox import Draws
 from pcc.runtime.philox import Uniforms, uniforms

@@ -16,7 +16,8 @@ from shipped import refused
 
 from pcc.errors import PccError
 from pcc.runtime import dtypes
-from pcc.runtime.device.driver import Device, Memory
+from pcc.runtime.device.driver import Device
+from pcc.runtime.device.handles import Memory
 from pcc.runtime.device.own import Plans
 from pcc.runtime.device.plan import read_plan
 

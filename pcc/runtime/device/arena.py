@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from pcc.runtime.device.driver import Device, Memory, Pinned
+from pcc.runtime.device.driver import Device
+from pcc.runtime.device.handles import Memory, Pinned
 from pcc.runtime.device.moves import Move, Moves
 from pcc.runtime.dtypes import ITEM, STORED
 

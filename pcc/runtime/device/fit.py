@@ -6,7 +6,8 @@ import math
 import warnings
 
 from pcc.errors import PccError
-from pcc.runtime.device.driver import Device, Kernel, shown
+from pcc.runtime.device.driver import Device, shown
+from pcc.runtime.device.handles import Kernel
 from pcc.runtime.device.plan import ARCH, Launch, Plan
 
 OVERLAP = (9, 0)  # compute capability from which kernels wait by themselves

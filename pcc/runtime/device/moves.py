@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pcc.runtime.device.driver import Device, Kernel
+from pcc.runtime.device.driver import Device
+from pcc.runtime.device.handles import Kernel
 from pcc.runtime.device.philox import Draws, drawing
 
 WORD = 4  # bytes that a thread moves, for each move

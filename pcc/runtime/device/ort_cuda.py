@@ -15,7 +15,8 @@ from typing import IO, Any
 from pcc.bundle import inside
 from pcc.errors import PccError
 from pcc.runtime.device.arena import ALIGN, fixed
-from pcc.runtime.device.driver import Device, Memory
+from pcc.runtime.device.driver import Device
+from pcc.runtime.device.handles import Memory
 from pcc.runtime.device.upload import Say, upload
 from pcc.runtime.ort import check_provider, first_line, import_ort
 from pcc.runtime.weights import FILE, pieces

@@ -11,7 +11,7 @@ from typing import Any
 from pcc.bundle import inside
 from pcc.errors import PccError
 from pcc.files import read_bounded
-from pcc.runtime.device.driver import Device, Functions, Kernel, Memory
+from pcc.runtime.device.driver import Device
 from pcc.runtime.device.fit import (
     OVERLAP,
     check_arch,
@@ -19,6 +19,7 @@ from pcc.runtime.device.fit import (
     check_shared,
     note_division,
 )
+from pcc.runtime.device.handles import Functions, Kernel, Memory
 from pcc.runtime.device.plan import MAX_ARGS, Plan, read_plan
 from pcc.runtime.device.upload import Say, upload
 

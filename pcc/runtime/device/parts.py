@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from pcc.errors import PccError
 from pcc.knobs import MAX_ROW_ELEMENTS
-from pcc.runtime.device.driver import Memory
 from pcc.runtime.device.executor import arrays, bytes_of
+from pcc.runtime.device.handles import Memory
 from pcc.runtime.dtypes import STORED
 from pcc.variants import TABLE_ALIGN
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pcc.runtime.device.driver import Device, Memory
+from pcc.runtime.device.driver import Device
+from pcc.runtime.device.handles import Memory
 from pcc.runtime.philox import Uniforms, split_seed
 
 M0, M1 = 0xD2511F53, 0xCD9E8D57

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from pcc.runtime.device.arena import Values, size_of
-from pcc.runtime.device.driver import Device, Memory
+from pcc.runtime.device.driver import Device
+from pcc.runtime.device.handles import Memory
 from pcc.runtime.device.moves import Move
 from pcc.runtime.dtypes import ITEM, STORED
 

@@ -16,8 +16,9 @@ from typing import Any
 
 from pcc.bundle import inside
 from pcc.errors import PccError
-from pcc.runtime.device.driver import Device, Memory
+from pcc.runtime.device.driver import Device
 from pcc.runtime.device.executor import Executor, arrays, bytes_of
+from pcc.runtime.device.handles import Memory
 from pcc.runtime.device.parts import Part, PartsExecutor, parts_of, select
 from pcc.runtime.device.refit import fill
 from pcc.runtime.device.upload import upload

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from pcc.errors import PccError
-from pcc.runtime.device.driver import Device, Pinned, shown
+from pcc.runtime.device.driver import Device, shown
+from pcc.runtime.device.handles import Pinned
 
 PIECE = 32 << 20  # bytes read at once: long enough for a disk and for the bus
 TELLS = 20  # messages of one upload
