@@ -67,6 +67,8 @@ def fitting(
     """Refuse options that a target has no use for. Errors: E141."""
     if engine and target.format != "tensorrt":
         raise PccError("E141", f"target {target.name!r} has no engine options")
+    if gpu is not None and not gpu.strip():
+        raise PccError("E180", "gpu='' names no architecture", hint="like sm_90, or leave it out")
     if gpu is not None and target.format == "onnx":
         what = f"target {target.name!r} is not built for an architecture, as gpu={gpu[:40]!r} asks"
         raise PccError("E141", what, hint="leave gpu out: its graphs run on any")

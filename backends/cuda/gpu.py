@@ -93,7 +93,7 @@ def gpu_of(asked: str | None) -> Gpu:
         return TUNED if here is None else replace(described(here[0]), processors=here[1])
     match = re.fullmatch(r"(?:sm_)?(\d{2,3})(a?)(?::(\d{1,6}))?", asked, re.ASCII)
     if match is None or int(match[1]) < LEAST_ARCH:
-        what = f"the GPU architecture {asked[:40]!r} is not sm_{LEAST_ARCH} or later"
+        what = f"{asked[:40]!r} is no GPU architecture from sm_{LEAST_ARCH} on"
         hint = "for example sm_80 (A100), sm_90 (H100), or with multiprocessors sm_89:142 (L40S)"
         raise PccError("E180", what, hint=hint)
     known = described(f"sm_{match[1]}")

@@ -126,7 +126,7 @@ def _spell_log_softmax(model: ir.Model, node: ir.Node) -> None:
 
 
 def _spell_quotient(model: ir.Model, node: ir.Node) -> None:
-    """Write x / y as (x s) / (y s), with s = 2^64 where y < 2^-64.
+    """Write x / y as (x s) / (y s), with s = 2^64 where |y| < 2^-64.
 
     Where y is spread over x the builder multiplies by 1 / y, which is infinite for the smallest
     floats. x s leaves float32 only where the quotient does.
@@ -137,7 +137,7 @@ def _spell_quotient(model: ir.Model, node: ir.Node) -> None:
     if y.dtype != ir.DataType.FLOAT or y.const_value is not None or x.shape == y.shape:
         return
     site = Site(model, node, node)
-    faint = site("Less", y, site.const(np.array(FAINT, np.float32)))
+    faint = site("Less", site("Abs", y), site.const(np.array(FAINT, np.float32)))
     scale = site("Where", faint, site.const(np.array(1 / FAINT, np.float32)),
                  site.const(np.array(1, np.float32)))  # fmt: skip
     replace(node.outputs[0], site("Div", site("Mul", x, scale), site("Mul", y, scale)))
@@ -160,7 +160,7 @@ def _spell_where(model: ir.Model, node: ir.Node) -> None:
         return
     site = Site(model, node, node)
     one, four = (site.const(np.array(v, np.float32)) for v in (1, 4))
-    x, y = (_deep(site, v) if lowest else v for lowest, v in zip(low, sides, strict=True))
+    x, y = (_full(site, v, -3e38) if lowest else v for lowest, v in zip(low, sides, strict=True))
     assert x is not None
     assert y is not None
     scale = site("Where", choice, *(four if lowest else one for lowest in low))
@@ -168,21 +168,22 @@ def _spell_where(model: ir.Model, node: ir.Node) -> None:
     model.graph.remove(node, safe=True)
 
 
-def _deep(site: Site, v: ir.Value | None) -> ir.Value:
-    """Return a number that is -inf four times, in the shape of v."""
-    assert v is not None
-    assert v.const_value is not None
-    return site.const(np.full(v.const_value.numpy().shape, -3e38, np.float32))
+def _full(site: Site, like: ir.Value | None, value: float) -> ir.Value:
+    """Return one number in the shape of a constant."""
+    assert like is not None
+    assert like.const_value is not None
+    return site.const(np.full(like.const_value.numpy().shape, value, np.float32))
 
 
 def _spell_equal(model: ir.Model, node: ir.Node) -> None:
-    """Write x = -inf as x < L, with L the lowest number that graphs hold otherwise."""
+    """Write x = -inf as x < L = -3.4e38: of finite numbers, those below L are taken for it too."""
     low = [_lowest(v) for v in node.inputs]
     if any(low):
         site = Site(model, node, node)
-        x = node.inputs[low.index(False)] if False in low else node.inputs[0]
+        at = low.index(False) if False in low else 0
+        x, other = node.inputs[at], node.inputs[1 - at]
         assert x is not None
-        made = site("Less", x, site.const(np.array(t.LOWEST, np.float32)))
+        made = site("Less", x, _full(site, other, t.LOWEST))
         replace(node.outputs[0], made)
         model.graph.remove(node, safe=True)
 

@@ -22,7 +22,7 @@ MOST = 1 << 24  # elements that a triangle selects from
 
 
 def spell_sum(model: ir.Model, node: ir.Node) -> None:
-    """Replace a `CumSum`. Errors: E434 where it has an open size, or is too long."""
+    """Replace a `CumSum`. Errors: E434 where it has an open size, is too long, or is reversed."""
     x, axis_value = node.inputs
     assert x is not None
     assert axis_value is not None
@@ -31,6 +31,9 @@ def spell_sum(model: ir.Model, node: ir.Node) -> None:
     shape = [d for d in x.shape if isinstance(d, int)]
     if len(shape) < len(x.shape):
         raise PccError("E434", f"the operand of {node.name!r} has an open size: {x.shape}")
+    turned = node.attributes.get("reverse")
+    if turned is not None and turned.as_int():
+        raise PccError("E434", f"{node.name!r} sums from the end", at=str(x.name))
     axis = int(axis_value.const_value.numpy()) % len(shape)
     flag = node.attributes.get("exclusive")
     site = Site(model, node, node)

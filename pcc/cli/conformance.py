@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pcc.cli.engine_options import engine_options
+from pcc.cli.named import named
 from pcc.cli.output import say, table
 from pcc.errors import PccError
 from pcc.files import finite, read_bounded
@@ -52,6 +53,7 @@ Work = Annotated[
 
 
 def conformance(
+    ctx: typer.Context,
     target: Annotated[str, typer.Option(help="What to compile to.")] = "onnx",
     provider: Where = "cpu",
     precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
@@ -82,6 +84,7 @@ def conformance(
     for path in (json_out, save_expected):
         _writable(path)
     if save_expected is not None:
+        _alone(ctx)
         write(save_expected, json.dumps(expectations(say, batches)).encode())
         return
     scenarios = _scenarios(head, verifier)
@@ -100,6 +103,15 @@ def conformance(
     final = run.end()
     show(final, run.found)
     raise typer.Exit(0 if final["ok"] else 1)
+
+
+def _alone(ctx: typer.Context) -> None:
+    """Refuse what writing the CPU's texts does not read. Errors: C144."""
+    for name in named(ctx):
+        if name not in ("save_expected", "batch"):
+            option = "--json" if name == "json_out" else f"--{name.replace('_', '-')}"
+            what = f"{option} is not read with --save-expected"
+            raise PccError("C144", what, hint="leave it out")
 
 
 class _Run:

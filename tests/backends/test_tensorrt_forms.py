@@ -197,6 +197,12 @@ def test_running_sums_keep_minus_infinity_and_integers() -> None:
     np.testing.assert_array_equal(y, [[0, 0.5, -np.inf, -np.inf, -np.inf]])
 
 
+def test_running_sums_from_the_end_are_refused() -> None:
+    model = graph_of("CumSum", np.zeros((2, 4), np.float32), "t.cumsum", 17, 1, reverse=1)
+    with pytest.raises(PccError, match=r"E434.*from the end"):
+        prepare(model, OLD)
+
+
 def test_running_sums_that_are_too_long() -> None:
     with pytest.raises(PccError, match=r"E434.*too long"):
         prepare(graph_of("CumSum", np.zeros((2, 4096), np.float32), "t.cumsum", 17, 1), OLD)
@@ -204,8 +210,8 @@ def test_running_sums_that_are_too_long() -> None:
 
 def test_reciprocals_of_spread_divisors_are_floats() -> None:
     """What a builder may do: multiply by 1 / y, each a float32 that is no denormal number."""
-    x = np.array([[1e-38, 1e-30, 3e-39, 1.0], [2e-38, 0.0, 1e-39, 1e30]], np.float32)
-    y = np.array([[1e-39, 1e-40, 2e-45, 3.0]], np.float32)
+    x = np.array([[1e-38, 1e-30, 3e-39, 1.0, 2.0], [2e-38, 0.0, 1e-39, 1e30, -1e30]], np.float32)
+    y = np.array([[1e-39, -1e-40, 2e-45, 3.0, -1e20]], np.float32)
     names = [helper.make_tensor_value_info(k, TensorProto.FLOAT, v.shape)
              for k, v in (("x", x), ("y", y))]  # fmt: skip
     out = helper.make_tensor_value_info("z", TensorProto.FLOAT, x.shape)
@@ -231,12 +237,14 @@ def test_no_number_beside_a_choice_is_minus_infinity() -> None:
         helper.make_node("Where", ["c", "zero", "low"], ["d"]),
         helper.make_node("Equal", ["a", "low"], ["e"]),
         helper.make_node("Equal", ["low", "x"], ["f"]),
+        helper.make_node("Equal", ["x", "deep"], ["g"]),
     ]
     kinds = {"a": 1, "b": 1, "d": 1, "e": 9, "f": 9}
     graph = helper.make_graph(
         nodes, "g", [value("c", 9, c.shape), value("x", 1, x.shape)],
-        [value(k, v, (2, 3)) for k, v in kinds.items()],
-        [helper.make_tensor("low", 1, (1, 1), [-np.inf]), helper.make_tensor("zero", 1, (), [0.0])],
+        [*(value(k, v, (2, 3)) for k, v in kinds.items()), value("g", 9, (1, 2, 3))],
+        [helper.make_tensor("low", 1, (1, 1), [-np.inf]), helper.make_tensor("zero", 1, (), [0.0]),
+         helper.make_tensor("deep", 1, (1, 1, 1), [-np.inf])],
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     plain = ir.from_proto(model)
