@@ -12,10 +12,7 @@ each bundle on its own text. Means over prompts with 1.96 standard errors; chang
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +26,8 @@ for place in (ROOT, ROOT / "examples"):
 import decoding  # noqa: E402
 
 import pcc  # noqa: E402
+from benchmarks import markdown  # noqa: E402
+from benchmarks.shipped_heads import document, options  # noqa: E402
 from benchmarks.timing import environment  # noqa: E402
 from pcc.cli.output import say  # noqa: E402
 from pcc.ir.quantise import by_columns  # noqa: E402
@@ -186,58 +185,38 @@ def _pm(value: Mapping[str, float] | None, digits: int = 3, sign: str = "") -> s
 def tables(document: Any) -> str:
     """Return the document as Markdown: what the verifier's logits do, and a row for each bundle."""
     e, base = document["environment"], document["fp32_bits_per_byte"]
-    out = [
+    about = (
         f"{document['prompts']} held-out prompts, {document['bytes']} new bytes each; fp32 has "
-        f"{_pm(base)} bits per byte. {e['date'][:10]}.", "",
-        "| 8-bit | error of a logit: rms, largest (of the spread of a row) | total variation "
-        "| same choice | bits per byte, change |", "|---|---|---|---|---|",
-    ]  # fmt: skip
-    for name, v in document["verifier"].items():
-        cells = [
-            name, f"{v['rms_of_spread']:.4f}, {v['max_of_spread']:.3f}",
-            _pm(v["total_variation"], 4), f"{100 * v['same_choice']:.2f} %",
-            _pm(v["change"], 4, "+"),
-        ]  # fmt: skip
-        out.append("| " + " | ".join(cells) + " |")
-    out += ["", "| head | weights | NLL, nats per byte | change | accepted per round | change |",
-            "|---|---|---|---|---|---|"]  # fmt: skip
-    for r in document["rows"]:
-        cells = [
-            decoding.TITLES.get(r["head"], r["head"]), r["weights"], _pm(r.get("nll")),
-            _pm(r.get("nll_change"), 4, "+"), _pm(r["accepted"], 2),
-            _pm(r.get("accepted_change"), 3, "+"),
-        ]  # fmt: skip
-        out.append("| " + " | ".join(cells) + " |")
-    return "\n".join(out)
+        f"{_pm(base)} bits per byte. {e['date'][:10]}."
+    )
+    logits = markdown.table(
+        ("8-bit", "error of a logit: rms, largest (of the spread of a row)", "total variation",
+         "same choice", "bits per byte, change"),
+        ((name, f"{v['rms_of_spread']:.4f}, {v['max_of_spread']:.3f}",
+          _pm(v["total_variation"], 4), f"{100 * v['same_choice']:.2f} %",
+          _pm(v["change"], 4, "+")) for name, v in document["verifier"].items()),
+    )  # fmt: skip
+    heads = markdown.table(
+        ("head", "weights", "NLL, nats per byte", "change", "accepted per round", "change"),
+        ((decoding.TITLES.get(r["head"], r["head"]), r["weights"], _pm(r.get("nll")),
+          _pm(r.get("nll_change"), 4, "+"), _pm(r["accepted"], 2),
+          _pm(r.get("accepted_change"), 3, "+")) for r in document["rows"]),
+    )  # fmt: skip
+    return "\n\n".join((about, logits, heads))
 
 
 def into(text: str, document: Any) -> str:
     """Replace what lies between the markers."""
-    before, rest = text.split(START)
-    return f"{before}{START}{tables(document)}\n{STOP}{rest.split(STOP)[1]}"
+    return markdown.placed(text, START, STOP, tables(document))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write, print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--json", type=Path, default=RESULTS, metavar="FILE")
-    parser.add_argument("--prompts", type=int, default=64)
-    parser.add_argument("--bytes", type=int, default=128)
-    parser.add_argument("--models", type=Path, default=decoding.MODELS)
-    parser.add_argument("--heads", nargs="*", help="all if left out")
-    parser.add_argument("--table", action="store_true", help="measure nothing")
-    args = parser.parse_args(argv)
-    if args.table:
-        document = json.loads(args.json.read_text("utf-8"))
-    else:
-        heads = args.heads or decoding.heads(args.models)
-        with tempfile.TemporaryDirectory(prefix="pcc-int8-") as folder:
-            document = measure(heads, args.models, Path(folder), args.prompts, args.bytes)
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
-    print(tables(document))
+    args = options(__doc__, RESULTS, 64, argv)
+    found = document(args, measure)
+    print(tables(found))
     if args.json == RESULTS:
-        DOC.write_text(into(DOC.read_text("utf-8"), document), "utf-8")
+        DOC.write_text(into(DOC.read_text("utf-8"), found), "utf-8")
     return 0
 
 

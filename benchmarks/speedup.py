@@ -11,11 +11,8 @@ byte on one prompt; what is reported is its median over prompts, with p10 and p9
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +26,8 @@ for place in (ROOT, ROOT / "examples"):
 import decoding  # noqa: E402
 
 import pcc  # noqa: E402
+from benchmarks import markdown  # noqa: E402
+from benchmarks.shipped_heads import document, options  # noqa: E402
 from benchmarks.timing import environment  # noqa: E402
 from pcc.cli.output import say  # noqa: E402
 
@@ -100,51 +99,36 @@ def table(document: Row) -> str:
         f"{e['processor']}, {e['cpus']} cpus, one thread, load {low} to {high}, {e['date'][:10]}; "
         f"{n} held-out prompts, {document['bytes']} new bytes each."
     )
-    out = [where, "", "| decoding | drafts | bytes/s | bytes a round | speed-up | p10 to p90 "
-           "| same text |", "|---|---|---|---|---|---|---|"]  # fmt: skip
+    rows = []
     for r in best(document["rows"]):
         s = r["speedup"]
         ties = f", {r['near_ties']} part at a near-tie" if r["near_ties"] else ""
         ties += f", {r['different']} differ" if r["different"] else ""
         plain = r["head"] == decoding.PLAIN
         spread = "" if plain else f"{s['p10']:.2f} to {s['p90']:.2f}"
-        cells = [
+        rows.append([
             decoding.TITLES.get(r["head"], r["head"]), r["draft_mode"],
             f"{r['bytes_per_second']:.0f}", f"{r['bytes_per_round']:.2f}", f"{s['median']:.2f}",
             spread, "" if plain else f"{r['identical']} of {n}{ties}",
-        ]  # fmt: skip
-        out.append("| " + " | ".join(cells) + " |")
-    return "\n".join(out)
+        ])  # fmt: skip
+    columns = ("decoding", "drafts", "bytes/s", "bytes a round", "speed-up", "p10 to p90",
+               "same text")  # fmt: skip
+    return f"{where}\n\n{markdown.table(columns, rows)}"
 
 
 def into(text: str, document: Row) -> str:
     """Replace what lies between the markers."""
-    before, rest = text.split(START)
-    return f"{before}{START}{table(document)}\n{STOP}{rest.split(STOP)[1]}"
+    return markdown.placed(text, START, STOP, table(document))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; 1 if a greedy text differs other than by a near-tie."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--json", type=Path, default=RESULTS, metavar="FILE")
-    parser.add_argument("--prompts", type=int, default=48)
-    parser.add_argument("--bytes", type=int, default=128)
-    parser.add_argument("--models", type=Path, default=decoding.MODELS)
-    parser.add_argument("--heads", nargs="*", help="all if left out")
-    parser.add_argument("--table", action="store_true", help="measure nothing")
-    args = parser.parse_args(argv)
-    if args.table:
-        document = json.loads(args.json.read_text("utf-8"))
-    else:
-        heads = args.heads or decoding.heads(args.models)
-        with tempfile.TemporaryDirectory(prefix="pcc-speedup-") as folder:
-            document = measure(heads, args.models, Path(folder), args.prompts, args.bytes)
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
-    print(table(document))
+    args = options(__doc__, RESULTS, 48, argv)
+    found = document(args, measure)
+    print(table(found))
     if args.json == RESULTS:
-        README.write_text(into(README.read_text("utf-8"), document), "utf-8")
-    return int(any(r["different"] for r in document["rows"]))
+        README.write_text(into(README.read_text("utf-8"), found), "utf-8")
+    return int(any(r["different"] for r in found["rows"]))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if __package__ in (None, ""):
     sys.path.insert(0, str(ROOT))
 
+from benchmarks import markdown  # noqa: E402
 from benchmarks.gpu.stages import STAGES  # noqa: E402
 from pcc.runtime.bound import complete, rates, with_yardstick  # noqa: E402
 
@@ -85,24 +86,26 @@ def rounds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def drafts(rows: list[dict[str, Any]]) -> str:
     """Return the rows of drafts alone as Markdown."""
-    out = [
-        "| shape, head | backend, precision | latents | batch | draft ms (p10, p90) | MB moved | "
-        "their ms | of the bound | GPU |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for r in rows:
-        if r.get("graph") != "draft":
-            continue
-        cells = [
-            f"{r['shape']}, {r['architecture']} n={r['n']} r={r['r']}",
-            f"{r['backend']}, {r['precision']}",
-            "first" if r["proposal"] == "latent-first" else "summed out", str(r["batch"]),
-            f"{r['round_ms']:.4f} ({r['p10']:.4f}, {r['p90']:.4f})",
-            f"{sum(r['bytes_moved'].values()) / 1e6:.1f}", f"{r['bound_ms']:.4f}",
-            f"{r['ratio_to_bound']:.2f}", str(r["gpu"]).removeprefix("NVIDIA "),
-        ]  # fmt: skip
-        out.append("| " + " | ".join(cells) + " |")
-    return "\n".join(out)
+    columns = ("shape, head", "backend, precision", "latents", "batch", "draft ms (p10, p90)",
+               "MB moved", "their ms", "of the bound", "GPU")  # fmt: skip
+    return markdown.table(columns, (
+        (head(r), f"{r['backend']}, {r['precision']}",
+         "first" if r["proposal"] == "latent-first" else "summed out", str(r["batch"]),
+         f"{r['round_ms']:.4f} ({r['p10']:.4f}, {r['p90']:.4f})",
+         f"{sum(r['bytes_moved'].values()) / 1e6:.1f}", f"{r['bound_ms']:.4f}",
+         f"{r['ratio_to_bound']:.2f}", card(r))
+        for r in rows if r.get("graph") == "draft"
+    ))  # fmt: skip
+
+
+def head(r: dict[str, Any]) -> str:
+    """Return the shape of the verifier and its head."""
+    return f"{r['shape']}, {r['architecture']} n={r['n']} r={r['r']}"
+
+
+def card(r: dict[str, Any]) -> str:
+    """Return the GPU without its maker."""
+    return str(r["gpu"]).removeprefix("NVIDIA ")
 
 
 def newest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -113,24 +116,20 @@ def newest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return rows as Markdown: what was run, its time, and beside what."""
-    out = [
-        "| shape, head | backend | batch | context | precision | round ms (p10, p90) | GB moved | "
-        "copy TB/s | of the bound | torch graph ms | faster by | GPU |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    columns = ("shape, head", "backend", "batch", "context", "precision", "round ms (p10, p90)",
+               "GB moved", "copy TB/s", "of the bound", "torch graph ms", "faster by",
+               "GPU")  # fmt: skip
+    cells = []
     for r in rows:
         torch_ms = r["torch_graph_ms"]
-        quicker = f"{torch_ms / r['round_ms']:.2f}" if torch_ms else ""
-        cells = [
-            f"{r['shape']}, {r['architecture']} n={r['n']} r={r['r']}", engine(r),
-            str(r["batch"]), str(r["context"]), r["precision"],
+        cells.append((
+            head(r), engine(r), str(r["batch"]), str(r["context"]), r["precision"],
             f"{r['round_ms']:.3f} ({r['p10']:.3f}, {r['p90']:.3f})",
             f"{sum(r['bytes_moved'].values()) / 1e9:.2f}", f"{r['bandwidth_tb_s']:.2f}",
-            f"{r['ratio_to_bound']:.2f}", beside(r), quicker,
-            str(r["gpu"]).removeprefix("NVIDIA "),
-        ]  # fmt: skip
-        out.append("| " + " | ".join(cells) + " |")
-    return "\n".join(out)
+            f"{r['ratio_to_bound']:.2f}", beside(r),
+            f"{torch_ms / r['round_ms']:.2f}" if torch_ms else "", card(r),
+        ))  # fmt: skip
+    return markdown.table(columns, cells)
 
 
 def short(rows: list[dict[str, Any]]) -> str:
@@ -139,21 +138,13 @@ def short(rows: list[dict[str, Any]]) -> str:
     The yardstick has a column where some row has one.
     """
     torch = any(r["torch_graph_ms"] for r in rows)
-    out = [
-        "| shape, head | backend | context | round ms | of its bytes' time |"
-        + " torch graph ms |" * torch,
-        "|---|---|---|---|---|" + "---|" * torch,
-    ]
-    for r in rows:
-        if r["batch"] != 1 or r["backend"] == "torch-cuda-graph":
-            continue
-        cells = [
-            f"{r['shape']}, {r['architecture']} n={r['n']} r={r['r']}",
-            f"{engine(r)}, {r['precision']}", str(r["context"]), f"{r['round_ms']:.2f}",
-            f"{r['ratio_to_bound']:.2f}", *([beside(r)] if torch else ()),
-        ]  # fmt: skip
-        out.append("| " + " | ".join(cells) + " |")
-    return "\n".join(out)
+    columns = ("shape, head", "backend", "context", "round ms", "of its bytes' time",
+               *(("torch graph ms",) if torch else ()))  # fmt: skip
+    return markdown.table(columns, (
+        (head(r), f"{engine(r)}, {r['precision']}", str(r["context"]), f"{r['round_ms']:.2f}",
+         f"{r['ratio_to_bound']:.2f}", *((beside(r),) if torch else ()))
+        for r in rows if r["batch"] == 1 and r["backend"] != "torch-cuda-graph"
+    ))  # fmt: skip
 
 
 def engine(r: dict[str, Any]) -> str:
@@ -186,27 +177,20 @@ def ran(r: dict[str, Any], suite: str) -> str:
 
 def verdicts(found: list[dict[str, Any]]) -> str:
     """Return the reports of conformance as Markdown, one line for each suite."""
-    out = [
-        "| target | provider | precision | suite | what of it | equal | ties | differ | refused | "
-        "skipped |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for r in found:
-        for s in r["suites"]:
-            counts = (str(s[k]) for k in ("ok", "tie", "differs", "refused", "skipped"))
-            about = (r["target"], r["provider"], r["precision"], s["suite"], ran(r, s["suite"]))
-            cells = [*about, *counts]
-            out.append("| " + " | ".join(cells) + " |")
-    return "\n".join(out)
+    columns = ("target", "provider", "precision", "suite", "what of it", "equal", "ties", "differ",
+               "refused", "skipped")  # fmt: skip
+    counted = ("ok", "tie", "differs", "refused", "skipped")
+    return markdown.table(columns, (
+        (r["target"], r["provider"], r["precision"], s["suite"], ran(r, s["suite"]),
+         *(str(s[k]) for k in counted))
+        for r in found for s in r["suites"]
+    ))  # fmt: skip
 
 
 def placed(text: str, marker: str, made: str) -> str:
     """Replace what lies between the markers of a page, where it has them."""
     start, stop = f"<!-- {marker} -->\n", f"<!-- end {marker} -->"
-    if start not in text:
-        return text
-    before, rest = text.split(start)
-    return f"{before}{start}{made}\n{stop}{rest.split(stop)[1]}"
+    return markdown.placed(text, start, stop, made) if start in text else text
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -18,11 +18,21 @@ from pcc.knobs import MAX_TEXT_BYTES
 
 if TYPE_CHECKING:
     from pcc.check import Check
+    from pcc.driver import Artifact
 
 STATE = re.compile(r"present\.(?P<name>\S+)(?P<note>.*)")  # a state that a graph hands on
 Bundle = Annotated[Path, typer.Argument(help="Bundle, a folder NAME.pcc.")]
 Threads = Annotated[int | None, typer.Option(help="Threads of ONNX Runtime.")]
-Provider = Annotated[str, typer.Option(help="cpu or cuda; never another one instead.")]
+Provider = Annotated[str, typer.Option(help="cpu, cuda or tensorrt; never another one instead.")]
+
+
+def present(artifact: Artifact, done: str, *, as_json: bool) -> None:
+    """Print what was made: a description and a closing line, or JSON."""
+    if as_json:
+        emit({"path": str(artifact.path), "seconds": artifact.seconds, **artifact.manifest})
+        return
+    describe(artifact.path, artifact.manifest)
+    print(done)
 
 
 def describe(path: Path, manifest: dict[str, Any]) -> None:

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 import pcc
-from pcc.cli.bundles import Bundle, describe
+from pcc.cli.bundles import Bundle, present
 from pcc.cli.checkpoints import HmmBias, Step, reading
-from pcc.cli.output import Json, emit, progress
+from pcc.cli.output import Json, progress
 
 
 def refit_command(
@@ -34,11 +34,8 @@ def refit_command(
     artifact = pcc.refit(
         bundle, head, verifier, out, validate=validate, force=force, progress=progress, **how
     )
-    if as_json:
-        emit({"path": str(artifact.path), "seconds": artifact.seconds, **artifact.manifest})
-        return
-    describe(artifact.path, artifact.manifest)
-    print(f"refitted in {artifact.seconds:.2f} s; nothing was built")
+    done = f"refitted in {artifact.seconds:.2f} s; nothing was built"
+    present(artifact, done, as_json=as_json)
 
 
 def register(app: typer.Typer) -> None:

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import pcc
-from pcc.cli.bundles import describe
+from pcc.cli.bundles import present
 from pcc.cli.checkpoints import HmmBias, Step, reading
 from pcc.cli.engine_options import engine_options
 from pcc.cli.named import named
-from pcc.cli.output import Json, emit, progress
+from pcc.cli.output import Json, progress
 from pcc.knobs import DRAFT_MODE, PREFILL_CHUNK, PROPOSAL, SEED, SEQUENCE
 from pcc.targets import TARGETS
 
 if TYPE_CHECKING:
-    from pcc.driver import Artifact
+    pass
 
 Source = Annotated[
     Path | None,
@@ -99,15 +99,7 @@ def compile_command(
         parameters=parameters, window=window, force=force,
         validate=validate, progress=progress, shape=shape, head=head, seed=seed, **extra,
     )  # fmt: skip
-    _present(artifact, as_json=as_json)
-
-
-def _present(artifact: Artifact, *, as_json: bool) -> None:
-    if as_json:
-        emit({"path": str(artifact.path), "seconds": artifact.seconds, **artifact.manifest})
-        return
-    describe(artifact.path, artifact.manifest)
-    print(f"compiled in {artifact.seconds:.2f} s")
+    present(artifact, f"compiled in {artifact.seconds:.2f} s", as_json=as_json)
 
 
 def register(app: typer.Typer) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 import pytest
+from features import Features
 
 import pcc
 from pcc.backends.onnx import contractions
@@ -26,16 +27,9 @@ from pcc.tensor import nn
 from pcc.tensor import ops as t
 
 D, V = 48, 40
-RNG = np.random.default_rng(1)
-CONTEXT = t.Input("context", "f32", "c", (D,))
-
-
-def const(*shape: int) -> t.Const:
-    return t.Const(Array.of(RNG.normal(size=shape) / D**0.5))
-
-
-def one(op: t.TensorOp) -> Module:
-    return Module("m", (V, V), (("y", op),))
+FEATURES = Features(D, V)
+CONTEXT, RNG = FEATURES.context, FEATURES.rng
+const, one = FEATURES.const, FEATURES.one
 
 
 def stored(m: Module) -> list[str]:
