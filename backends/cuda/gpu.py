@@ -19,6 +19,7 @@ KB = 1 << 10
 RESERVED = 1 * KB  # of each block, taken by the system
 APART = 2 * KB  # more than half of a multiprocessor's memory by so much, with what is reserved
 LEAST_ARCH = 80  # asynchronous copies and the mma shapes of the products
+LETTER_ARCH = 90  # from here on nvcc has a form "a" of each: for that GPU alone, with all it can do
 OVERLAP_ARCH = 90  # launches that start while those before them end; clusters; the copy engine
 MOST_PROCESSORS = 1024  # that anybody may ask for: several times those of the largest GPU
 
@@ -97,6 +98,9 @@ def gpu_of(asked: str | None) -> Gpu:
         hint = "for example sm_80 (A100), sm_90 (H100), or with multiprocessors sm_89:142 (L40S)"
         raise PccError("E180", what, hint=hint)
     known = described(f"sm_{match[1]}")
+    if match[2] and known.number < LETTER_ARCH:
+        what = f"{asked[:40]!r}: architectures before sm_{LETTER_ARCH} have no letter"
+        raise PccError("E180", what, hint=f"--gpu {known.arch}")
     count = known.processors
     if match[3] is not None:
         count = int(match[3])

@@ -20,6 +20,7 @@ from pcc.runtime.runner import RUN_BY
 from pcc.targets import target_of
 
 PARTS = ("ops", "queries", "protocol")
+SIMULATED = "cuda"  # the target whose plans the simulator runs
 NO_CPU = "bf16"  # no runtime of a CPU has its products: there are no texts to compare with
 
 
@@ -37,12 +38,13 @@ def check_setting(setting: Setting) -> None:
     """
     target = target_of(setting.target, setting.precision)
     if setting.provider == SIMULATOR:
-        if setting.target != "cuda":
+        if setting.target != SIMULATED:
             what = f"target {setting.target!r} has no simulator"
-            raise PccError("C142", what, hint="--target cuda")
+            raise PccError("C142", what, hint=f"--target {SIMULATED}")
     elif setting.provider not in RUN_BY[target.format]:
         what = f"provider {setting.provider[:40]!r} does not run target {setting.target!r}"
-        raise PccError("C142", what, hint=f"one of {', '.join(RUN_BY[target.format])}")
+        own = (SIMULATOR,) if setting.target == SIMULATED else ()
+        raise PccError("C142", what, hint=f"one of {', '.join((*RUN_BY[target.format], *own))}")
     if setting.engine and target.format != "tensorrt":
         raise PccError("E141", f"target {setting.target!r} has no engine options")
     for half in setting.halves:

@@ -106,7 +106,8 @@ def _here(monkeypatch: pytest.MonkeyPatch, found: tuple[int, ...] | None) -> Non
 @pytest.mark.parametrize(
     "bad",
     ["sm_70", "hopper", "90; rm", "sm_9", "", "sm_89:", "sm_89:0", "sm_89:1025", "sm_89:-1",
-     "sm_89:1e2", "sm_89:142:1", "sm_89 :142", "sm_89:\u0661", "sm_99", "sm_89:9999999999"],
+     "sm_89:1e2", "sm_89:142:1", "sm_89 :142", "sm_89:\u0661", "sm_99", "sm_89:9999999999",
+     "sm_99a", "sm_80a", "86a", "sm_89a:142", "sm_90f", "sm_90aa"],
 )  # fmt: skip
 def test_architectures_that_are_none(bad: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _here(monkeypatch, None)
@@ -114,6 +115,28 @@ def test_architectures_that_are_none(bad: str, monkeypatch: pytest.MonkeyPatch) 
         gpu_of(bad)
     assert caught.value.code == "E180"
     assert caught.value.hint
+
+
+@pytest.mark.skipif(not NVCC.exists(), reason="no nvcc is here")
+@pytest.mark.parametrize("arch", GPUS)
+def test_letters_are_taken_where_nvcc_has_them(
+    arch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _here(monkeypatch, None)
+    (tmp_path / "a.cu").write_text("__global__ void empty() {}\n")
+
+    def has(name: str) -> bool:
+        call = [NVCC, f"-arch={name}", "--dryrun", "--cubin", "a.cu"]
+        return not subprocess.run(call, cwd=tmp_path, capture_output=True, check=False).returncode
+
+    if not has(arch):
+        pytest.skip(f"this nvcc has no {arch}")
+    if has(f"{arch}a"):
+        assert gpu_of(f"{arch}a").arch == f"{arch}a"
+    else:
+        with pytest.raises(PccError, match=r"E180.*no letter") as caught:
+            gpu_of(f"{arch}a")
+        assert caught.value.hint == f"--gpu {arch}"
 
 
 def test_architectures_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:

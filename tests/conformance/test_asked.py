@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from pcc.cli import app
 from pcc.conformance import protocol, scenarios, suite
+from pcc.conformance.asked import check_setting
 from pcc.conformance.bundles import Setting
 from pcc.conformance.circuits import place_of
 from pcc.conformance.ops import check_ops, numbered
@@ -75,6 +76,17 @@ def test_what_would_check_nothing_is_bad_usage(
     done = called(*options)
     assert isinstance(done.exception, PccError), done.exception
     assert (done.exception.code, done.exception.exit_code) == (code, 2)
+
+
+@pytest.mark.parametrize(
+    ("target", "hint"),
+    [("cuda", "one of cuda, simulator"), ("onnx-cuda", "one of cpu, cuda"),
+     ("tensorrt", "one of tensorrt")],
+)  # fmt: skip
+def test_providers_that_a_target_has_are_named(target: str, hint: str) -> None:
+    with pytest.raises(PccError) as caught:
+        check_setting(Setting(target, "nothing"))
+    assert (caught.value.code, caught.value.hint) == ("C142", hint)
 
 
 @pytest.mark.parametrize("text", ["[]", '{"a": 1}', '{"a": {"greedy": {"rows": 3}}}', "nan"])
