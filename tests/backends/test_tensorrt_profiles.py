@@ -312,4 +312,38 @@ def test_a_profile_of_ranges_is_refused(tmp_path: Path, monkeypatch: Any) -> Non
     context = found.create_execution_context()
     context.set_optimization_profile_async = lambda p, s: False
     with pytest.raises(PccError, match="refuses profile 0"):
-        select(found, context, 0, 0, "verify")
+        select(found, context, 0, engine.runner.device, 0, "verify")
+
+
+def raising() -> list[str]:
+    raise RuntimeError("no\nshapes")
+
+
+@pytest.mark.parametrize(
+    ("infer", "says"),
+    [(lambda: ["table.0"], "wants more of 'table.0'"), (raising, "profile 1: no shapes")],
+)
+def test_shapes_that_do_not_follow_are_refused(
+    tmp_path: Path, monkeypatch: Any, infer: Any, says: str
+) -> None:
+    trt = stand_in(monkeypatch, OLD, tmp_path / "m.pcc")
+    engine = pcc.load(compiled("llama", OLD, tmp_path).path, provider="tensorrt")
+    engine.executor("verify")
+    found = trt.engines["pass"]
+    context = found.create_execution_context()
+    context.infer_shapes = infer
+    with pytest.raises(PccError, match=says) as refused:
+        select(found, context, 1, engine.runner.device, 0, "prefill")
+    assert refused.value.code == "X334"
+
+
+def test_sizes_are_those_of_the_context(tmp_path: Path, monkeypatch: Any) -> None:
+    """An engine gives of an output the sizes of its first profile; a second one has others."""
+    trt = stand_in(monkeypatch, OLD, tmp_path / "m.pcc")
+    engine = pcc.load(compiled("llama", OLD, tmp_path).path, provider="tensorrt")
+    sizes = {}
+    for query in ("verify", "prefill"):
+        _, run = engine.executor(query)
+        sizes[query] = run.runs[0].sizes["logits"]
+    assert trt.engines["pass"].get_tensor_shape("logits") == (1, 4, 258)
+    assert sizes == {"verify": 4 * 258 * 4, "prefill": 8 * 258 * 4}

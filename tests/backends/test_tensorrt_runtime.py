@@ -40,6 +40,7 @@ class Engine:
 
     def create_execution_context(self) -> Any:
         return SimpleNamespace(
+            get_tensor_shape=self.get_tensor_shape,
             set_tensor_address=lambda n, a: self.addresses.__setitem__(n, a) is None,
             execute_async_v3=lambda stream: self.ran.append(stream) is None and not self.fails,
         )

@@ -99,7 +99,19 @@ class Engine:
         return SimpleNamespace(name=TYPES[self.types[name].elem_type])
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        """Return a shape; of outputs that of the first profile, which a builder may fix."""
+        if self.profiles and name not in self.inputs:
+            return self.sized(name, self.profiles[0])
         return tuple(-1 if d.dim_param else d.dim_value for d in self.types[name].shape.dim)
+
+    def sized(self, name: str, shapes: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
+        """Return a shape where inputs have these: open axes of one name have one size."""
+        known = dict[str, int]()
+        for other, shape in shapes.items():
+            for d, size in zip(self.types[other].shape.dim, shape, strict=True):
+                known[d.dim_param] = size
+        dims = self.types[name].shape.dim
+        return tuple(known.get(d.dim_param, -1) if d.dim_param else d.dim_value for d in dims)
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[Any]:
         return [tuple(self.profiles[profile][name])] * 3
@@ -127,13 +139,11 @@ class Context:
         return tuple(shape) == tuple(self.engine.profiles[self.profile][name])
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        """Return a shape: open axes of one name have one size."""
-        engine, known = self.engine, dict[str, int]()
-        for other, shape in self.shapes.items():
-            for d, size in zip(engine.types[other].shape.dim, shape, strict=True):
-                known[d.dim_param] = size
-        dims = engine.types[name].shape.dim
-        return tuple(known.get(d.dim_param, -1) if d.dim_param else d.dim_value for d in dims)
+        return self.engine.sized(name, self.shapes)
+
+    def infer_shapes(self) -> list[str]:
+        """Return the inputs of which no shape is known."""
+        return [k for k in self.engine.names if -1 in self.get_tensor_shape(k)]
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self.at[name] = address

@@ -20,6 +20,7 @@ from pcc.runtime.dtypes import STORED
 from pcc.variants import TABLE_ALIGN
 
 if TYPE_CHECKING:
+    from pcc.runtime.device.driver import Device
     from pcc.runtime.device.tensorrt import Opener, TensorRtExecutor
 
 MAX_PARTS, MAX_TABLES, MAX_PROFILES = 8, 256, 256
@@ -178,14 +179,20 @@ class PartsExecutor:
             run.enqueue(stream)
 
 
-def select(engine: Any, context: Any, profile: int, stream: int, query: str) -> None:
-    """Give a context its profile, of which every input has one shape. Errors: X334."""
+def select(
+    engine: Any, context: Any, profile: int, device: Device, stream: int, query: str
+) -> None:
+    """Give a context its profile, of which every input has one shape, and let it infer the rest.
+
+    A context's shapes are known once those of all inputs are. Errors: X334.
+    """
     count = int(engine.num_optimization_profiles)
     if profile >= count:
         what = f"the engine of '{query}' has {count} profiles, not number {profile}"
         raise PccError("X334", what)
     if not context.set_optimization_profile_async(profile, stream):
         raise PccError("X334", f"the engine of '{query}' refuses profile {profile}")
+    device.wait(stream)  # what the profile needs may be copied there
     for i in range(engine.num_io_tensors):
         name = engine.get_tensor_name(i)
         is_input = engine.get_tensor_mode(name).name == "INPUT"
@@ -197,3 +204,17 @@ def select(engine: Any, context: Any, profile: int, stream: int, query: str) -> 
             raise PccError("X334", what)
         if not context.set_input_shape(name, best):
             raise PccError("X334", f"the engine of '{query}' refuses the shape of {name!r}")
+    _infer(context, profile, query)
+
+
+def _infer(context: Any, profile: int, query: str) -> None:
+    """Let a context infer its shapes. Errors: X334 where they do not follow from the inputs'."""
+    try:
+        lacking = list(context.infer_shapes())
+    except RuntimeError as e:
+        why = " ".join(str(e).split())[:200]
+        what = f"the engine of '{query}' has no shapes in profile {profile}: {why}"
+        raise PccError("X334", what) from None
+    if lacking:
+        what = f"the engine of '{query}' wants more of {lacking[0]!r} than its shape"
+        raise PccError("X334", what)

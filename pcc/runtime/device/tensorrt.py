@@ -195,8 +195,7 @@ class TensorRtExecutor:
         if self.context is None:
             raise opener.device.too_little(self.scratch)
         if profile is not None:
-            select(engine, self.context, profile, opener.stream, query)
-            opener.device.wait(opener.stream)
+            select(engine, self.context, profile, opener.device, opener.stream, query)
         self.sizes = self._checked(spec)
         self.at: dict[str, int] = {}
         self.own: dict[str, Memory] = {}
@@ -214,7 +213,8 @@ class TensorRtExecutor:
     def _checked(self, spec: Mapping[str, Any]) -> dict[str, int]:
         """Return the bytes of each array by its name; the engine's must be the manifest's.
 
-        The context knows the sizes that an engine with profiles leaves open.
+        Sizes are the context's. An engine with profiles leaves an open input open, but of an
+        output it may give the sizes of its first profile, of which every input has one shape.
         """
         engine, batch = self.engine, int(spec.get("batch", 1))
         found = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
@@ -234,9 +234,7 @@ class TensorRtExecutor:
     def _bytes(self, name: str, want: int) -> int:
         """Return the bytes of an array, which are to be so many."""
         kind = self.engine.get_tensor_dtype(name).name
-        shape = self.engine.get_tensor_shape(name)
-        if any(d < 0 for d in shape):
-            shape = self.context.get_tensor_shape(name)
+        shape = self.context.get_tensor_shape(name)
         have = int(math.prod(shape)) * ENGINE_ITEM.get(kind, 0)
         if have != want or min(shape, default=0) < 0:
             what = f"{name!r} of '{self.query}' takes {have} bytes, not {want}"
