@@ -27,6 +27,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.gpu.tensorrt_profiles import widths  # noqa: E402
 from benchmarks.gpu.tensorrt_weights import exchanged, shared  # noqa: E402
 
 TEXTS = ROOT / "benchmarks/results/conformance_expected.json"
@@ -238,6 +239,7 @@ PARTS: dict[str, tuple[int, Part]] = {
         300,
         lambda t, p: texts(t, p, ("llama-hmm-n4", "evabyte-own-heads-n4"), "fp32", profiles=True),
     ),
+    "widths": (180, widths),
     "exchanged": (300, exchanged),
     "shared": (500, lambda t, p: shared(t, p, clocked)),
     "ops": (400, ops),

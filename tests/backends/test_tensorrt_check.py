@@ -6,12 +6,19 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
+import fake_tensorrt
 import pytest
+
+from pcc.backends.tensorrt.runtimes import RUNTIMES
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # last: pcc may be an installed one
 
 from benchmarks.gpu import tensorrt_check as check
+from benchmarks.gpu import tensorrt_profiles as profiles
+
+OLD = RUNTIMES["8.6"]
 
 
 def rows(*verdicts: str) -> list[dict[str, str]]:
@@ -64,3 +71,59 @@ def test_parts_that_pass_pass_the_run(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(check.subprocess, "run", ran)
     assert check.every(["halves", "ops"], "tensorrt", tmp_path)
     assert set(json.loads((tmp_path / "tensorrt.json").read_text())) == {"halves", "ops"}
+
+
+# ---------------------------------------------------------------- contexts of several profiles
+
+
+class Fresh(dict[str, Any]):
+    """Engines that are not kept: a plan of one name is another one each time."""
+
+    def setdefault(self, key: str, value: Any = None) -> Any:
+        return value
+
+
+@pytest.mark.parametrize("kind", profiles.MODELS)
+def test_contexts_of_every_profile_are_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    fake_tensorrt.stand_in(monkeypatch, OLD, tmp_path / kind).engines = Fresh()
+    monkeypatch.setattr(profiles, "MODELS", (kind,))
+    found = list(profiles.widths(OLD.target, tmp_path))
+    judged = [r for r in found if r["verdict"] != "skipped"]
+    assert len(judged) == len(profiles.ORDERS)
+    assert all(r["verdict"] == "ok" and r["error"] < 1e-5 for r in judged)
+    facts = [r["facts"] for r in found if "facts" in r]
+    assert [f["logits"]["context"][1] for f in facts] == list(profiles.WIDTHS)
+    assert all(v["context"] == v["right"] for f in facts for v in f.values())
+
+
+@pytest.mark.parametrize("sizes", [False, True])
+def test_contexts_that_are_wrong_fail_and_other_builds_are_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: bool
+) -> None:
+    """Of the second profile: the sizes of the first, or numbers that are off."""
+    trt = fake_tensorrt.stand_in(monkeypatch, OLD, tmp_path / "llama")
+    trt.engines = Fresh()
+    monkeypatch.setattr(profiles, "MODELS", ("llama",))
+    monkeypatch.setattr(profiles, "ORDERS", ((0, 1),))
+
+    def shape(context: Any, name: str) -> tuple[int, ...]:
+        return context.engine.sized(name, context.engine.profiles[0])
+
+    def enqueued(context: Any, stream: int) -> bool:
+        at = dict(context.at)
+        if context.profile:
+            at["past.key.0"] = at["past.value.0"]
+        trt.cu.enqueue(lambda: context._run(at))
+        return True
+
+    name, wrong = ("get_tensor_shape", shape) if sizes else ("execute_async_v3", enqueued)
+    monkeypatch.setattr(fake_tensorrt.Context, name, wrong)
+    found = list(profiles.widths(OLD.target, tmp_path))
+    (judged,) = [r for r in found if r["verdict"] != "skipped"]
+    assert judged["verdict"] == "differs"
+    assert ("X334" in judged.get("note", "")) == sizes
+    others = {r["case"]: r["note"] for r in found if r["verdict"] == "skipped"}
+    assert others["llama, ranges"].startswith("differs")
+    assert others["llama, profile 1 alone"].startswith("ok")
