@@ -36,14 +36,20 @@ def parts(launches: Sequence[Mapping[str, Any]], context: int = 0) -> list[Part]
 
 
 def moved(launch: Mapping[str, Any], context: int = 0) -> int:
-    """Return the bytes that a launch must move, as its plan says (docs/cuda.md).
-
-    `kv_row` is for each row of a cache that is read: `kv_rows` at most, and where there is
-    `kv_chunk` one for so many of the older ones.
-    """
+    """Return the bytes that a launch must move, as its plan says (docs/cuda.md)."""
     listed = {k: int(v) for k, v in (launch.get("bytes") or {}).items()}
-    rows = min(context, listed.get("kv_rows", 0))
-    if chunk := listed.get("kv_chunk", 0):
-        rows += (context - rows) // chunk
-    plain = sum(v for k, v in listed.items() if not k.startswith("kv_"))
-    return plain + listed.get("kv_row", 0) * rows
+    return sum(v for k, v in listed.items() if not k.startswith("kv_")) + keys(listed, context)
+
+
+def keys(listed: Mapping[str, int], context: int) -> int:
+    """Return the bytes of keys and values that a launch reads of the positions before `context`.
+
+    `kv_row` is for each row of a cache that is read, of `kv_rows` at most. Where there is
+    `kv_chunk`, `kv_rows` are a window: its own rows are read, and one for each chunk of so many in
+    the windows before it, as `pcc.runtime.traffic.Attention` has it.
+    """
+    most = listed.get("kv_rows", 0)
+    rows = min(context, most)
+    if most and (chunk := listed.get("kv_chunk", 0)):
+        rows = context % most + context // most * (most // chunk)
+    return listed.get("kv_row", 0) * rows

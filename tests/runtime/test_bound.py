@@ -14,7 +14,8 @@ import pcc
 from pcc.cli import bench_gpu, plots
 from pcc.errors import PccError
 from pcc.runtime.bound import bound_ms, complete, quantiles, rates, row, with_yardstick
-from pcc.runtime.parts import moved, parts
+from pcc.runtime.parts import keys, moved, parts
+from pcc.runtime.traffic import Attention
 from pcc.shapes import Synthetic
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,7 +113,16 @@ def test_attention_reads_the_rows_that_are_there() -> None:
     bytes = {"weights": 5, "activations": 7, "kv_row": 100, "kv_rows": 64}
     ring = bytes | {"kv_chunk": 16}
     assert [moved({"bytes": bytes}, rows) for rows in (0, 10, 200)] == [12, 1012, 6412]
-    assert moved({"bytes": ring}, 64 + 33) == 12 + 100 * (64 + 2)
+    assert [moved({"bytes": ring}, rows) for rows in (63, 64, 64 + 33, 128)] == [
+        12 + 100 * rows for rows in (63, 4, 4 + 33, 8)
+    ]
+
+
+@pytest.mark.parametrize("context", [1, 63, 64, 97, 8 * 64])
+def test_a_window_and_its_summaries_count_as_the_ir_has_them(context: int) -> None:
+    """A plan's launch and the attention of the IR that it was made from name the same rows."""
+    listed = {"kv_row": 100, "kv_rows": 64, "kv_chunk": 16}
+    assert keys(listed, context) == Attention(100, window=64, chunk=16).bytes(context)
 
 
 def shown() -> list[dict[str, Any]]:
