@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pcc.conformance.report import Finding
     from pcc.conformance.scenarios import Scenario
 
-EVERY = 10.0  # seconds between reports of a run that is not complete: one that is cut off has some
+EVERY = 2.0  # seconds between reports of a run that is not complete: one that is cut off has some
 SHOWN = 40  # findings that are not "ok", in the table; the JSON has all
 
 Where = Annotated[

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from pcc.bundle import staged
 from pcc.circuit.circuit import Circuit
@@ -24,6 +24,7 @@ from pcc.targets import target_of
 from pcc.tensor.ops import Input
 
 SIMULATOR = "simulator"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,22 @@ def open_bundle(setting: Setting, path: Path) -> Engine:
     return load(path, setting.provider, threads=1 if setting.provider == "cpu" else None)
 
 
+class Order(Protocol):
+    """In which order things are judged (`pcc.conformance.prebuild`)."""
+
+    def of(self, items: Iterable[T], place: Callable[[T], Path]) -> Iterator[T]:
+        """Yield each item, whose bundle is put at `place`, once."""
+        ...
+
+
+class InOrder:
+    """As they are listed."""
+
+    def of(self, items: Iterable[T], place: Callable[[T], Path]) -> Iterator[T]:
+        """Yield each item."""
+        yield from items
+
+
 class Answers(Protocol):
     """What runs queries by name: a loaded bundle, or plans on the host."""
 
@@ -93,7 +110,8 @@ def answers_of(setting: Setting, modules: Mapping[str, Module], out: Path) -> An
     """Return what runs bare modules under a setting, from a bundle at `out` if it needs one."""
     if setting.provider == SIMULATOR:
         return Simulated(modules, setting.batch)
-    write_modules(setting, modules, out)
+    if not out.exists():
+        write_modules(setting, modules, out)
     return open_bundle(setting, out)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from pcc.check import against
 from pcc.circuit.circuit import Circuit
-from pcc.conformance.bundles import Answers, Setting, answers_to, module_of
+from pcc.conformance.bundles import Answers, InOrder, Order, Setting, answers_to, module_of
 from pcc.conformance.edge import Values
 from pcc.conformance.report import Finding, compared, refused
 from pcc.errors import PccError
@@ -45,13 +45,14 @@ def circuits() -> dict[str, Circuit]:
     return out
 
 
-def check_queries(setting: Setting, folder: Path, say: Callable[[str], None]) -> Iterator[Finding]:
+def check_queries(
+    setting: Setting, folder: Path, say: Callable[[str], None], order: Order | None = None
+) -> Iterator[Finding]:
     """Yield findings for each circuit and query, on one batch size."""
-    for name, circuit in circuits().items():
-        if not setting.takes(name):
-            continue
+    taken = {name: c for name, c in circuits().items() if setting.takes(name)}
+    for name in (order or InOrder()).of(taken, lambda name: place_of(folder, name, setting)):
         say(f"queries of {name}")
-        out = place_of(folder, name, setting)
+        circuit, out = taken[name], place_of(folder, name, setting)
         try:
             engine = answers_to(setting, circuit, out)
         except PccError as e:

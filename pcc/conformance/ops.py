@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pcc.conformance.bundles import Answers, Setting, answers_of
+from pcc.conformance.bundles import Answers, InOrder, Order, Setting, answers_of, write_modules
 from pcc.conformance.cases import Case, Made, feeds, operand
 from pcc.conformance.core_ops import CASES
 from pcc.conformance.edge import Values
@@ -63,23 +63,42 @@ def numbered(halves: Sequence[str], target: str = "onnx") -> list[Numbered]:
     return [Numbered(c, f"o{i:03d}_") for i, c in enumerate(found)]
 
 
+def portions(setting: Setting, cases: Sequence[Numbered] | None = None) -> list[list[Numbered]]:
+    """Return the cases of each bundle: all, but of one graph where a graph is built for long."""
+    listed = numbered(setting.halves, setting.target) if cases is None else list(cases)
+    slow = target_of(setting.target).format == "tensorrt"
+    size = GROUP if slow else max(len(listed), 1)
+    return [listed[i : i + size] for i in range(0, len(listed), size)]
+
+
+def ops_of(setting: Setting, folder: Path, cases: Sequence[Numbered]) -> Path:
+    """Return where the bundle of some cases is put."""
+    made_for = f"{setting.target}-{setting.precision}-{setting.batch}"
+    return folder / f"ops-{made_for}-{cases[0].prefix}{len(cases)}.pcc"
+
+
+def build_ops(setting: Setting, folder: Path, cases: Sequence[Numbered]) -> None:
+    """Compile some cases."""
+    write_modules(setting, _modules(cases), ops_of(setting, folder, cases))
+
+
 def check_ops(
-    setting: Setting, folder: Path, say: Say, cases: Sequence[Numbered] | None = None
-) -> Iterator[Finding]:
+    setting: Setting, folder: Path, say: Say, cases: Sequence[Numbered] | None = None,
+    order: Order | None = None,
+) -> Iterator[Finding]:  # fmt: skip
     """Yield a finding for each output of each case, on one batch size."""
-    listed = numbered(setting.halves, setting.target) if cases is None else cases
-    yield from _part(setting, folder, list(listed), say)
+    listed = portions(setting, cases)
+    say(f"{sum(map(len, listed))} cases in {len(listed)} bundles, {setting.batch} rows")
+    places = (order or InOrder()).of(listed, lambda part: ops_of(setting, folder, part))
+    for part in places:
+        yield from _part(setting, folder, part, say)
 
 
 def _part(setting: Setting, folder: Path, cases: list[Numbered], say: Say) -> Iterator[Finding]:
     """Build and judge some cases; where they cannot be built, halve them to find which."""
-    groups = [cases[i : i + GROUP] for i in range(0, len(cases), GROUP)]
-    say(f"{len(cases)} cases in {len(groups)} graphs, {setting.batch} rows")
-    made_for = f"{setting.target}-{setting.precision}-{setting.batch}"
-    out = folder / f"ops-{made_for}-{cases[0].prefix}{len(cases)}.pcc"
+    modules = _modules(cases)
     try:
-        modules = {f"{g[0].prefix}{g[-1].prefix[:-1]}": joined(g) for g in groups}
-        engine = answers_of(setting, modules, out)
+        engine = answers_of(setting, modules, ops_of(setting, folder, cases))
     except PccError as e:
         found = refused(SUITE, cases[0].title, e)
         if len(cases) == 1:
@@ -89,8 +108,17 @@ def _part(setting: Setting, folder: Path, cases: list[Numbered], say: Say) -> It
         for half in (cases[:middle], cases[middle:]):
             yield from _part(setting, folder, half, say)
         return
-    for name, group in zip(modules, groups, strict=True):
+    for name, group in zip(modules, _groups(cases), strict=True):
         yield from _judged(setting, engine, name, group)
+
+
+def _groups(cases: Sequence[Numbered]) -> list[Sequence[Numbered]]:
+    return [cases[i : i + GROUP] for i in range(0, len(cases), GROUP)]
+
+
+def _modules(cases: Sequence[Numbered]) -> dict[str, Module]:
+    """Return a graph for each group of cases by name."""
+    return {f"{g[0].prefix}{g[-1].prefix[:-1]}": joined(g) for g in _groups(cases)}
 
 
 def joined(group: Sequence[Numbered]) -> Module:

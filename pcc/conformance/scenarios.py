@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pcc.conformance import verifiers
-from pcc.conformance.bundles import SIMULATOR, Setting, open_bundle
+from pcc.conformance.bundles import SIMULATOR, InOrder, Order, Setting, open_bundle
 from pcc.conformance.models import WIDE
 from pcc.conformance.protocol import RUNS, SUITE, Run, Trace, judge, play
 from pcc.conformance.report import Finding, refused
@@ -85,10 +85,16 @@ SCENARIOS = (
 )  # fmt: skip
 
 
+def bundle_of(scenario: Scenario, setting: Setting, folder: Path) -> Path:
+    """Return where the bundle of a scenario is put."""
+    made_for = f"{setting.target}-{setting.precision}-{setting.batch}"
+    return folder / f"{scenario.name}-{made_for}" / "m.pcc"
+
+
 def built(scenario: Scenario, setting: Setting, folder: Path) -> Path:
     """Compile a scenario for a target, once for each folder."""
-    place = folder / f"{scenario.name}-{setting.target}-{setting.precision}-{setting.batch}"
-    out = place / "m.pcc"
+    out = bundle_of(scenario, setting, folder)
+    place = out.parent
     if not out.exists():
         place.mkdir(parents=True, exist_ok=True)
         source, model = scenario.make(place)
@@ -142,15 +148,14 @@ def read_stored(value: Any) -> dict[str, Any]:
 
 def check_protocol(
     setting: Setting, folder: Path, say: Say, stored: Mapping[str, Any] | None = None,
-    scenarios: tuple[Scenario, ...] = SCENARIOS,
+    scenarios: tuple[Scenario, ...] = SCENARIOS, order: Order | None = None,
 ) -> Iterator[Finding]:  # fmt: skip
     """Yield findings for the scenarios of a precision and batch size.
 
     `stored` are expectations made elsewhere; without, ONNX Runtime makes them here.
     """
-    for s in scenarios:
-        if not wanted(s, setting):
-            continue
+    taken = [s for s in scenarios if wanted(s, setting)]
+    for s in (order or InOrder()).of(taken, lambda s: bundle_of(s, setting, folder)):
         case = key_of(s, setting.batch, setting.precision)
         if setting.provider == SIMULATOR:
             yield Finding(SUITE, case, "", "skipped", note="the simulator runs graphs, no sessions")

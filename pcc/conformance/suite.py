@@ -15,7 +15,7 @@ from pcc.conformance.asked import (
     unchecked,
     usual,
 )
-from pcc.conformance.bundles import Setting
+from pcc.conformance.bundles import Order, Setting
 from pcc.conformance.circuits import check_queries
 from pcc.conformance.ops import check_ops
 from pcc.conformance.prebuild import prebuild
@@ -58,29 +58,29 @@ def check(
             from pcc.runtime.device.driver import device
 
             device()  # what is missing is said before minutes are spent on compiling
-        prebuild(settings, parts, place, jobs, say, scenarios)
-        for s in settings:
-            for found in _parts(s, parts, place, say, stored, scenarios):
-                kept.append(found)
-                yield found
-                if found.note.startswith(f"[{DEVICE_FAILED}]"):
-                    # A kernel that fails takes the device's context with it.
-                    note = "the device has failed: what comes after is not run"
-                    yield Finding(found.suite, "everything else", "", "refused", note=note)
-                    return
+        with prebuild(settings, parts, place, jobs, say, scenarios) as order:
+            for s in settings:
+                for found in _parts(s, parts, place, say, stored, scenarios, order):
+                    kept.append(found)
+                    yield found
+                    if found.note.startswith(f"[{DEVICE_FAILED}]"):
+                        # A kernel that fails takes the device's context with it.
+                        note = "the device has failed: what comes after is not run"
+                        yield Finding(found.suite, "everything else", "", "refused", note=note)
+                        return
     yield from unchecked(parts, kept)
 
 
 def _parts(
     s: Setting, parts: tuple[str, ...], place: Path, say: Say, stored: Mapping[str, Any] | None,
-    scenarios: tuple[Scenario, ...],
+    scenarios: tuple[Scenario, ...], order: Order,
 ) -> Iterator[Finding]:  # fmt: skip
     if "ops" in parts:
-        yield from check_ops(s, place, say)
+        yield from check_ops(s, place, say, None, order)
     if "queries" in parts:
-        yield from check_queries(s, place, say)
+        yield from check_queries(s, place, say, order)
     if "protocol" in parts:
-        yield from check_protocol(s, place, say, stored, scenarios)
+        yield from check_protocol(s, place, say, stored, scenarios, order)
 
 
 def expectations(say: Say, batches: tuple[int, ...] = (1, 3)) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from pcc.conformance.ops import check_ops, numbered
 from pcc.conformance.prebuild import prebuild
 from pcc.conformance.protocol import RUNS, Trace, judge, play
 from pcc.conformance.report import Finding, as_json, compared
-from pcc.conformance.scenarios import SCENARIOS, built, given, read_stored
+from pcc.conformance.scenarios import SCENARIOS, built, bundle_of, given, read_stored
 from pcc.conformance.watched import NEAR
 from pcc.errors import PccError
 from pcc.tensor import ops as t
@@ -175,7 +175,9 @@ def test_what_is_asked_for_is_compiled_ahead(tmp_path: Path) -> None:
     made = source.make(tmp_path)
     own = given(Path(made[0]), made[1])
     said: list[str] = []
-    prebuild([CPU], ("protocol",), tmp_path / "work", 2, said.append, (own,))
+    work = tmp_path / "work"
+    with prebuild([CPU], ("protocol",), work, 2, said.append, (own,)) as order:
+        assert list(order.of([own], lambda s: bundle_of(s, CPU, work))) == [own]
     assert said[1:] == ["compiled: given"], said
     place = built(own, CPU, tmp_path / "work")
     assert place.is_dir()

@@ -255,10 +255,44 @@ def test_bundles_are_compiled_side_by_side(tmp_path: Path) -> None:
 
     said: list[str] = []
     lacking = Setting(target="onnx", precision="bf16")  # a precision that the target has not
-    prebuild([CPU, lacking], ("queries",), tmp_path, 2, said.append)
+    with prebuild([CPU, lacking], ("queries",), tmp_path, 2, said.append) as order:
+        for s in (CPU, lacking):
+            found = list(order.of(circuits(), lambda name, s=s: place_of(tmp_path, name, s)))
+            assert sorted(found) == sorted(circuits())  # as they are ready, each once
     assert all(place_of(tmp_path, name, CPU).is_dir() for name in circuits())
     assert sum(s.startswith("compiled") for s in said) == len(circuits())
     assert sum(s.startswith("not compiled") for s in said) == len(circuits())
+
+
+def test_ops_are_compiled_side_by_side_where_a_graph_takes_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each graph is a bundle of its own; a case that is refused is named, and hinders no other."""
+    from pcc.conformance import ops
+    from pcc.conformance.prebuild import _tasks
+
+    old = Setting("tensorrt", "tensorrt", engine=(("level", 0),))
+    listed = ops.portions(old)
+    titles = [c.title for part in listed for c in part]
+    assert titles == [c.title for c in numbered((), "tensorrt")]
+    assert max(map(len, listed)) == ops.GROUP
+    tasks = dict(_tasks(old, ("ops",), tmp_path, ()))
+    assert list(tasks) == [ops.ops_of(old, tmp_path, part) for part in listed]
+    assert [len(part) for part in ops.portions(CPU)] == [len(numbered(()))]
+
+    class Last:
+        def of(self, items, place):  # type: ignore[no-untyped-def]
+            listed = list(items)
+            for part in listed:
+                ops.build_ops(CPU, tmp_path, part)
+                assert place(part).is_dir()
+            yield from reversed(listed)
+
+    few = numbered(())[:4]
+    monkeypatch.setattr(ops, "portions", lambda *_: [few[:2], few[2:]])
+    found = list(check_ops(CPU, tmp_path, quiet, few, Last()))
+    assert not bad(found)
+    assert list(dict.fromkeys(f.case for f in found)) == [c.title for c in (*few[2:], *few[:2])]
 
 
 def test_nothing_is_run_on_a_device_that_has_failed(
