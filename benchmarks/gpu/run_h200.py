@@ -6,7 +6,8 @@
 OUT/parts.json gets an entry for each command: stage, name, exit status, seconds, and the rows or
 the report that it wrote; OUT/log.txt the ends of their outputs. Entries are written as they come,
 so that a run that is cut off loses nothing but the command that was running. A command that an
-earlier file (`--done`) holds with status 0 is not repeated. With `--only compile` bundles are made
+earlier file (`--done`) holds with status 0 is not repeated. Runs may go on side by side, each with
+a folder OUT of its own (`--only trt-ops`). With `--only compile` bundles are made
 beside other work, and timed later (`--only bench`), when nothing else runs. `merge.py` puts the
 parts together.
 """
@@ -14,7 +15,9 @@ parts together.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fnmatch
+import importlib.util
 import json
 import os
 import signal
@@ -33,6 +36,7 @@ if __package__ in (None, ""):
 from benchmarks.gpu.stages import STAGES, Command, Stage  # noqa: E402
 
 EXPECTED = "benchmarks/results/conformance_expected.json"
+LENT = ("yaml",)  # which reads the configurations of checkpoints
 LOG = 12_000  # characters kept of the end of a command's output
 
 
@@ -45,15 +49,33 @@ def interpreter(command: Command, kits: Path) -> list[str]:
     return [sys.executable, *args]
 
 
-def environment(command: Command, kits: Path) -> dict[str, str]:
-    """Return the environment: the checkout, and ONNX Runtime's kit, on the path of modules."""
+def environment(command: Command, kits: Path, work: Path) -> dict[str, str]:
+    """Return the environment: the checkout, and what a kit has or lacks, on the path of modules."""
     paths = [str(ROOT)] + ([str(kits / "ort")] if command.python == "ort" else [])
+    if command.python == "trt":
+        paths.append(str(lent(work / "lent")))
     extra = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
     if command.python == "ort":
         extra["LD_LIBRARY_PATH"] = os.pathsep.join(
             [*cuda_libraries(), *_present("LD_LIBRARY_PATH")]
         )
     return {**os.environ, **extra}
+
+
+def lent(folder: Path) -> Path:
+    """Return a folder with links to the system's packages that TensorRT's Python may lack.
+
+    They work without the parts that are compiled for one version. What the kit has comes first.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in LENT:
+        found = importlib.util.find_spec(name)
+        places = found.submodule_search_locations if found is not None else None
+        link = folder / name
+        if places and not link.is_symlink():
+            with contextlib.suppress(FileExistsError):  # runs side by side
+                link.symlink_to(next(iter(places)))
+    return folder
 
 
 def cuda_libraries() -> list[str]:
@@ -77,7 +99,7 @@ def run(command: Command, a: argparse.Namespace, limit: float) -> dict[str, Any]
         began, text, status = time.monotonic(), "", 0
         with tempfile.TemporaryFile("w+") as log:
             child = subprocess.Popen(
-                args, cwd=ROOT, env=environment(command, a.kits), stdout=log,
+                args, cwd=ROOT, env=environment(command, a.kits, a.work), stdout=log,
                 stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
             try:

@@ -112,7 +112,10 @@ CUDA = ("--target", "cuda", "--provider", "cuda", "--jobs", "8",
         "--expected", "{root}/{expected}")  # fmt: skip
 ORT = ("--target", "onnx-cuda", "--provider", "cuda", "--jobs", "4")
 # Quick builds: tactics decide about time, not about results.
-TENSORRT = ("--target", "tensorrt", "--provider", "tensorrt", "--engine", "level=1")
+TENSORRT = ("--target", "tensorrt", "--provider", "tensorrt", "--batch", "1")
+QUICK, QUICKEST = ("--engine", "level=1"), ("--engine", "level=0")
+# What texts are made with: each graph of a bundle is an engine that takes long to build.
+ROUNDS = ("--engine", "only=step,step_greedy,prefill,prefill_greedy")
 STAGES = (
     Stage("environment", (
         Command("environment", ("{root}/benchmarks/gpu/environment.py", "{json}"), 60,
@@ -127,13 +130,17 @@ STAGES = (
     )),
     suite("cuda", "system", CUDA),
     suite("ort", "ort", ORT),
-    # TensorRT builds an engine for each graph: a part of the suite at a time.
+    # TensorRT builds an engine for each graph: a part of the suite at a time. Engines of a command
+    # are built side by side, and judged as they are ready; the report is written as they are.
     Stage("conformance-tensorrt", (
-        conformance("trt-ops", "trt", 420, *TENSORRT, "--part", "ops", "--batch", "1"),
-        conformance("trt-texts", "trt", 420, *TENSORRT, "--part", "protocol", "--batch", "1",
+        conformance("trt-ops", "trt", 420, *TENSORRT, *QUICKEST, "--part", "ops", "--half", "f16"),
+        conformance("trt-texts", "trt", 420, *TENSORRT, *QUICK, *ROUNDS, "--part", "protocol",
                     "--expected", "{root}/{expected}"),
-        conformance("trt-queries", "trt", 420, *TENSORRT, "--part", "queries", "--batch", "1",
+        conformance("trt-queries", "trt", 420, *TENSORRT, *QUICK, "--part", "queries",
                     "--only", "contextual"),
+        conformance("trt-texts-fp16", "trt", 420, *TENSORRT, *QUICK, *ROUNDS,
+                    "--part", "protocol", "--precision", "fp16",
+                    "--expected", "{root}/{expected}"),
     )),
     Stage("drafts", (
         Command("drafts", ("{root}/benchmarks/gpu/drafts.py", "--json", "{json}"), 300,

@@ -1,24 +1,30 @@
 """Checks and times TensorRT engines on a GPU machine; needs neither torch nor onnxruntime.
 
     python benchmarks/gpu/tensorrt_check.py --out FOLDER [--part NAME]... [--target tensorrt]
+        [--beside 4] [--budget 560] [--done FOLDER/tensorrt.json]
     python benchmarks/gpu/tensorrt_check.py --expect     # on a CPU: the texts to compare with
 
 Each part is a process of its own with a time limit, since a crash in a library must not lose what
-the others found; FOLDER/tensorrt.json is written after each. Exit 1 if anything differs, and if a
-part raises, is stopped, or finds nothing.
+the others found; FOLDER/tensorrt.json is written after each, and FOLDER/part-NAME.json after each
+row. With --beside several parts run at a time, and those that time something alone, at the end.
+A part that an earlier file (--done) holds without a fault is not repeated. Exit 1 if anything
+differs, and if a part raises, is stopped, finds nothing, or finds no time left.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +39,7 @@ from benchmarks.gpu.tensorrt_weights import exchanged, shared  # noqa: E402
 TEXTS = ROOT / "benchmarks/results/conformance_expected.json"
 ROUNDS = "step,step_greedy,prefill,prefill_greedy"  # what texts are made with
 REPEATS, WARM = 200, 20
+LEAST = 20.0  # seconds; the builder's first start takes ten
 RAISED = 3  # exit status of a part that raised; its report says what
 Row = dict[str, Any]
 
@@ -226,17 +233,17 @@ def bandwidth(device: Any, stream: int) -> float:
 
 Part = Callable[[str, Path], Iterator[Row]]
 PARTS: dict[str, tuple[int, Part]] = {
-    "halves": (150, halves),
+    "halves": (240, halves),
     "llama": (200, lambda t, p: texts(t, p, ("llama-hmm-n4",), "fp32")),
     "evabyte": (200, lambda t, p: texts(t, p, ("evabyte-own-heads-n4",), "fp32")),
-    "refusals": (90, refusals),
-    "times": (240, times),
+    "refusals": (150, refusals),
+    "times": (300, times),
     "queries": (300, queries),
-    "half-texts": (200, lambda t, p: texts(t, p, ("llama-hmm-n4",), "fp16")),
+    "half-texts": (240, lambda t, p: texts(t, p, ("llama-hmm-n4",), "fp16")),
     "btree": (240, lambda t, p: texts(t, p, ("llama-btree-n16",), "fp32")),
     "latent": (200, lambda t, p: texts(t, p, ("llama-cp-n3-latent-first",), "fp32")),
     "profiles": (
-        300,
+        400,
         lambda t, p: texts(t, p, ("llama-hmm-n4", "evabyte-own-heads-n4"), "fp32", profiles=True),
     ),
     "widths": (180, widths),
@@ -253,14 +260,21 @@ def one(part: str, target: str, folder: Path, out: Path) -> bool:
     try:
         for row in PARTS[part][1](target, folder):
             rows.append(row)
-            out.write_text(json.dumps({"rows": rows}))
+            save(out, {"rows": rows})
         error = ""
     except Exception:
         error = traceback.format_exc()[-3000:]
         print(error, flush=True)
     seconds = round(time.perf_counter() - began, 1)
-    out.write_text(json.dumps({"rows": rows, "seconds": seconds, "error": error}))
+    save(out, {"rows": rows, "seconds": seconds, "error": error})
     return not error
+
+
+def save(path: Path, report: Row) -> None:
+    """Write a report whole or not at all: this process may be stopped at any time."""
+    from pcc.circuit.text import write
+
+    write(path, json.dumps(report, indent=1).encode())
 
 
 def failure(report: dict[str, Any], ended: str) -> str:
@@ -277,30 +291,60 @@ def failure(report: dict[str, Any], ended: str) -> str:
     return "" if "ok" in verdicts else "nothing was found to be right"
 
 
-def every(names: list[str], target: str, out: Path) -> bool:
-    """Run parts one after another; return whether all of them passed."""
-    found: dict[str, Any] = {}
-    for name in names:
-        file = out / f"part-{name}.json"
-        file.unlink(missing_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"tensorrt-{name}-"))  # gigabytes: not among results
-        print(f"== {name}", flush=True)
-        command = [sys.executable, __file__, "--inside", name, "--target", target,
-                   "--out", str(folder), "--json", str(file)]  # fmt: skip
-        try:
-            code = subprocess.run(command, timeout=PARTS[name][0], check=False).returncode
-            ended = "ok" if code in (0, RAISED) else f"exit {code}"
-        except subprocess.TimeoutExpired:
-            ended = f"stopped after {PARTS[name][0]} s"
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-        report = json.loads(file.read_text()) if file.is_file() else {"rows": []}
-        found[name] = {**report, "ended": ended, "failed": failure(report, ended)}
-        (out / "tensorrt.json").write_text(json.dumps(found, indent=1))
-        verdicts = [r["verdict"] for r in report["rows"]]
-        counts = {v: verdicts.count(v) for v in dict.fromkeys(verdicts)}
-        print(f"== {name}: {found[name]['failed'] or 'ok'}, {counts or 'no rows'}", flush=True)
+TIMED = ("times", "shared")  # parts that must have the machine for themselves
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How parts are run: how many at a time, until when (`time.monotonic`), and where to."""
+
+    target: str
+    out: Path
+    beside: int = 1
+    end: float = math.inf
+
+
+def every(names: list[str], plan: Plan, done: Mapping[str, Row] | None = None) -> bool:
+    """Run parts, those of `done` that passed excepted; return whether all of them passed."""
+    passed = {k: v for k, v in (done or {}).items() if k in names and not v["failed"]}
+    found: dict[str, Row] = dict(passed)
+    left = [name for name in names if name not in passed]
+    quiet = [name for name in left if name in TIMED]
+    loud = [name for name in left if name not in TIMED]
+    for group, beside in ((loud, plan.beside), (quiet, 1)):
+        with ThreadPoolExecutor(beside) as pool:
+            running = {pool.submit(ran, name, plan): name for name in group}
+            for each in as_completed(running):
+                name = running[each]
+                found[name] = each.result()
+                save(plan.out / "tensorrt.json", found)
+                verdicts = [r["verdict"] for r in found[name]["rows"]]
+                counts = {v: verdicts.count(v) for v in dict.fromkeys(verdicts)}
+                said = found[name]["failed"] or "ok"
+                print(f"== {name}: {said}, {counts or 'no rows'}", flush=True)
     return not any(p["failed"] for p in found.values())
+
+
+def ran(name: str, plan: Plan) -> Row:
+    """Run a part in a process of its own; return its report."""
+    file = plan.out / f"part-{name}.json"
+    file.unlink(missing_ok=True)
+    limit = min(PARTS[name][0], plan.end - time.monotonic())
+    if limit < LEAST:
+        return {"rows": [], "ended": "no time left", "failed": "no time left"}
+    folder = Path(tempfile.mkdtemp(prefix=f"tensorrt-{name}-"))  # gigabytes: not among results
+    print(f"== {name}, at most {limit:.0f} s", flush=True)
+    command = [sys.executable, __file__, "--inside", name, "--target", plan.target,
+               "--out", str(folder), "--json", str(file)]  # fmt: skip
+    try:
+        code = subprocess.run(command, timeout=limit, check=False).returncode
+        ended = "ok" if code in (0, RAISED) else f"exit {code}"
+    except subprocess.TimeoutExpired:
+        ended = f"stopped after {limit:.0f} s"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    report = json.loads(file.read_text()) if file.is_file() else {"rows": []}
+    return {**report, "ended": ended, "failed": failure(report, ended)}
 
 
 def main() -> None:
@@ -309,6 +353,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("tensorrt-check"))
     parser.add_argument("--target", default="tensorrt")
     parser.add_argument("--part", action="append", choices=list(PARTS))
+    parser.add_argument("--beside", type=int, default=1, help="parts at a time")
+    parser.add_argument("--budget", type=float, default=math.inf, help="seconds for everything")
+    parser.add_argument("--done", type=Path, help="tensorrt.json of an earlier run")
     parser.add_argument("--expect", action="store_true", help="write the CPU's texts")
     parser.add_argument("--inside", choices=list(PARTS), help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, help=argparse.SUPPRESS)
@@ -321,7 +368,9 @@ def main() -> None:
     asked.out.mkdir(parents=True, exist_ok=True)
     if asked.inside:
         sys.exit(0 if one(asked.inside, asked.target, asked.out, asked.json) else RAISED)
-    sys.exit(0 if every(asked.part or list(PARTS), asked.target, asked.out) else 1)
+    plan = Plan(asked.target, asked.out, asked.beside, time.monotonic() + asked.budget)
+    done = json.loads(asked.done.read_text()) if asked.done else {}
+    sys.exit(0 if every(asked.part or list(PARTS), plan, done) else 1)
 
 
 if __name__ == "__main__":

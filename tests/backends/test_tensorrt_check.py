@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fake_tensorrt
@@ -49,7 +52,7 @@ def test_a_part_that_raises_fails_the_run(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """As on a machine where every build is refused: here there is no TensorRT at all."""
-    assert not check.every(["halves"], "tensorrt", tmp_path)
+    assert not check.every(["halves"], check.Plan("tensorrt", tmp_path))
     said = capfd.readouterr().out
     assert "== halves: raised" in said
     assert "X330" in said
@@ -59,18 +62,63 @@ def test_a_part_that_raises_fails_the_run(
     assert part["rows"] == []
 
 
-def test_parts_that_pass_pass_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Done:
-        returncode = 0
+class Ran:
+    """Stands in for the processes of parts: each writes one row, and is counted."""
 
-    def ran(command: list[str], **_: object) -> Done:
+    def __init__(self, verdict: str = "ok") -> None:
+        self.verdict, self.parts, self.most = verdict, list[str](), 0
+        self.lock, self.now = threading.Lock(), 0
+
+    def __call__(self, command: list[str], **_: object) -> Any:
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+            self.parts.append(command[command.index("--inside") + 1])
         out = Path(command[command.index("--json") + 1])
-        out.write_text(json.dumps({"rows": rows("ok"), "seconds": 1.0, "error": ""}))
-        return Done()
+        out.write_text(json.dumps({"rows": rows(self.verdict), "seconds": 1.0, "error": ""}))
+        with self.lock:
+            self.now -= 1
+        return SimpleNamespace(returncode=0)
 
-    monkeypatch.setattr(check.subprocess, "run", ran)
-    assert check.every(["halves", "ops"], "tensorrt", tmp_path)
+
+def test_parts_that_pass_pass_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check.subprocess, "run", Ran())
+    assert check.every(["halves", "ops"], check.Plan("tensorrt", tmp_path))
     assert set(json.loads((tmp_path / "tensorrt.json").read_text())) == {"halves", "ops"}
+
+
+def test_parts_that_time_run_alone_and_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = Ran()
+    monkeypatch.setattr(check.subprocess, "run", ran)
+    assert check.every(list(check.PARTS), check.Plan("tensorrt", tmp_path, beside=4))
+    assert sorted(ran.parts) == sorted(check.PARTS)
+    assert set(ran.parts[-2:]) == set(check.TIMED)
+    assert ran.most <= 4
+
+
+def test_parts_that_passed_before_are_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check.subprocess, "run", Ran("differs"))
+    plan = check.Plan("tensorrt", tmp_path)
+    assert not check.every(["ops"], plan)
+    done = json.loads((tmp_path / "tensorrt.json").read_text())
+    done["llama"] = {"rows": rows("ok"), "failed": ""}
+    ran = Ran()
+    monkeypatch.setattr(check.subprocess, "run", ran)
+    assert check.every(["llama", "ops"], plan, done)
+    assert ran.parts == ["ops"]
+    assert set(json.loads((tmp_path / "tensorrt.json").read_text())) == {"llama", "ops"}
+
+
+def test_a_part_without_time_fails_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = Ran()
+    monkeypatch.setattr(check.subprocess, "run", ran)
+    assert not check.every(["ops"], check.Plan("tensorrt", tmp_path, end=time.monotonic() + 3))
+    assert ran.parts == []
+    assert "no time" in json.loads((tmp_path / "tensorrt.json").read_text())["ops"]["failed"]
 
 
 # ---------------------------------------------------------------- contexts of several profiles

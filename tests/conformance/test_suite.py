@@ -267,7 +267,7 @@ def test_bundles_are_compiled_side_by_side(tmp_path: Path) -> None:
 def test_ops_are_compiled_side_by_side_where_a_graph_takes_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each graph is a bundle of its own; a case that is refused is named, and hinders no other."""
+    """Each graph is a bundle of its own, and they are judged in the order in which they come."""
     from pcc.conformance import ops
     from pcc.conformance.prebuild import _tasks
 
