@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -42,7 +43,9 @@ class Work:
         self.body = Body()
         self.reads: set[Op] = set()
         self.lane_of: dict[str, tuple[str, int]] = {}  # index -> (register, length of its row)
-        self.nested = self.deep = 0
+        self.open: list[tuple[Op, int]] = []  # computed where it is read, and the size before it
+        self.spent: Counter[Op] = Counter()  # statements of what was, with all that it read
+        self.nested = 0
         self.weight = 0  # how often each element that is read now is read in all
         self.units = 0
         self.serial = False
@@ -56,31 +59,49 @@ class Work:
         key = (n, ix)
         if (found := self.body.recall(key)) is not None:
             return found
-        if self.body.size > TEXT or self.deep > DEEP:
+        if self.body.size > TEXT:
             raise self._too_long(n)
         if n in self.program.stored:
             self.reads.add(n)
             text = self.load(self.program.stored[n], ix)
         elif isinstance(n, t.Const):
             text = self._const(n, ix)
-        elif type(n) in INLINE:
+        else:
+            text = self._computed(n, ix)
+        return self.body.remember(key, self.body.let(RESULTS[tensor(n).dtype], text))
+
+    def _computed(self, n: Op, ix: tuple[Ix, ...]) -> str:
+        """Return an element that is computed here, and count the statements that it takes."""
+        if len(self.open) > DEEP:
+            raise UnreadableError(n)
+        self.open.append((n, self.body.size))
+        if type(n) in INLINE:
             self._affordable(n)
-            self.deep += 1
             text = INLINE[type(n)](self, n, ix)
-            self.deep -= 1
         elif type(n) in SERIAL and self._serves(n):
             self.serial = True
             text = SERIAL[type(n)](self, n, ix)
             self.serial = False
         else:
             text = self._row_value(n, ix)
-        return self.body.remember(key, self.body.let(RESULTS[tensor(n).dtype], text))
+        self.spent[n] += self.body.size - self.open.pop()[1]
+        return text
 
     def _too_long(self, n: Op) -> Exception:
-        if n in self.program.stored or isinstance(n, t.Const | t.Input):
+        """Return that a part of this job has to be stored first.
+
+        Of the values that take at least half as many statements as the longest, that of the fewest
+        elements: so what is left is shorter by a good part, and little more goes through memory.
+        """
+        for x, before in reversed(self.open):
+            self.spent[x] += self.body.size - before
+        most = max(self.spent.values(), default=0)
+        if not most:
             what = f"a job of kernel '{self.program.name}' has more than {TEXT} statements"
-            return PccError("E182", what, at=n.loc, hint="compute fewer values in one kernel")
-        return UnreadableError(n)
+            hint = "an op has too many operands: join some of them before"
+            return PccError("E182", what, at=n.loc, hint=hint)
+        long = [x for x, count in self.spent.items() if 2 * count >= most]
+        return UnreadableError(min(long, key=lambda x: (self.program.size(x), self.spent[x])))
 
     def _affordable(self, n: Op) -> None:
         if self.weight > HEAVY // 16 and self.weight * price(n, self.program) > HEAVY:

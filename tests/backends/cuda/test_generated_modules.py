@@ -13,11 +13,13 @@ from graphs import agree
 from pcc.backends.cuda.codegen import schedule
 from pcc.circuit.queries import QUERIES
 from pcc.conformance.circuits import circuits, edges
-from pcc.conformance.models import head
+from pcc.conformance.models import TINY, head
 from pcc.conformance.verifiers import KINDS
 from pcc.driver import compile, load_source
+from pcc.frontends import templates
 from pcc.generation import Request, build, own_heads
 from pcc.ir.module import Module
+from pcc.models.proposal import sampled
 from pcc.models.step import StepGraph
 from pcc.passes.manager import Manager
 from pcc.runtime.engine import load
@@ -129,6 +131,36 @@ def test_rounds_in_all_blocks(kind: str, tmp_path: Path, monkeypatch: pytest.Mon
     assert kernels.made["k0"].barriers > 10
     for seed in range(3):
         judged(kernels, 0, feed_of(graphs[0], 1, 258, 5), seed, SAMPLED)
+
+
+@pytest.mark.parametrize(
+    ("n", "repetitions"), [(8, 2), pytest.param(16, 3, marks=pytest.mark.slow)]
+)
+def test_truncated_drafts_of_a_mixture_of_trees(n: int, repetitions: int) -> None:
+    """A sum finds its draw through all levels: more text than one job may have."""
+    circuit = templates.btree(n, 3, 40, repetitions=repetitions, context=5, seed=1)
+    module = sampled(circuit, Manager(validate=False), "full", truncation=True).module
+    kernels = Kernels([module], ROWS, quick=True)
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        feed = {
+            x.key: rng.random((ROWS, *x.shape)).astype(np.float32) for x in kernels.inputs["k0"]
+        }
+        feed["carry"] = rng.integers(0, 40, ROWS)
+        feed["draft_temperature"] = rng.choice(np.array([0.0, 0.7, 1.3], np.float32), ROWS)
+        judged(kernels, 0, feed, seed, SAMPLED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shuffle", [None, 1])
+def test_rounds_that_draft_with_a_mixture_of_trees(shuffle: int | None, tmp_path: Path) -> None:
+    _, folder = KINDS["llama"](tmp_path)
+    circuit = templates.btree(8, 3, 258, repetitions=2, shuffle=shuffle, context=TINY.width, seed=1)
+    request = Request(folder, max_seq=150, chunk=8, truncation=True)
+    graph = build(request, circuit, Manager(validate=False), lambda _: None).graphs["step"]
+    kernels = Kernels([graph.module], 2, quick=True)
+    for seed, length in enumerate((131, 0, 70)):
+        judged(kernels, 0, feed_of(graph, 2, 258, length), seed, SAMPLED)
 
 
 def test_a_module_without_a_batch_axis() -> None:
