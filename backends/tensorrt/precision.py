@@ -14,11 +14,11 @@ import onnx_ir as ir
 from pcc.backends.tensorrt.legal import nodes_of, operands
 
 FLOATS = {ir.DataType.FLOAT: "FLOAT", ir.DataType.FLOAT16: "HALF"}
-FREE = ("CONSTANT", "SHAPE", "CAST", "IDENTITY", "CONDITION", "ASSERTION", "TRIP_LIMIT", "ITERATOR")
+FREE = ("CONSTANT", "SHAPE", "CAST", "CONDITION", "ASSERTION", "TRIP_LIMIT", "ITERATOR")
 # What only moves numbers has a result but no precision: told one, 8.6 finds "mismatched types"
-# around it and builds nothing.
+# around it and builds nothing. Left without a type, its result may be a half between two floats.
 MOVES = (
-    "SHUFFLE", "SLICE", "GATHER", "CONCATENATION", "SELECT", "SCATTER", "PADDING",
+    "SHUFFLE", "SLICE", "GATHER", "CONCATENATION", "SELECT", "SCATTER", "PADDING", "IDENTITY",
 )  # fmt: skip
 
 

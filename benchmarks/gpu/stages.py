@@ -45,10 +45,12 @@ def conformance(name: str, python: str, seconds: int, *options: str) -> Command:
 def engine(
     shape: str, head: str, target: str, precision: str, python: str,
     *, batch: int = 1, max_seq: int = MAX_SEQ, contexts: tuple[int, ...] = (), n: int = 0,
+    how: tuple[str, ...] = (), seconds: int = 400,
 ) -> Stage:  # fmt: skip
     """Return a stage that compiles a shape, times it, and removes the bundle.
 
-    `precision` "bf16+int8": the matrices of head and verifier as 8-bit integers.
+    `precision` "bf16+int8": the matrices of head and verifier as 8-bit integers. `how`: options of
+    `pcc compile` beside these; `seconds`: what it may take.
     """
     half, _, integers = precision.partition("+")
     usual, r = HEADS[shape]
@@ -60,7 +62,7 @@ def engine(
         *PCC, "compile", "--shape", shape, "--head", size, "--target", target,
         "--precision", half, "--batch", str(batch), "--max-seq", str(max_seq),
         "--no-validate", "--query", "draft", "--force", "-o", bundle,
-        *(("--int8", "all") if integers else ()),
+        *(("--int8", "all") if integers else ()), *how,
     )  # fmt: skip
     provider = "tensorrt" if target.startswith("tensorrt") else "cuda"
     timed = [*PCC, "bench", bundle, "--gpu", "--provider", provider, "--shape", shape]
@@ -68,7 +70,7 @@ def engine(
         timed += ["--context", str(c)]
     timed += ["--json-out", "{json}"]
     return Stage(title, (
-        Command("compile", made, 400, python),
+        Command("compile", made, seconds, python),
         Command("bench", tuple(timed), 180, python, "rows"),
         Command("remove", ("-c", f"import shutil; shutil.rmtree(r'{bundle}')"), 60, python),
     ))  # fmt: skip
@@ -116,6 +118,12 @@ TENSORRT = ("--target", "tensorrt", "--provider", "tensorrt", "--batch", "1")
 QUICK, QUICKEST = ("--engine", "level=1"), ("--engine", "level=0")
 # What texts are made with: each graph of a bundle is an engine that takes long to build.
 ROUNDS = ("--engine", "only=step,step_greedy,prefill,prefill_greedy")
+# Of 13 GB of weights each engine of a pass has a copy: on the disk, in memory while it is built, on
+# the device. With prompts read n tokens at a time rounds and prompts share one pass of one width.
+ONE_PASS = (
+    "--chunk", "16", "--engine", "profiles=yes", "--engine", "only=step,prefill,draft",
+    "--engine", "level=2",
+)  # fmt: skip
 STAGES = (
     Stage("environment", (
         Command("environment", ("{root}/benchmarks/gpu/environment.py", "{json}"), 60,
@@ -156,7 +164,8 @@ STAGES = (
            contexts=(1024,)),
     engine("evabyte-6.5b", "hmm", "cuda", "bf16", "system", contexts=(1024,)),
     engine("evabyte-6.5b", "cp", "cuda", "bf16", "system", contexts=(1024,)),
-    engine("evabyte-6.5b", "btree", "tensorrt", "fp16", "trt", max_seq=2048, contexts=(1024,)),
+    engine("evabyte-6.5b", "btree", "tensorrt", "fp16", "trt", max_seq=2048, contexts=(1024,),
+           how=ONE_PASS, seconds=440),
     *(  # the same window for each circuit, beside the smaller verifier
         engine("byte-llama-3.2-3b", head, "cuda", "bf16", "system", contexts=(1024,), n=16)
         for head in ("cp", "btree", "hmm")

@@ -114,9 +114,25 @@ def halves(target: str, folder: Path) -> Iterator[Row]:
             worst = max(worst, float(np.abs(q.astype(np.float64).sum(-1) - 1).max()))
         pinned = engine.queries["draft"].get("pinned", {})
         good = worst <= 1e-5 and (not pinned or pinned.get("HALF", 0) > 0)
+        half = [] if good else in_half(engine, "draft")
+        print(*(f"  in half: {x}" for x in half), sep="\n")
         yield {"suite": "halves", "case": f"{kind}-fp16", "what": "sums of q",
                "verdict": "ok" if good else "differs", "error": worst, "bound": 1e-5,
-               "note": f"pinned {pinned}"}  # fmt: skip
+               "note": f"pinned {pinned}", "half": half[:40]}  # fmt: skip
+
+
+def in_half(engine: Any, query: str) -> list[str]:
+    """Return the layers of an engine that read or write half precision, by what it says of them."""
+    plan, module = engine.runner.executor(query)[1].engine, engine.runner.opener.module
+    inspector = plan.create_engine_inspector()
+    text = inspector.get_engine_information(module.LayerInformationFormat.JSON)
+    layers = [x for x in json.loads(text)["Layers"] if isinstance(x, dict)]
+    return [
+        f"{x['Name']} ({x.get('LayerType')}, {x.get('TacticName', '')})"
+        for x in layers
+        if any("FP16" in str(t) or "Half" in str(t)
+               for t in (*x.get("Inputs", ()), *x.get("Outputs", ())))
+    ]  # fmt: skip
 
 
 def refusals(target: str, folder: Path) -> Iterator[Row]:

@@ -11,6 +11,7 @@ import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -199,9 +200,7 @@ def graph_times(
 ) -> dict[str, dict[str, Any]]:
     """Return for a round's graph and those beside it their times: `events`, `wall`, `parts`."""
     out: dict[str, dict[str, Any]] = {}
-    for name in (query, "verify", "decode", "draft"):
-        if name not in engine.queries:
-            continue
+    for name in beside(engine.queries, query):
         b = bench_of(engine, name, context, batch)
         try:
             out[name] = {"events": b.times(repeats), "wall": b.wall(repeats)}
@@ -217,6 +216,16 @@ def graph_times(
         out[query]["session_events"] = b.times(repeats)
         b.free()
     return out
+
+
+def beside(queries: Mapping[str, Mapping[str, Any]], query: str) -> list[str]:
+    """Return a round's graph, and of those beside it what the bundle can run as it runs the round.
+
+    Of TensorRT some queries may have stayed graphs without an engine.
+    """
+    kind = Path(queries[query]["graph"]).suffix
+    named = [name for name in (query, "verify", "decode", "draft") if name in queries]
+    return [name for name in named if Path(queries[name]["graph"]).suffix == kind]
 
 
 def session_context(engine: Engine, context: int, repeats: int) -> int:

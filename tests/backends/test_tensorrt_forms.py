@@ -324,6 +324,9 @@ def test_every_layer_that_computes_is_pinned_to_the_types_of_the_graph(
     ]  # fmt: skip
     extra = Tensor(name="(parser's own)", dtype=SimpleNamespace(name="FLOAT"))
     layers.append(layer("SHUFFLE", [tensors[str(model.graph[-1].inputs[0].name)]], [extra]))
+    wide = next(t for t in tensors.values() if t.dtype.name == "FLOAT")
+    own = Tensor(name="(an identity)", dtype=SimpleNamespace(name="FLOAT"))
+    layers.insert(-1, layer("IDENTITY", [wide], [own]))
     network = SimpleNamespace(num_layers=len(layers), get_layer=lambda i: layers[i])
     counts = pin(network, model, SimpleNamespace(DataType=SimpleNamespace(FLOAT=1, HALF=2)))
     assert counts["HALF"] > 0
@@ -335,7 +338,7 @@ def test_every_layer_that_computes_is_pinned_to_the_types_of_the_graph(
         typed = {i: 2 if k == "HALF" else 1 for i, k in enumerate(outs) if k in ("FLOAT", "HALF")}
         if made.type.name == "CAST" or not floats:
             assert (made.precision, made.results) == (None, {})
-        elif made.type.name == "SHUFFLE":  # moves have results, and no precision
+        elif made.type.name in ("SHUFFLE", "IDENTITY"):  # moves have results, and no precision
             assert made.precision is None
             assert made.results == typed or made is layers[-1]
         else:

@@ -28,7 +28,9 @@ from pcc.ir.semiring import Real
 from pcc.models.load import load_model
 from pcc.models.step import Steps
 from pcc.passes.manager import Manager
+from pcc.runtime.device.driver import Device
 from pcc.runtime.device.parts import select
+from pcc.runtime.measure_gpu import graph_times
 from pcc.targets import TARGETS
 
 OLD, RTX = RUNTIMES["8.6"], RUNTIMES["rtx"]
@@ -347,3 +349,19 @@ def test_sizes_are_those_of_the_context(tmp_path: Path, monkeypatch: Any) -> Non
         sizes[query] = run.runs[0].sizes["logits"]
     assert trt.engines["pass"].get_tensor_shape("logits") == (1, 4, 258)
     assert sizes == {"verify": 4 * 258 * 4, "prefill": 8 * 258 * 4}
+
+
+def test_a_round_whose_prompts_are_as_wide_has_one_pass_and_is_timed(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    """What large models are timed with: one copy of the verifier, and no other engines beside."""
+    trt = stand_in(monkeypatch, OLD, tmp_path / "m.pcc")
+    made = compiled("llama", OLD, tmp_path, chunk=4, only="step,prefill,draft")
+    plans = {p.name for p in made.path.glob("engines/*/*.plan")}
+    assert plans == {"pass.plan", "step.plan", "prefill.plan", "draft.plan"}
+    engine = pcc.load(made.path, provider="tensorrt")
+    monkeypatch.setattr(Device, "elapsed", lambda *_: 1.0)  # no clock is stood in for
+    times = graph_times(engine, "step", 5, 1, 5, 1.0)
+    assert set(times) == {"step", "verify", "draft"}  # `verify` is nothing but the pass
+    assert times["step"]["session"]["p50"] > 0
+    assert set(trt.engines) == {"pass", "step", "prefill", "draft"}
