@@ -185,32 +185,39 @@ def compile(
     generates = random is not None or verifier is not None
     integers = arguments.integers(chosen, precision, int8, (proposal, draft_mode),
                                   verifier=generates)  # fmt: skip
-    given = arguments.given(max_seq=max_seq, chunk=chunk, proposal=proposal, draft_mode=draft_mode,
-                            truncation=truncation, seed=seed)  # fmt: skip
+    options: dict[str, Any] = {
+        "max_seq": max_seq, "chunk": chunk, "proposal": proposal, "draft_mode": draft_mode,
+    }  # fmt: skip
+    given = arguments.given(**options, truncation=truncation, seed=seed)
     arguments.refuse_unread(given, verifier=generates, shape=random is not None)
-    how = {"chunk": chunk, "proposal": proposal, "draft_mode": draft_mode, "precision": precision,
-           "int8": integers[1], "static": chosen.static,
-           "truncation": chosen.branches if truncation is None else truncation}  # fmt: skip
     if random is not None:
         source, queries = random.head(head) if head else None, queries or ()
-    request = _request(source, random or verifier, max_seq, parameters, how)
+    options |= {"precision": precision, "int8": integers[1], "static": chosen.static,
+                "truncation": chosen.branches if truncation is None else truncation}  # fmt: skip
+    request = _request(source, random or verifier, parameters, options)
     with _place(out, force) as folder, staged(folder, force=force) as work:
         circuit = _narrowed(_asked(source, request, frontend), window, parameters)
         job = Job(circuit, Manager(validate=validate), chosen, progress or (lambda _: None),
                   precision, batch, gpu or "", engine or {}, integers)  # fmt: skip
-        layers = (n for n in circuit.module().nodes() if isinstance(n, CircuitOp))
-        with fresh(layers):  # graphs name layers of this circuit, whatever else is alive
-            _graphs(job, queries, request)
-            manifest = write(job, work, parameters)
+        manifest = _bundled(job, queries, request, work, parameters)
     return Artifact(folder, manifest, tuple(job.manager.records), time.perf_counter() - start)
+
+
+def _bundled(
+    job: Job, queries: Sequence[str] | None, request: Request | None, work: Path, parameters: str
+) -> dict[str, Any]:
+    """Make every graph and write the bundle; return its manifest."""
+    layers = (n for n in job.circuit.module().nodes() if isinstance(n, CircuitOp))
+    with fresh(layers):  # graphs name layers of this circuit, whatever else is alive
+        _graphs(job, queries, request)
+        return write(job, work, parameters)
 
 
 def _request(
     source: object,
     verifier: str | Path | Synthetic | None,
-    max_seq: int,
     parameters: str,
-    how: dict[str, Any],
+    options: Mapping[str, Any],
 ) -> Request | None:
     """Return what is asked of the verifier; LoRA adapters are those of the source checkpoint."""
     if verifier is None:
@@ -220,7 +227,7 @@ def _request(
     is_folder = isinstance(source, str | Path) and Path(source).is_dir()
     lora = Path(str(source)) if is_folder else None
     place = verifier if isinstance(verifier, Synthetic) else Path(verifier)
-    return Request(place, max_seq, lora=lora, **how)
+    return Request(place, lora=lora, **options)
 
 
 @contextmanager
