@@ -48,15 +48,40 @@ def written(shape: str, head: str, proposal: str, how: Any, out: Path) -> None:
     write_modules(how, {"draft": module}, out)
 
 
+def checked(engine: Any, feed: dict[str, Any], what: str) -> float:
+    """Draft once; return by how much the sums of q are off 1, at most 1e-5."""
+    kinds = {i["name"]: i["dtype"] for i in engine.queries["draft"]["inputs"]}
+    numpy = {"f32": np.float32, "i64": np.int64}
+    q = engine.run("draft", **{k: np.asarray(v, numpy[kinds[k]]) for k, v in feed.items()})["q"]
+    worst = float(np.abs(q.astype(np.float64).sum(-1) - 1).max())
+    if not worst <= 1e-5:
+        raise SystemExit(f"{what}: the sums of q are off by {worst}")
+    return worst
+
+
+def named(shape: str, head: str, proposal: str, how: Any) -> Row:
+    """Return what a row says of the draft that it is of."""
+    from pcc.shapes import parse_head
+
+    kind, n, r = parse_head(head)
+    sizes = f"n{n}-r{r}-b{how.batch}-{how.precision}"
+    return {
+        "name": f"draft-{proposal}-{how.target}-{shape}-{kind}-{sizes}",
+        "graph": "draft", "proposal": proposal, "shape": shape,
+        "backend": "pcc-cuda" if how.target == "cuda" else how.target,
+        "architecture": kind, "n": n, "r": r, "batch": how.batch, "context": 0,
+        "precision": how.precision, "torch_graph_ms": None, "torch_precision": None,
+    }  # fmt: skip
+
+
 def measured(shape: str, head: str, proposal: str, how: Any, repeats: int, tb_s: float) -> Row:
     """Compile, check and time one draft; return a row of the results."""
     import pcc
     from pcc.runtime.bound import row
     from pcc.runtime.measure_gpu import Bench, parts_of, plausible
     from pcc.runtime.traffic import traffic
-    from pcc.shapes import parse_head
 
-    kind, n, r = parse_head(head)
+    about = named(shape, head, proposal, how)
     with tempfile.TemporaryDirectory(prefix="pcc-draft-") as folder:
         out = Path(folder) / "m.pcc"
         began = time.perf_counter()
@@ -65,12 +90,7 @@ def measured(shape: str, head: str, proposal: str, how: Any, repeats: int, tb_s:
         engine = pcc.load(out, provider=how.provider)
         spec = engine.queries["draft"]
         feed = plausible(spec, 1, int(engine.manifest["circuit"]["cards"][0]), how.batch)
-        kinds = {i["name"]: i["dtype"] for i in spec["inputs"]}
-        numpy = {"f32": np.float32, "i64": np.int64}
-        q = engine.run("draft", **{k: np.asarray(v, numpy[kinds[k]]) for k, v in feed.items()})["q"]
-        worst = float(np.abs(q.astype(np.float64).sum(-1) - 1).max())
-        if not worst <= 1e-5:
-            raise SystemExit(f"{head} {proposal}: the sums of q are off by {worst}")
+        worst = checked(engine, feed, f"{head} {proposal}")
         device, executor = engine.executor("draft")
         bench = Bench(device, executor, spec, (), how.batch, feed)
         times, wall = bench.times(repeats), bench.wall(repeats)
@@ -80,14 +100,6 @@ def measured(shape: str, head: str, proposal: str, how: Any, repeats: int, tb_s:
             traffic(out, engine.manifest["files"], "draft").weights.values()
         )
         bench.free()
-    sizes = f"n{n}-r{r}-b{how.batch}-{how.precision}"
-    about = {
-        "name": f"draft-{proposal}-{how.target}-{shape}-{kind}-{sizes}",
-        "graph": "draft", "proposal": proposal, "shape": shape,
-        "backend": "pcc-cuda" if how.target == "cuda" else how.target,
-        "architecture": kind, "n": n, "r": r, "batch": how.batch, "context": 0,
-        "precision": how.precision, "torch_graph_ms": None, "torch_precision": None,
-    }  # fmt: skip
     made = row(about, times, {"weights": 0, "head": weights, "kv": 0}, tb_s, repeats)
     return {**made, "wall_ms": wall, "parts": parts, "compile_s": built, "error_of_sums": worst}
 

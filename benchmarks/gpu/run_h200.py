@@ -139,8 +139,8 @@ def chosen(patterns: list[str]) -> list[Stage]:
     return out
 
 
-def main() -> int:
-    """Run the stages that are named, while the budget lasts."""
+def arguments() -> argparse.Namespace:
+    """Return the command line."""
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("stages", nargs="*", help="names or patterns")
     p.add_argument("--list", action="store_true")
@@ -151,7 +151,12 @@ def main() -> int:
     p.add_argument("--commit", default="unknown")
     p.add_argument("--only", action="append", help="of each stage the commands of these names")
     p.add_argument("--done", type=Path, help="parts of an earlier run")
-    a = p.parse_args()
+    return p.parse_args()
+
+
+def main() -> int:
+    """Run the stages that are named, while the budget lasts."""
+    a = arguments()
     if a.list:
         for s in STAGES:
             print(

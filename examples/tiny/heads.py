@@ -213,13 +213,9 @@ def accepted(drafted: Ids, truth: Ids) -> Ids:
     return length
 
 
-def save(head: Head, root: Path, step: int, gamma: float) -> Path:
-    """config.yaml and model@STEP.safetensors under root/KIND-n-N-r-R; weights in fp16."""
-    n, r, vocab, dim = head.shape
-    folder = root / head.name
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("model@*.safetensors"):
-        old.unlink()
+def stored(head: Head, gamma: float) -> dict[str, npt.NDArray[Any]]:
+    """Tensors as the published code names them; weights in fp16."""
+    n = head.shape[0]
     state: dict[str, npt.NDArray[Any]] = {
         "_exp_gamma_weights": (gamma ** np.arange(n)).astype(np.float32),
         "circuit._circuit._nodes.0._scope_idx": np.arange(n, dtype=np.int64)[:, None],
@@ -233,11 +229,14 @@ def save(head: Head, root: Path, step: int, gamma: float) -> Path:
         state["circuit._circuit._address_book._in_fold_idx_7_0"] = np.zeros(1, np.int64)
     elif head.kind == "cp":
         state["circuit._circuit._address_book._in_fold_idx_3_0"] = np.zeros(1, np.int64)
-    path = folder / f"model@{step}.safetensors"
-    save_file(state, path)
-    path.chmod(0o644)
+    return state
+
+
+def settings(head: Head, gamma: float) -> dict[str, Any]:
+    """config.yaml of a head."""
+    n, r, vocab, dim = head.shape
     kind = "btree" if head.kind == "btree" else "cp"
-    config = {
+    return {
         "circuit": {
             "name": CIRCUIT_NAMES[head.kind],
             "n_token": n,
@@ -264,7 +263,19 @@ def save(head: Head, root: Path, step: int, gamma: float) -> Path:
         "model": {"name": "mtp", "beta": 0.0, "gamma": gamma},
         "expname": f"tiny-{head.name}",
     }
-    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def save(head: Head, root: Path, step: int, gamma: float) -> Path:
+    """config.yaml and model@STEP.safetensors under root/KIND-n-N-r-R; weights in fp16."""
+    folder = root / head.name
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("model@*.safetensors"):
+        old.unlink()
+    path = folder / f"model@{step}.safetensors"
+    save_file(stored(head, gamma), path)
+    path.chmod(0o644)
+    config = yaml.safe_dump(settings(head, gamma), sort_keys=False)
+    (folder / "config.yaml").write_text(config)
     return folder
 
 

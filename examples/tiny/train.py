@@ -162,8 +162,8 @@ def check(seed: int) -> float:
     return worst
 
 
-def main() -> int:
-    """Train, store in fp16, evaluate what was stored."""
+def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="finite differences only")
     parser.add_argument("--out", type=Path, default=HERE)
@@ -176,19 +176,14 @@ def main() -> int:
     parser.add_argument("--steps", type=int, nargs=2, default=(6000, 10000))
     parser.add_argument("--lr", type=float, nargs=2, default=(3e-3, 3e-3))
     parser.add_argument("--report", type=int, default=500)
-    args = parser.parse_args()
-    if args.check:
-        return int(check(args.seed) > 1e-5)
+    return parser.parse_args()
 
-    began = time.perf_counter()
+
+def trained(
+    data: corpus.Corpus, counts: Array, args: argparse.Namespace
+) -> tuple[enc.Encoder, list[heads.Head]]:
+    """The encoder with an FF head first, from byte frequencies; then all heads on it."""
     rng = np.random.default_rng(args.seed)
-    train_files, held_files = corpus.read()
-    data = corpus.build(train_files, args.window)
-    held = corpus.build(held_files, args.window)
-    counts = np.bincount(data.stream, minlength=enc.VOCAB).astype(np.float64)
-    counts[0] = 0
-    print(f"{len(data.names)} files, {len(data.starts)} windows; {len(held.names)} held out")
-
     model = enc.Encoder.random(rng, args.dim)
     logp = np.log((counts + 1) / (counts + 1).sum()).astype(np.float32)
     start = 0.02 * rng.standard_normal((args.window, 1, enc.VOCAB, args.dim), np.float32)
@@ -199,20 +194,46 @@ def main() -> int:
     kinds = ("ff", "cp", "btree")
     all_heads = [heads.create(kind, ff.emission, args.components, rng) for kind in kinds]
     fit(model, all_heads, data, rng, args, args.steps[1], args.lr[1])
-    seconds = time.perf_counter() - began
+    return model, all_heads
 
+
+def stored(
+    model: enc.Encoder, all_heads: list[heads.Head], args: argparse.Namespace
+) -> tuple[enc.Encoder, list[heads.Head]]:
+    """What was written in fp16, read again."""
     args.out.mkdir(parents=True, exist_ok=True)
     model.save(args.out)
     folders = [heads.save(head, args.out, sum(args.steps), args.gamma) for head in all_heads]
-    model, all_heads = enc.load(args.out), [heads.load(folder) for folder in folders]
-    pieces = corpus.excerpts(held_files, 2200)
+    return enc.load(args.out), [heads.load(folder) for folder in folders]
+
+
+def save_excerpts(pieces: dict[str, bytes], counts: Array, path: Path) -> None:
+    """Held-out texts and the counts of bytes in what was trained on."""
     np.savez_compressed(
-        args.out / "heldout.npz",
+        path,
         names=np.array(list(pieces)),
         lengths=np.array([len(p) for p in pieces.values()], np.int64),
         data=np.frombuffer(b"".join(pieces.values()), np.uint8),
         unigram_counts=counts.astype(np.int64),
     )
+
+
+def main() -> int:
+    """Train, store in fp16, evaluate what was stored."""
+    args = arguments()
+    if args.check:
+        return int(check(args.seed) > 1e-5)
+    began = time.perf_counter()
+    train_files, held_files = corpus.read()
+    data, held = (corpus.build(files, args.window) for files in (train_files, held_files))
+    counts = np.bincount(data.stream, minlength=enc.VOCAB).astype(np.float64)
+    counts[0] = 0
+    print(f"{len(data.names)} files, {len(data.starts)} windows; {len(held.names)} held out")
+    model, all_heads = trained(data, counts, args)
+    seconds = time.perf_counter() - began
+    model, all_heads = stored(model, all_heads, args)
+    pieces = corpus.excerpts(held_files, 2200)
+    save_excerpts(pieces, counts, args.out / "heldout.npz")
     metrics = {
         "command": "python examples/tiny/train.py",
         "arguments": {k: v for k, v in vars(args).items() if k not in ("check", "out", "report")},
