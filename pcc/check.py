@@ -81,17 +81,22 @@ def verify(
         for what, found in against(circuit, query, inputs, outputs).items():
             checks.append(Check(query, what, *found))
     if "marginal" in engine.queries:
-        spec = engine.queries["marginal"]
-        inputs = sample_inputs(circuit, spec, seed, int(spec.get("batch", rows)))
-        inputs["observed"] = np.zeros_like(inputs["observed"])
-        total, want = engine.run("marginal", **inputs), reference(circuit, "marginal", inputs)
-        found = worst(circuit, "marginal", inputs, want, total)
-        checks.append(Check("marginal", "everything summed out", *found))
+        checks.append(_summed_out(engine, circuit, seed, rows))
     if engine.manifest.get("generation") is not None:
         from pcc.check_generation import check_generation
 
         checks += [Check(*c) for c in check_generation(engine, seed, progress or (lambda _: None))]
     return Report(Path(path), tuple(checks))
+
+
+def _summed_out(engine: Engine, circuit: Circuit, seed: int, rows: int) -> Check:
+    """Compare the sum over all variables with the reference's."""
+    spec = engine.queries["marginal"]
+    inputs = sample_inputs(circuit, spec, seed, int(spec.get("batch", rows)))
+    inputs["observed"] = np.zeros_like(inputs["observed"])
+    total, want = engine.run("marginal", **inputs), reference(circuit, "marginal", inputs)
+    found = worst(circuit, "marginal", inputs, want, total)
+    return Check("marginal", "everything summed out", *found)
 
 
 def stored_circuit(engine: Engine) -> Circuit:

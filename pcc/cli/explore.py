@@ -10,6 +10,7 @@ import typer
 from pcc.cli.output import Json, emit, progress, say, table
 
 if TYPE_CHECKING:
+    from pcc.explore.config import Config
     from pcc.explore.records import Choice, Report
 
 
@@ -27,7 +28,6 @@ def explore(
     """
     from dataclasses import replace
 
-    from pcc.explore import explore as run
     from pcc.explore import read
 
     c = read(config)
@@ -36,16 +36,7 @@ def explore(
         from pcc.cli.plots import check
 
         check(plot)
-    try:
-        report = run(
-            c,
-            again=again,
-            progress=None if quiet else _progress,
-            detail=None if quiet else progress,
-        )
-    except KeyboardInterrupt:
-        say(f"interrupted: what is measured is in {c.out}; run the same command again to go on")
-        raise
+    report = _measured(c, again=again, quiet=quiet)
     if plot is not None:
         from pcc.cli.plots import draw_explore
 
@@ -55,6 +46,17 @@ def explore(
     else:
         show(report, c.out)
     raise typer.Exit(1 if any(x["status"] == "different" for x in report["points"]) else 0)
+
+
+def _measured(c: Config, *, again: bool, quiet: bool) -> Report:
+    from pcc.explore import explore as run
+
+    line, detail = (None, None) if quiet else (_progress, progress)
+    try:
+        return run(c, again=again, progress=line, detail=detail)
+    except KeyboardInterrupt:
+        say(f"interrupted: what is measured is in {c.out}; run the same command again to go on")
+        raise
 
 
 def _progress(line: str) -> None:

@@ -154,6 +154,17 @@ class Exploration:
         return made
 
 
+def _context(config: Config, prompts: list[bytes]) -> dict[str, Any]:
+    """Return what a result is only comparable under."""
+    return {
+        "verifier": hd.verifier_digest(Path(config.verifier)),
+        "prompts": pr.digest(prompts),
+        "versions": {n: v for n in PACKAGES if (v := installed(n))},
+        "machine": machine(),
+        "schema": SCHEMA,
+    }
+
+
 def explore(
     config: Config,
     *,
@@ -171,13 +182,7 @@ def explore(
     check_provider(config.measure.provider)
     folder = Path(config.out)
     prompts = pr.read(config.prompts)
-    context = {
-        "verifier": hd.verifier_digest(Path(config.verifier)),
-        "prompts": pr.digest(prompts),
-        "versions": {n: v for n in PACKAGES if (v := installed(n))},
-        "machine": machine(),
-        "schema": SCHEMA,
-    }
+    context = _context(config, prompts)
     with exclusive(folder):
         shutil.rmtree(folder / WORK, ignore_errors=True)
         results = Results(folder / "results.jsonl")
