@@ -9,14 +9,13 @@ from pcc.backends.cuda.codegen.program import Memory, Program, Storage, dense
 from pcc.backends.cuda.codegen.schedule import Schedule, Scheduler
 from pcc.backends.cuda.codegen.source import THREADS, write
 from pcc.backends.cuda.codegen.tables import INLINE
+from pcc.backends.cuda.fitted import FITTED
 from pcc.backends.cuda.gpu import TUNED, Gpu
 from pcc.backends.cuda.kernel import READ, SCRATCH, UPDATE, WRITE, Argument, Kernel
 from pcc.errors import PccError
 from pcc.ir.array import Array
 from pcc.ir.core import Op, tensor
 from pcc.tensor import eva, nn
-
-US_GRID, US_BLOCK, US_START = 1.2, 1.0, 3.0  # microseconds: a barrier, a phase, a launch
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,9 @@ class Generated(Kernel):
 
     @property
     def estimate(self) -> float:
-        """About how many microseconds the kernel takes beyond what memory bounds."""
-        return US_START + US_GRID * self.barriers + US_BLOCK * self.phases
+        """About how many microseconds the kernel takes beyond its bytes, as `cost.py` has it."""
+        spent = FITTED["barrier"] * self.barriers + FITTED["phase"] * self.phases
+        return FITTED["generated"] + spent
 
 
 def generate(
