@@ -16,6 +16,7 @@ import typer
 import pcc
 from pcc.cli import (
     bundles,
+    choose,
     conformance,
     environment,
     explore,
@@ -38,7 +39,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for part in (
-    sources, refit, bundles, generation, passes, training, explore, conformance, environment,
+    sources, refit, bundles, generation, passes, training, explore, choose, conformance,
+    environment,
 ):  # fmt: skip
     part.register(app)
 

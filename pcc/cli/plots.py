@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,36 @@ def draw_gpu(rows: Any, path: Path) -> None:
         contexts.plot(*zip(*sorted(points), strict=True), "o-", ms=4, label=key)
     contexts.set(xlabel="tokens before the round", ylabel="ms, median", ylim=(0, None))
     contexts.legend(fontsize=6)
+    save(made, path)
+
+
+SHADES = ("#2a6f97", "#61a5c2", "#a9d6e5", "#c9ada7", "#d9d9d9")
+
+
+def draw_choice(r: Any, path: Path) -> None:
+    """Draw each form's round by part beside its bound, and rates against accepted drafts."""
+    made, (rounds, rates) = figure(2)
+    names, left = [f["form"] for f in r["forms"]], [0.0] * len(r["forms"])
+    for part, shade in zip(r["forms"][0]["parts"], SHADES, strict=True):
+        widths = [f["parts"][part] for f in r["forms"]]
+        rounds.barh(names, widths, left=left, color=shade, label=part)
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    bounds = [f["bound_ms"] for f in r["forms"]]
+    rounds.plot(bounds, names, "|", ms=14, color=INK, label="its bytes")
+    rounds.set_xlabel("ms of a round, predicted")
+    rounds.invert_yaxis()
+    rounds.legend(
+        fontsize=6, ncol=6, loc="lower center", bbox_to_anchor=(0.4, 1.0), columnspacing=1
+    )
+    for f, style in zip(r["forms"], itertools.cycle(("-", "--", "-.", ":"))):
+        per_token = 1e3 * r["batch"] / f["ms"]
+        tokens = 1 if f["break_even"] is None else r["n"]  # autoregressive: one, whatever stays
+        ends = [per_token, per_token * tokens]
+        rates.plot([0, r["n"] - 1], ends, style, label=f["form"])
+        if f["tokens_per_second"] is not None:
+            rates.plot(f["accepted"], f["tokens_per_second"], "o", ms=4, color=INK)
+    rates.set(xlabel="accepted drafts in a round", ylabel="tokens per second", ylim=(0, None))
+    rates.legend(fontsize=6)
     save(made, path)
 
 
