@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -63,6 +63,7 @@ def choose(
     copy_rate: CopyRate = None,
     form: Forms = None,
     accepted: Accepted = None,
+    report: Annotated[Path | None, typer.Option(help="report.json of pcc explore.")] = None,
     greedy: Annotated[bool, typer.Option("--greedy", help="Greedy rounds, not sampled.")] = False,
     context: Annotated[int, typer.Option(help="Tokens before the round.")] = 1024,
     precision: Annotated[str, typer.Option(help="fp16 or bf16.")] = "bf16",
@@ -81,22 +82,24 @@ def choose(
     """
     from pcc.cli import plots
     from pcc.explore.forms import form_of, forms_of
-    from pcc.explore.predicted import Asked, accepted_of, ranking
+    from pcc.explore.predicted import Asked, ranking
+    from pcc.explore.stated import stated
 
     if plot is not None:
         plots.ready(plot)
     s = Subject(source, verifier, shape, head, precision, int8, batch, max_seq, window, gpu,
                 reading(step, hmm_bias))  # fmt: skip
-    stated = accepted_of(accepted or ())
+    drafts = stated(accepted or ())
     plans = plans_of(s)
     known = forms_of(plans.circuit, greedy=greedy)
     forms = tuple(dict.fromkeys(form_of(f, known) for f in form)) if form else known
+    counted = _reported(report, s, plans, forms, drafts, greedy=greedy)
     rate, where = copy_rate_of(copy_rate, gpu, plans.engine.gpu)
-    made = ranking(plans, Asked(forms, stated, context, greedy, rate, where))
+    made = ranking(plans, Asked(forms, drafts, context, greedy, rate, where))
+    made["remarks"] += counted
     if plot is not None:
         plots.draw_choice(made, plot)
-    by_name = {f.name: f for f in forms}
-    commands = {name: command(s, f, plans, greedy=greedy) for name, f in by_name.items()}
+    commands = {f.name: command(s, f, plans, greedy=greedy) for f in forms}
     if as_json:
         emit({"subject": title(s, plans), **made, "commands": commands})
     else:
@@ -137,6 +140,21 @@ def _known(s: Subject) -> None:
     if s.int8 not in (None, "verifier"):
         what = f"--int8 {s.int8[:40]}: whether the head has integers is a form"
         raise PccError("G111", what, hint="--int8 verifier, or nothing")
+
+
+def _reported(
+    report: Path | None, s: Subject, plans: Plans, forms: Sequence[Form], drafts: dict[str, float],
+    *, greedy: bool,
+) -> list[str]:  # fmt: skip
+    """Add what a report has and nobody stated; return what is to be said of it. Errors: G113."""
+    from pcc.explore.stated import measured
+
+    if report is None:
+        return []
+    found, wide = measured(report, s.source, plans.circuit.n, forms, s.precision, greedy=greedy)
+    wide = [name for name in wide if name not in drafts]
+    drafts |= {name: value for name, value in found.items() if name not in drafts}
+    return [f"the accepted drafts of {', '.join(wide)} were counted in fp32"] if wide else []
 
 
 def copy_rate_of(given: float | None, asked: str | None, gpu: Gpu) -> tuple[float, str]:

@@ -15,6 +15,7 @@ from pcc.train import config as training
 
 Architecture = Literal["ff", "cp", "hmm", "btree", "region-graph", "custom"]
 Mode = Literal["greedy", "sampled"]
+Integers = Literal["none", "head"]  # the verifier's would be another model
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Grid:
     proposal: tuple[str, ...] = (knobs.PROPOSAL,)  # as `pcc compile --proposal`
     draft_mode: tuple[str, ...] = (knobs.DRAFT_MODE,)  # as `pcc compile --draft-mode`
     precision: tuple[str, ...] = ("fp32",)
+    int8: tuple[Integers, ...] = ("none",)  # "head": its matrices are 8-bit integers
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def build(raw: Mapping[str, Any], at: str = "config") -> Config:
         axis: Sequence[Any] = getattr(g, f.name)
         if len(set(axis)) < len(axis):
             raise PccError("G101", "a value is listed twice", at=f"{at}:grid.{f.name}")
-        if f.name in ("proposal", "draft_mode", "precision") and not axis:
+        if f.name in ("proposal", "draft_mode", "precision", "int8") and not axis:
             raise PccError("G101", "the axis has no value", at=f"{at}:grid.{f.name}")
     for name, chosen, known in (
         ("proposal", g.proposal, KINDS), ("draft_mode", g.draft_mode, GREEDY_KINDS),

@@ -20,6 +20,7 @@ from pcc.backends.cuda.partition import partition
 from pcc.circuit.circuit import Circuit
 from pcc.driver import load_source
 from pcc.errors import PccError
+from pcc.explore.points import LATENT_FIRST
 from pcc.generation import EXTRAS, Request, own_heads
 from pcc.models.proposal import GREEDY_KINDS, KINDS
 from pcc.models.step import StepOptions, Steps
@@ -31,7 +32,6 @@ from pcc.targets import HALF_OF
 from pcc.tensor.ops import ScaledContract
 
 INT8 = "+int8"
-SELECTS = "latent-first"  # reads single rows of matrices, which integers have not
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def forms_of(circuit: Circuit, *, greedy: bool) -> tuple[Form, ...]:
     kinds: tuple[str, ...] = GREEDY_KINDS if greedy else KINDS
     if circuit.kind == "ff":
         kinds = (knobs.DRAFT_MODE if greedy else knobs.PROPOSAL,)
-    both = ((d, i) for d in kinds for i in (False, True) if not (i and d == SELECTS))
+    both = ((d, i) for d in kinds for i in (False, True) if not (i and d == LATENT_FIRST))
     return tuple(Form(d, i) for d, i in both)
 
 

@@ -73,6 +73,7 @@ def compile_point(
     """Write the bundle of a point; return the seconds that it took."""
     made = driver.compile(
         source, verifier=verifier, queries=["draft"], precision=point.precision, max_seq=max_seq,
+        int8=None if point.int8 == "none" else point.int8,
         window=None if point.n == head_n else point.n, out=out, force=True, validate=m.validate,
         proposal=point.proposal, draft_mode=point.draft_mode, progress=say,
         chunk=min(PREFILL_CHUNK, max_seq),

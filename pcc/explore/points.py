@@ -11,6 +11,8 @@ from pcc.explore.config import Grid
 from pcc.explore.heads import Head
 from pcc.explore.records import Where
 
+LATENT_FIRST = "latent-first"
+
 
 @dataclass(frozen=True)
 class Point:
@@ -24,6 +26,7 @@ class Point:
     proposal: str = knobs.PROPOSAL
     draft_mode: str = knobs.DRAFT_MODE
     precision: str = "fp32"
+    int8: str = "none"
 
     @property
     def name(self) -> str:
@@ -32,6 +35,7 @@ class Point:
         more += [f"proposal {self.proposal}"] if self.proposal != knobs.PROPOSAL else []
         more += [f"greedy {self.draft_mode}"] if self.draft_mode != knobs.DRAFT_MODE else []
         more += [self.precision] if self.precision != "fp32" else []
+        more += [f"int8 {self.int8}"] if self.int8 != "none" else []
         return " ".join([self.head, *more])
 
     def where(self) -> Where:
@@ -39,7 +43,7 @@ class Point:
         return {
             "name": self.name, "head": self.head, "architecture": self.architecture,
             "n": self.n, "r": self.r, "lora_layers": self.lora_layers, "proposal": self.proposal,
-            "draft_mode": self.draft_mode, "precision": self.precision,
+            "draft_mode": self.draft_mode, "precision": self.precision, "int8": self.int8,
         }  # fmt: skip
 
 
@@ -60,7 +64,10 @@ class Missing:
 
 
 def points_of(head: Head, grid: Grid) -> list[Point]:
-    """Return the points of one head: windows x proposals x draft modes x precisions."""
+    """Return the points of one head: windows x proposals x draft modes x precisions x integers.
+
+    Latent-first drafts read rows that integers have not: such points are left out.
+    """
     if not head.fits(grid):
         return []
     proposals, modes = grid.proposal, grid.draft_mode
@@ -69,7 +76,8 @@ def points_of(head: Head, grid: Grid) -> list[Point]:
     return [
         Point(head.name, head.architecture, n, head.r, head.lora_layers, *how)
         for n in head.windows(grid)
-        for how in product(proposals, modes, grid.precision)
+        for how in product(proposals, modes, grid.precision, grid.int8)
+        if how[-1] == "none" or LATENT_FIRST not in how
     ]
 
 

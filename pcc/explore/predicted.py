@@ -7,7 +7,7 @@ decoding is a candidate as well: one token a round, of a pass over one. No GPU t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypedDict
@@ -178,20 +178,4 @@ def _remarks(plans: Plans, gpu: Gpu, lead: float | None, margin: float | None) -
     if lead is not None and margin is not None and lead < margin:
         out.append(f"a lead of {100 * lead:.1f} % is within the model's error "
                    f"({100 * margin:.1f} %): time both with pcc bench --gpu")  # fmt: skip
-    return out
-
-
-def accepted_of(given: Sequence[str]) -> dict[str, float]:
-    """Read `FORM=NUMBER`, each form once. Errors: G111."""
-    out: dict[str, float] = {}
-    for text in given:
-        name, equals, number = text.rpartition("=")
-        try:
-            value = float(number)
-        except ValueError:
-            equals = ""
-        if not equals or not name or name in out:
-            hint = "FORM=DRAFTS, each form once: full=5.1"
-            raise PccError("G111", f"--accepted {text[:40]!r}", hint=hint)
-        out[name] = value
     return out

@@ -7,7 +7,7 @@ from typing import Any, TypedDict, TypeGuard, TypeVar
 
 from pcc.errors import PccError
 
-SCHEMA = 1
+SCHEMA = 2
 STATUSES = ("ok", "different", "failed")
 
 
@@ -74,6 +74,7 @@ class Where(TypedDict):
     proposal: str
     draft_mode: str
     precision: str
+    int8: str
 
 
 class Line(TypedDict):

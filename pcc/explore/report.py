@@ -26,6 +26,7 @@ def command(line: Line, source: str | None, head_n: int, config: Config, max_seq
         words += ["--window", str(p["n"])]
     for key, plain in (
         ("proposal", knobs.PROPOSAL), ("draft_mode", knobs.DRAFT_MODE), ("precision", "fp32"),
+        ("int8", "none"),
     ):  # fmt: skip
         if (value := str(p[key])) != plain:  # type: ignore[literal-required]
             words += [f"--{key.replace('_', '-')}", value]

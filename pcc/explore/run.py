@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import shutil
@@ -62,7 +63,8 @@ class Exploration:
         found, broken = hd.find(self.config)
         grid, t = self.config.grid, self.config.train
         cells = missing(grid, found)
-        hows = len(grid.proposal) * len(grid.draft_mode) * len(grid.precision)
+        axes = (grid.proposal, grid.draft_mode, grid.precision, grid.int8)
+        hows = math.prod(map(len, axes))
         extra = len(cells) * hows if t.folder else 0
         self.total = sum(len(points_of(h, grid)) for h in found) + len(broken) + extra
         for name, why in broken:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,13 @@ import pcc
 from pcc.backends.cuda.gpu import TUNED
 from pcc.cli import choose as cli
 from pcc.errors import PccError
+from pcc.explore import Config
 from pcc.explore.forms import Engine, Form, Plans, form_of, forms_of
-from pcc.explore.predicted import Asked, Ranking, accepted_of, ranking
+from pcc.explore.points import Point
+from pcc.explore.predicted import Asked, Ranking, ranking
+from pcc.explore.records import SCHEMA
+from pcc.explore.report import report
+from pcc.explore.stated import measured, stated
 from pcc.shapes import Synthetic
 
 MODELS = Path(__file__).resolve().parents[2] / "examples/models"
@@ -61,23 +68,23 @@ def test_at_its_break_even_a_form_is_as_fast_as_what_it_is_compared_with(
     plans: Plans, name: str
 ) -> None:
     """Asked again with that acceptance, the two rates are one."""
-    stated = {"full": 2.0, "full_int8": 1.9, "latent_first": 1.8}
+    given = {"full": 2.0, "full_int8": 1.9, "latent_first": 1.8}
     form = name.replace("_", "-").replace("-int8", "+int8")
-    first = by_form(ranking(plans, asked(plans, **stated)))[form]
-    stated[name] = first["break_even"]
-    again = by_form(ranking(plans, asked(plans, **stated)))
+    first = by_form(ranking(plans, asked(plans, **given)))[form]
+    given[name] = first["break_even"]
+    again = by_form(ranking(plans, asked(plans, **given)))
     other = again[first["against"]]
     assert again[form]["tokens_per_second"] == pytest.approx(other["tokens_per_second"])
 
 
 def test_the_pick_changes_where_it_was_said_to(plans: Plans) -> None:
-    stated = {"full": 2.0, "full_int8": 0.1, "latent_first": 0.1}
-    r = ranking(plans, asked(plans, **stated))
+    given = {"full": 2.0, "full_int8": 0.1, "latent_first": 0.1}
+    r = ranking(plans, asked(plans, **given))
     assert r["pick"] == "full"
     even = by_form(r)["latent-first"]["break_even"]
     for off, pick in ((-1e-6, "full"), (1e-6, "latent-first")):
-        stated["latent_first"] = even + off
-        assert ranking(plans, asked(plans, **stated))["pick"] == pick
+        given["latent_first"] = even + off
+        assert ranking(plans, asked(plans, **given))["pick"] == pick
 
 
 def test_no_draft_is_a_candidate(plans: Plans) -> None:
@@ -190,13 +197,13 @@ def test_contexts_are_of_the_engine(plans: Plans) -> None:
 @pytest.mark.parametrize("text", ["full", "full=", "=2", "full=x", "full=2e", ""])
 def test_accepted_is_a_form_and_a_number(text: str) -> None:
     with pytest.raises(PccError, match="G111"):
-        accepted_of([text])
+        stated([text])
 
 
 def test_a_form_is_stated_once() -> None:
-    assert accepted_of(["full=2", "full+int8=1.5"]) == {"full": 2.0, "full+int8": 1.5}
+    assert stated(["full=2", "full+int8=1.5"]) == {"full": 2.0, "full+int8": 1.5}
     with pytest.raises(PccError, match="G111"):
-        accepted_of(["full=2", "full=2"])
+        stated(["full=2", "full=2"])
 
 
 def test_unknown_forms_are_named() -> None:
@@ -326,3 +333,107 @@ def test_the_rate_of_the_gpu_that_is_there_is_measured(monkeypatch: pytest.Monke
     assert cli.copy_rate_of(None, "sm_90", TUNED) == (3.0, f"table, {TUNED.product}")
     monkeypatch.setattr(gpu, "present", lambda: None)
     assert cli.copy_rate_of(None, None, TUNED)[1].startswith("table")
+
+
+# ------------------------------------------------------------ acceptances of an exploration
+
+
+def figures(size: float) -> Any:
+    def interval(v: float) -> Any:
+        return {"value": v, "low": None, "high": None}
+
+    def of(v: float) -> Any:
+        return {
+            "bytes_per_round": interval(v), "ms_per_round": interval(1.0), "bytes_per_second": 1.0,
+            "ms_per_byte": 1.0, "speedup": interval(1.0), "rounds": 1, "emitted": 1,
+            "accepted_drafts": [],
+        }  # fmt: skip
+
+    return {
+        "prompts": 1, "tokens": 2, "compile_seconds": 0.1,
+        "autoregressive_ms_per_byte": interval(1.0), "greedy": of(size), "sampled": of(size / 2),
+        "sameness": {"identical": 1, "near_ties": 0, "different": 0}, "graph_ms": {},
+    }  # fmt: skip
+
+
+def point(head: str, size: float, status: str = "ok", **how: Any) -> Any:
+    where = Point(head, "btree", how.pop("n", 4), 4, 0, **how).where()
+    return {
+        "schema": SCHEMA, "key": "k", "time": "now", "status": status, "point": where,
+        "figures": figures(size), "error": None,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def written(tmp_path: Path, config: Callable[..., Config]) -> Callable[..., Path]:
+    def write(*lines: Any) -> Path:
+        context = {"prompts": "p", "versions": {}, "machine": {}}
+        made = report(config(tmp_path), lines, context, {}, [], complete=True)
+        path = tmp_path / "report.json"
+        path.write_text(json.dumps(made))
+        return path
+
+    return write
+
+
+def test_a_report_says_what_its_forms_accept(written: Callable[..., Path]) -> None:
+    """By form, of this head and n; in the precision that is asked for, else in fp32; means."""
+    path = written(
+        point("tree", 6.0), point("tree", 5.0, draft_mode="max-product"),
+        point("tree", 5.6, int8="head"), point("tree", 9.9, n=2), point("other", 9.0),
+        point("tree", 7.0, proposal="latent-first", precision="fp16"),
+        point("tree", 4.0, proposal="latent-first"),
+        point("tree", 8.8, "different", proposal="latent-first"),
+    )  # fmt: skip
+    forms = (Form("full"), Form("full", int8=True), Form("latent-first"))
+    got, wide = measured(path, Path("heads/tree"), 4, forms, "fp16", greedy=False)
+    want = {"full": (3.0 + 2.5) / 2 - 1, "full+int8": 1.8, "latent-first": 2.5}
+    assert got == pytest.approx(want)
+    assert wide == ["full", "full+int8"]
+    in_bf16, wide = measured(path, Path("heads/tree"), 4, forms, "bf16", greedy=False)
+    assert in_bf16["latent-first"] == pytest.approx(1.0)
+    assert wide == [f.name for f in forms]
+    greedy = (Form("stepwise"), Form("stepwise", int8=True), Form("max-product"))
+    got, wide = measured(path, Path("tree.pcir"), 4, greedy, "fp32", greedy=True)
+    assert not wide
+    want = {"stepwise": (6.0 + 4.0) / 2 - 1, "stepwise+int8": 4.6, "max-product": 4.0}
+    assert got == pytest.approx(want)
+
+
+def test_what_is_stated_counts_before_a_report(
+    command: Command, written: Callable[..., Path]
+) -> None:
+    """A form that neither has is named."""
+    path = written(point("hmm-n8", 4.0), point("hmm-n8", 3.0, proposal="latent-first"))
+    args = (MODELS / "hmm-n8", "--verifier", MODELS / "backbone", "--window", "4", *AT)
+    lacking = command("choose", *args, "--report", path)
+    assert lacking.code == 2
+    assert "error[G112]: nobody says how many drafts of full+int8 are accepted" in lacking.err
+    got = command(
+        "choose", *args, "--report", path, "--accepted", "full+int8=0.9", "--accepted", "full=1.1",
+        "--json",
+    ).json  # fmt: skip
+    assert got["remarks"][-1] == "the accepted drafts of latent-first were counted in fp32"
+    accepted = {f["form"]: f["accepted"] for f in got["forms"]}
+    assert accepted == {
+        "full": 1.1, "full+int8": 0.9, "latent-first": 0.5, "autoregressive": 0.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "[" * 100_000, '{"points": 3}'])
+def test_what_is_no_report(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(text)
+    with pytest.raises(PccError, match="no report") as e:
+        measured(path, Path("tree"), 4, (), "bf16", greedy=False)
+    assert e.value.code == "G113"
+
+
+def test_a_report_without_the_head(written: Callable[..., Path], tmp_path: Path) -> None:
+    path = written(point("tree", 6.0))
+    for source, n in ((Path("tree"), 3), (Path("bush"), 4), (None, 4)):
+        with pytest.raises(PccError, match="it has tree n=4") as e:
+            measured(path, source, n, (), "bf16", greedy=False)
+        assert e.value.code == "G113"
+    with pytest.raises(PccError, match="G113"):
+        measured(tmp_path / "nothing.json", Path("tree"), 4, (), "bf16", greedy=False)

@@ -69,6 +69,18 @@ def test_what_is_written(done: tuple[Config, Report]) -> None:
     }  # fmt: skip
 
 
+def test_integers_of_the_head_are_measured(config: Make, tmp_path: Path) -> None:
+    """A point of its own, with the same greedy text, and a command that says so."""
+    grid = {"n": [4], "architecture": ["cp"], "int8": ["none", "head"]}
+    r = explore(config(tmp_path / "out", grid=grid))
+    assert [(x["point"]["int8"], x["status"]) for x in r["points"]] == [
+        ("none", "ok"), ("head", "ok"),
+    ]  # fmt: skip
+    plain, integers = (r["commands"][name] for name in names(r["points"]))
+    assert "--int8 head" in integers
+    assert "--int8" not in plain
+
+
 def test_figures_are_those_of_the_engine(done: tuple[Config, Report], tmp_path: Path) -> None:
     """Bytes per round counted again, by sessions of a bundle made with the printed command."""
     c, r = done

@@ -79,6 +79,25 @@ def test_points_of_a_head() -> None:
     assert points_of(head("cp", 4, 2, 1), Grid())
 
 
+def test_integers_of_a_head_are_an_axis_but_for_latent_first() -> None:
+    """Chosen rows cannot be read of integers, whether sampled drafts or greedy ones choose them."""
+    grid = Grid(proposal=("full", "latent-first"), draft_mode=("stepwise", "latent-first"),
+                int8=("none", "head"))  # fmt: skip
+    got = points_of(head("cp", 4, 2), grid)
+    plain = set(product(("full", "latent-first"), ("stepwise", "latent-first"), ("none",)))
+    want = plain | {("full", "stepwise", "head")}
+    assert {(p.proposal, p.draft_mode, p.int8) for p in got} == want
+    assert len({p.name for p in got}) == len(got) == len(want)
+    assert [p.int8 for p in points_of(head("ff", 8, 1), grid)] == ["none", "head"]
+
+
+@pytest.mark.parametrize("axis", [["verifier"], ["all"], [], ["head", "head"], "head"])
+def test_only_the_heads_integers_can_be_explored(axis: object) -> None:
+    raw = {"verifier": "v", "heads": ["h"], "prompts": {"path": "p"}, "grid": {"int8": axis}}
+    with pytest.raises(PccError, match=r"N101|G101"):
+        build(raw)
+
+
 def test_missing_heads_and_what_is_trained_for_them() -> None:
     grid = Grid(architecture=("ff", "cp", "btree"), n=(3, 6), r=(2, 4), lora_layers=(0, 1))
     every = missing(grid, [])

@@ -16,7 +16,7 @@ from pcc.errors import PccError
 from pcc.explore import Config
 from pcc.explore.page import page, text
 from pcc.explore.points import Point
-from pcc.explore.records import Decoding, Figures, Interval, Line, Report, conforms
+from pcc.explore.records import SCHEMA, Decoding, Figures, Interval, Line, Report, conforms
 from pcc.explore.report import PLAIN, report
 from pcc.explore.results import Results, exclusive, key_of
 from pcc.explore.scatter import Mark, scatter
@@ -46,7 +46,7 @@ def line(name: str, ms: float = 2.0, size: float = 3.0, status: str = "ok") -> L
     }  # fmt: skip
     failed = status == "failed"
     return {
-        "schema": 1, "key": f"key of {name}", "time": "now", "status": status,
+        "schema": SCHEMA, "key": f"key of {name}", "time": "now", "status": status,
         "point": Point(name, "cp", 4, 2, 0).where(), "figures": None if failed else figures,
         "error": {"code": "E1", "what": HOSTILE, "at": "", "hint": ""} if failed else None,
     }  # fmt: skip
@@ -97,7 +97,7 @@ def test_a_torn_line_does_not_count_nor_spoil_the_next(tmp_path: Path, cut: int)
     "bad",
     [
         b"[" * 100_000, b"\xff\xfe", b"null", b"{}", b'{"schema": 1}',
-        json.dumps({**line("a"), "schema": 2}).encode(),
+        json.dumps({**line("a"), "schema": 1}).encode(),
         json.dumps({**line("a"), "status": "fine"}).encode(),
         json.dumps({**line("a"), "figures": None}).encode(),
         json.dumps({**line("a"), "more": 1}).encode(),
