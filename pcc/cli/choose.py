@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pcc.cli.checkpoints import HmmBias, Step, reading
-from pcc.cli.output import Json, emit, progress, table
+from pcc.cli.output import Json, emit, printable, progress, table
 from pcc.cli.sources import Architecture, Head, Shape, Source, Verifier
 from pcc.errors import PccError
 from pcc.knobs import SEQUENCE
@@ -227,7 +227,7 @@ def show(r: Ranking, subject: str, commands: Mapping[str, str]) -> None:
             if said := _change(f, best, r["n"]):
                 print(f"  {said}")
         if best["form"] in commands:
-            print(f"  {commands[best['form']]}")
+            print(printable(f"  {commands[best['form']]}"))
     for remark in r["remarks"]:
         print(f"note: {remark}")
 
