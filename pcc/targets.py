@@ -39,6 +39,7 @@ class Target:
     (TensorScatter) or "scatter_nd" (ScatterND). `rings`: TensorScatter may wrap around.
     `runtime`: the least release of it, where that is not what the opset says.
     `typed`: a graph's types are the engine's; without, the writer pins the precision of each layer.
+    `wide`: results of products of halves are f32, as in the IR; without, they are halves as well.
     `faults`: what its kernels get wrong, by the names above; lowering goes round it.
     """
 
@@ -57,6 +58,7 @@ class Target:
     rings: bool = False
     runtime: str = ""  # the least ONNX Runtime, where it is not the opset that says it
     typed: bool = True
+    wide: bool = False
     faults: tuple[str, ...] = ()
 
     def at_opset(self, opset: int | None) -> Target:
@@ -99,7 +101,10 @@ _ALL = (
         static=True, branches=False, attention="mask",
     ),
     # Its products round x to a half type: f32 products use no tensor cores.
-    Target("cuda", "cuda", "cuda", 0, int8=("fp16", "bf16"), static=True, branches=False),
+    Target(
+        "cuda", "cuda", "cuda", 0, int8=("fp16", "bf16"),
+        static=True, branches=False, wide=True,
+    ),
 )  # fmt: skip
 TARGETS: Mapping[str, Target] = {t.name: t for t in _ALL}
 

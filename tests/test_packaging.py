@@ -53,7 +53,7 @@ MAY_IMPORT = {
     "arguments": BUILT,
     "driver": BUILT | {"arguments", "generation", "package"},
     "exchange": BUILT | {"driver"},
-    "conformance": BUILT | {"driver", "generation", "package", "stored"},
+    "conformance": BUILT | {"driver", "generation", "package", "stored", "check_generation"},
     "train": BUILT | {"driver"},
     "explore": BUILT | {"driver", "generation", "train", "prompts"},
     "cli": BUILT

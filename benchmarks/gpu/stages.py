@@ -98,6 +98,8 @@ def suite(name: str, python: str, how: tuple[str, ...]) -> Stage:
                     "--half", "f16", "--half", "bf16"),
         conformance(f"{name}-texts-fp16", python, 240, *how, "--part", "protocol", *one,
                     "--precision", "fp16"),
+        conformance(f"{name}-texts-bf16", python, 300, *how, "--part", "protocol",
+                    "--precision", "bf16"),
     ))  # fmt: skip
 
 

@@ -72,11 +72,10 @@ def conformance(
 ) -> None:
     """Run the suite that every backend must pass; exit 1 if something differs, or nothing is equal.
 
-    Without --part, all that can be judged is run: the simulator has no sessions, and no CPU makes
-    texts in bf16.
+    Without --part, all parts are run.
     """
     from pcc.circuit.text import write
-    from pcc.conformance.asked import check_setting, usual
+    from pcc.conformance.asked import PARTS, check_setting
     from pcc.conformance.bundles import Setting
     from pcc.conformance.suite import check, expectations
 
@@ -94,7 +93,7 @@ def conformance(
         engine=tuple(engine_options(engine).items()),
     )  # fmt: skip
     check_setting(setting)
-    parts = tuple(dict.fromkeys(part)) if part else usual(setting)
+    parts = tuple(dict.fromkeys(part)) if part else PARTS
     run = _Run(setting, parts, batches, verifier, json_out)
     findings = check(setting, say, parts=parts, batches=batches, stored=stored, folder=work,
                      jobs=jobs, scenarios=scenarios)  # fmt: skip

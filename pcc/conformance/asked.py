@@ -21,14 +21,6 @@ from pcc.targets import target_of
 
 PARTS = ("ops", "queries", "protocol")
 SIMULATED = "cuda"  # the target whose plans the simulator runs
-NO_CPU = "bf16"  # no runtime of a CPU has its products: there are no texts to compare with
-
-
-def usual(setting: Setting) -> tuple[str, ...]:
-    """Return the parts that are run if none is named: all that can be judged."""
-    if setting.provider == SIMULATOR or setting.precision == NO_CPU:
-        return PARTS[:2]
-    return PARTS
 
 
 def check_setting(setting: Setting) -> None:
@@ -55,20 +47,13 @@ def check_setting(setting: Setting) -> None:
 def check_parts(
     settings: Sequence[Setting], parts: Sequence[str], scenarios: Sequence[Scenario]
 ) -> None:
-    """Refuse parts in which there is nothing to check. Errors: C140, C142, C143."""
+    """Refuse parts in which there is nothing to check. Errors: C140, C143."""
     if bad := set(parts) - set(PARTS):
         hint = f"one of {', '.join(PARTS)}"
         raise PccError("C140", f"no part {sorted(bad)[0][:40]!r}", hint=hint)
     if not parts or not settings:
         raise PccError("C143", "nothing is asked for", hint="name a part and a number of rows")
     s = settings[0]
-    if "protocol" in parts:
-        if s.provider == SIMULATOR:
-            what = "the simulator runs graphs, no sessions: it has no protocol"
-            raise PccError("C142", what, hint="--part ops --part queries")
-        if s.precision == NO_CPU:
-            what = "the protocol is not judged in bf16: no CPU runtime makes texts to compare with"
-            raise PccError("C143", what, hint="--part ops --part queries, or --precision fp16")
     if s.halves and "ops" not in parts:
         raise PccError("C143", "--half is read by part ops alone", hint="--part ops")
     _check_names(s, parts, scenarios)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from pcc.bundle import staged
+from pcc.bundle import read_manifest, staged
 from pcc.circuit.circuit import Circuit
 from pcc.circuit.queries import QUERIES
 from pcc.conformance.edge import Values
+from pcc.conformance.hosted import simulated
 from pcc.conformance.simulated import Simulated
 from pcc.driver import Job, compile
 from pcc.emission import Emission
@@ -24,6 +25,7 @@ from pcc.targets import target_of
 from pcc.tensor.ops import Input
 
 SIMULATOR = "simulator"
+HOSTED = "onnx-cuda"  # it has the modules of target cuda, and is written without nvcc
 T = TypeVar("T")
 
 
@@ -52,9 +54,14 @@ class Setting:
         """The batch to compile for: 1 where graphs take any."""
         return self.batch if target_of(self.target, self.precision).static else 1
 
+    @property
+    def compiled(self) -> str:
+        """The target that bundles are compiled to."""
+        return HOSTED if self.provider == SIMULATOR else self.target
+
     def options(self) -> dict[str, Any]:
         """Return the options of `pcc.compile`."""
-        how = {"target": self.target, "precision": self.precision, "batch": self.fixed}
+        how = {"target": self.compiled, "precision": self.precision, "batch": self.fixed}
         return {**how, "engine": dict(self.engine)} if self.engine else how
 
 
@@ -76,6 +83,8 @@ def write_modules(setting: Setting, modules: Mapping[str, Module], out: Path) ->
 
 def open_bundle(setting: Setting, path: Path) -> Engine:
     """Open a bundle under the provider of a setting."""
+    if setting.provider == SIMULATOR:
+        return simulated(path)
     return load(path, setting.provider, threads=1 if setting.provider == "cpu" else None)
 
 
@@ -117,13 +126,11 @@ def answers_of(setting: Setting, modules: Mapping[str, Module], out: Path) -> An
 
 def answers_to(setting: Setting, circuit: Circuit, out: Path) -> Answers:
     """Return what answers the queries of a circuit under a setting, compiled to `out` once."""
-    simulated = setting.provider == SIMULATOR
     if not out.exists():
-        how = {"precision": setting.precision} if simulated else setting.options()
-        compile(circuit, out=out, validate=False, **how)
-    if not simulated:
+        compile(circuit, out=out, validate=False, **setting.options())
+    if setting.provider != SIMULATOR:
         return open_bundle(setting, out)
-    stages = Stages(out, load(out).manifest["files"])
+    stages = Stages(out, read_manifest(out)["files"])
     names = [q for q in QUERIES if f"tensor-{q}" in stages.names]
     return Simulated({q: stages.module(f"tensor-{q}") for q in names}, setting.batch)
 

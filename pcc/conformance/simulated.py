@@ -33,7 +33,7 @@ class Simulated:
 
     def run(self, query: str, /, **inputs: Values) -> dict[str, Values]:
         """Return the outputs of a module by name; absent inputs are zeros."""
-        simulator = self._simulator(query)
+        simulator = self.simulator(query)
         feed: dict[str, Values] = {}
         for i in self.inputs[query]:
             kind = tensor(i)
@@ -44,7 +44,8 @@ class Simulated:
         answers: dict[str, Values] = simulator.run(feed)
         return {name: answers[name] for name, _ in self.modules[query].outputs}
 
-    def _simulator(self, query: str) -> Any:
+    def simulator(self, query: str) -> Any:
+        """Return the plan of a module, ready to run; it is made when it is first asked for."""
         if query not in self.made:
             from pcc.backends.cuda.partition import partition
             from pcc.backends.cuda.simulator import Simulator

@@ -9,18 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from pcc.conformance.asked import (
+    PARTS,
     check_folder,
     check_parts,
     check_setting,
     unchecked,
-    usual,
 )
 from pcc.conformance.bundles import Order, Setting
 from pcc.conformance.circuits import check_queries
 from pcc.conformance.ops import check_ops
 from pcc.conformance.prebuild import prebuild
 from pcc.conformance.report import DEVICE_FAILED, Finding
-from pcc.conformance.scenarios import SCENARIOS, Scenario, check_protocol, expected, key_of
+from pcc.conformance.scenarios import (
+    SCENARIOS,
+    Scenario,
+    check_protocol,
+    expectable,
+    expected,
+    key_of,
+)
 
 Say = Callable[[str], None]
 
@@ -38,7 +45,7 @@ def check(
 ) -> Iterator[Finding]:
     """Yield what was found, part by part; bundles are built below `folder` (default: temporary).
 
-    Without `parts`, all that can be judged are run. `jobs` bundles are compiled at a time.
+    Without `parts`, all are run. `jobs` bundles are compiled at a time.
 
     A part that the environment cannot run at all raises; what one case meets is a finding. A part
     in which nothing was found equal is a finding too. Errors: E141, C140 to C146 for what cannot be
@@ -46,7 +53,7 @@ def check(
     """
     settings = [replace(setting, batch=batch) for batch in batches]
     check_setting(setting)
-    parts = usual(setting) if parts is None else parts
+    parts = PARTS if parts is None else parts
     check_parts(settings, parts, scenarios)
     if folder is not None:
         check_folder(folder)
@@ -88,9 +95,8 @@ def expectations(say: Say, batches: tuple[int, ...] = (1, 3)) -> dict[str, Any]:
     out: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="pcc-conformance-") as own:
         for s in SCENARIOS:
-            for precision in s.precisions:
-                for batch in (b for b in batches if b in s.batches):
-                    key = key_of(s, batch, precision)
-                    say(f"expected: {key}")
-                    out[key] = expected(s, batch, precision, Path(own))
+            for precision, batch in (x for x in expectable(s) if x[1] in batches):
+                key = key_of(s, batch, precision)
+                say(f"expected: {key}")
+                out[key] = expected(s, batch, precision, Path(own))
     return out

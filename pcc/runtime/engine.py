@@ -14,7 +14,7 @@ from pcc.errors import PccError
 from pcc.knobs import MAX_THREADS
 from pcc.runtime.dtypes import NUMPY
 from pcc.runtime.ort import KNOWN
-from pcc.runtime.runner import HostRunner, runner_of
+from pcc.runtime.runner import HostRunner, Runner, runner_of
 
 if TYPE_CHECKING:
     from pcc.runtime.session import Session
@@ -24,7 +24,10 @@ OPTIONAL = ("x", "observed")  # filled with zeros and False
 
 
 class Engine:
-    """The queries of one bundle, under ONNX Runtime. Sessions open when first used."""
+    """The queries of one bundle. Sessions of ONNX Runtime open when first used.
+
+    `runner`: what runs the graphs instead of what the provider has (the suite's own engines).
+    """
 
     def __init__(
         self,
@@ -32,6 +35,7 @@ class Engine:
         provider: str,
         threads: int | None,
         progress: Callable[[str], None] | None = None,
+        runner: Callable[[Engine], Runner] | None = None,
     ) -> None:
         if not isinstance(provider, str) or provider not in KNOWN:
             hint = f"one of {', '.join(KNOWN)}"
@@ -53,7 +57,7 @@ class Engine:
             from pcc.runtime.contract import check_generation
 
             self._generation = check_generation(self.manifest, str(path))
-        self.runner = runner_of(self)
+        self.runner = (runner or runner_of)(self)
 
     def spec_of(self, query: str) -> dict[str, Any]:
         """Return the manifest's entry of a query, which the bundle must have."""

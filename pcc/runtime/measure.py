@@ -77,13 +77,23 @@ class Autoregressive:
 
     def logits(self, before: Sequence[int]) -> np.ndarray[Any, Any]:
         """Return the logits `[V]` of the token after a text of two or more tokens."""
-        self._reserve(len(before))
-        self._prompt(before[:-1])
-        c = self.decode
-        c["input_ids"][0, 0], c["length"][0] = before[-1], len(before) - 1
-        c.run()
-        self.states.settle()
-        return np.array(c["logits"][0, 0])
+        (found,) = self.following(before, len(before))
+        return np.asarray(found)
+
+    def following(self, text: Sequence[int], start: int) -> np.ndarray[Any, Any]:
+        """Return the logits `[len(text) + 1 - start, V]` after each `text[:k]`, k = start, ….
+
+        The text is given, not chosen; `start` is two or more.
+        """
+        self._reserve(len(text))
+        self._prompt(text[: start - 1])
+        c, out = self.decode, []
+        for at in range(start - 1, len(text)):
+            c["input_ids"][0, 0], c["length"][0] = text[at], at
+            c.run()
+            self.states.settle()
+            out.append(c["logits"][0, 0].copy())
+        return np.array(out)
 
     def _reserve(self, positions: int) -> None:
         need = positions + max(int(self.spec["n"]), self.chunk)

@@ -45,9 +45,9 @@ def called(*options: str) -> Any:
         (("--part", "ops", "--only", "llama"), "C143"),
         (("--part", "queries", "--half", "f16"), "C143"),
         (("--target", "cuda", "--provider", "simulator", "--precision", "bf16",
-          "--part", "protocol"), "C142"),
-        (("--target", "cuda", "--provider", "cuda", "--precision", "bf16",
-          "--part", "protocol"), "C143"),
+          "--part", "protocol", "--batch", "2"), "C143"),
+        (("--target", "cuda", "--provider", "simulator", "--part", "protocol", "--precision",
+          "fp16", "--only", "int8"), "C143"),
         (("--target", "onnx", "--precision", "bf16"), "E141"),
         (("--target", "nothing"), "E141"),
         (("--precision", "fp8"), "E141"),
@@ -135,7 +135,8 @@ def test_a_run_writes_what_it_has_found_before_its_end(
     assert [r["suites"][0]["ok"] for r in reports] == [1, 2, 2]
 
 
-def test_bf16_and_the_simulator_run_what_can_be_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_setting_runs_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bf16, which the float64 evaluator judges, and the simulator have texts too."""
     run: list[tuple[str, ...]] = []
 
     def some(_: Setting, parts: tuple[str, ...], *__: object) -> list[Finding]:
@@ -145,7 +146,7 @@ def test_bf16_and_the_simulator_run_what_can_be_judged(monkeypatch: pytest.Monke
     monkeypatch.setattr(suite, "_parts", some)
     for setting in (Setting("cuda", "simulator", "bf16"), Setting("cuda", "simulator"), CPU):
         assert not [f for f in suite.check(setting, quiet, batches=(1,)) if f.bad]
-    assert run == [("ops", "queries"), ("ops", "queries"), ("ops", "queries", "protocol")]
+    assert run == [("ops", "queries", "protocol")] * 3
 
 
 # ---------------------------------------------------------------- bundles
