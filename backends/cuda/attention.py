@@ -140,12 +140,12 @@ def _arguments(s: _Sizes) -> list[Argument]:
     of_rows = s.batch * s.count
     args = [Argument("qkv", READ, "f32", (of_rows, (s.heads + 2 * s.key_heads) * s.width))]
     args += _tables(s.positions, s.angles)
-    args.append(Argument("start", READ, "i64", (s.batch,)))
+    args.append(Argument("start", READ, "i64", (s.batch,), early=True))
     for part, length in (("", s.rows), ("summary_", s.older))[: 2 if s.chunks else 1]:
         cache = (s.batch, s.key_heads, length, s.width)
-        args += [Argument(part + x, UPDATE, s.dtype, cache) for x in ("key", "value")]
+        args += [Argument(part + x, UPDATE, s.dtype, cache, early=True) for x in ("key", "value")]
     if s.chunks:
-        args += [Argument(x, READ, "f32", (s.heads, s.width)) for x in ("mu", "phi")]
+        args += [Argument(x, READ, "f32", (s.heads, s.width), early=True) for x in ("mu", "phi")]
     args.append(Argument("y", WRITE, s.dtype, (of_rows, s.heads * s.width)))
     return args + _attend_scratch(s.pairs, s.splits, s.width)
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from pcc.backends.cuda.copy import copy
+from pcc.backends.cuda.early import check_early
 from pcc.backends.cuda.graph import PAST
 from pcc.backends.cuda.kernel import SCRATCH, UPDATE, Kernel
 from pcc.backends.cuda.labels import Labels
@@ -76,6 +77,7 @@ class Builder:
                 emit_group(step, self)
             else:
                 step.emit(self)
+        check_early(self.launches, self.buffers, self.graph.name)
 
     def _last_reads(self) -> dict[Op, int]:
         """Return for each value the last step that reads it as it is."""

@@ -18,6 +18,8 @@ class Argument:
     `role`: "read"; "write" (each element is written); "update" (read and written in place);
     "scratch" (of no meaning outside; with `zero` it must hold zeros before the first launch of all,
     each launch leaves it so, and no kernel that may run at the same time shares it).
+    `early`: a kernel with `overlap` may read it before it waits, so that the launch right before
+    must not write it (`pcc.backends.cuda.early`).
     """
 
     name: str
@@ -25,6 +27,7 @@ class Argument:
     dtype: str
     shape: tuple[int, ...]
     zero: bool = False
+    early: bool = False
 
     @property
     def bytes(self) -> int:

@@ -116,10 +116,11 @@ class _Product:
         rows, k, n = self.rows, self.k, self.n
         role = UPDATE if self.epilogue == "residual" else WRITE
         width = n // 2 if self.epilogue == "gated" else n
+        packed = packed_size(k, n, self.weights)
         return [
             Argument("x", READ, self.dtype if self.source == "half" else "f32", (rows, k)),
             *(_norm(rows, k) if self.source == "norm" else ()),
-            Argument("w", READ, self.weights, (packed_size(k, n, self.weights),)),
+            Argument("w", READ, self.weights, (packed,), early=self.dtype != "f32"),
             *([Argument("scales", READ, "f32", (n,))] if self.integers else ()),
             *([Argument("bias", READ, "f32", (n,))] if self.bias else ()),
             Argument("y", role, self.kind, (rows, width)),
@@ -177,7 +178,7 @@ def rms_norm(
     require(dtype in TYPES and rows > 0 and width > 0 and not (wide and dtype == "f32"), name)
     args = [
         Argument("x", READ, "f32", (rows, width)),
-        Argument("gain", READ, "f32", (width,)),
+        Argument("gain", READ, "f32", (width,), early=True),
         Argument("y", WRITE, dtype, (rows, width)),
     ]
     if wide:

@@ -1,8 +1,10 @@
 """The hand-written kernels compile where there is nvcc, and spill nothing."""
 
+import re
 import subprocess
 
 import pytest
+from ptx_waits import kernels
 
 from pcc.backends.cuda import library, nvcc
 from pcc.errors import PccError
@@ -71,3 +73,32 @@ def test_every_instance_names_its_arguments_once():
         assert all(f"a.{name} = {name};" in kernel.source for name in names)
         assert kernel.block[0] % 32 == 0
         assert kernel.shared <= 227 << 10
+
+
+@pytest.fixture(scope="module")
+def ptx(tmp_path_factory):
+    try:
+        compiler = nvcc.find()
+    except PccError as error:
+        pytest.skip(f"{error.code}: no nvcc here")
+    folder = tmp_path_factory.mktemp("ptx")
+    (folder / "k.cu").write_text("\n".join(k.source for k in KERNELS))
+    call = [compiler, "-O3", "-std=c++17", "--ptx", "-arch=sm_90", "-I", nvcc.KERNELS, "k.cu"]
+    subprocess.run(call, cwd=folder, check=True, timeout=600)
+    return (folder / "k.ptx").read_text()
+
+
+def test_what_is_read_before_the_wait_is_said(ptx):
+    """In the compiled code, on every path: the order in the source promises nothing."""
+    found = kernels(ptx)
+    for kernel in KERNELS:
+        read = {kernel.args[i].name for i in found[kernel.name].early()}
+        assert read == {a.name for a in kernel.args if a.early}, kernel.name
+
+
+def test_without_waits_all_is_read_early(ptx):
+    found = kernels(re.sub(r"griddepcontrol.wait;", "", ptx))
+    for kernel in KERNELS:
+        read = {kernel.args[i].name for i in found[kernel.name].early()}
+        unused = {"partial", "done"} if kernel.name in ("llama", "eva") else set()
+        assert read == {a.name for a in kernel.args} - unused, kernel.name
