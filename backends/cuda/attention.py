@@ -13,6 +13,9 @@ from pcc.backends.cuda.kernel import READ, SCRATCH, UPDATE, WRITE, Argument, Ker
 from pcc.tensor.eva import chunk_count
 
 WARPS = 4
+STAGES = 2  # of a warp's ring of old keys, 16 in each
+DEEPER = 3  # where a block has a multiprocessor to itself, and leaves room for a product's rings
+ROOM = 120 * KB  # for that product
 MOST_CHUNK = 32  # a lane for each position of a chunk
 MOST_POSITIONS = 128  # of one pass: its new keys and values are held in shared memory
 STATIC = 1 * KB  # of shared memory at most that the kernel has without asking
@@ -53,11 +56,26 @@ class _Sizes:
         return self.batch * self.key_heads * self.tiles
 
     @property
-    def splits(self) -> int:
-        """Over how many blocks the old keys of a head go: with the new ones', a cluster."""
-        sms = self.gpu.processors
+    def parts(self) -> int:
+        """Blocks of a head, a cluster: for old keys, for new ones, with EVA for new summaries."""
+        sms, least = self.gpu.processors, 4 if self.chunks else 2
         most = 8 if self.pairs <= sms else 4 if self.pairs <= 2 * sms else 2
-        return max(2, min(most, 1 << (self.reach // 64).bit_length())) - 1
+        return max(least, min(most, 1 << (self.reach // 64).bit_length()))
+
+    @property
+    def stages(self) -> int:
+        """Blocks of 16 old keys in flight of a warp."""
+        alone = self.pairs * self.parts <= self.gpu.processors
+        return DEEPER if alone and self.shared(DEEPER) + ROOM <= self.gpu.block_shared else STAGES
+
+    def shared(self, stages: int) -> int:
+        """Bytes of dynamic shared memory."""
+        return _attend_shared(self.count, self.chunks, self.width, self.chunk, stages)
+
+    @property
+    def splits(self) -> int:
+        """Over how many blocks the old keys of a head go."""
+        return self.parts - (2 if self.chunks else 1)
 
 
 def attend(
@@ -127,13 +145,13 @@ def _kernel(name: str, s: _Sizes) -> Kernel:
         "T": TYPES[s.dtype], "B": s.batch, "N": s.count, "H": s.heads, "HK": s.key_heads,
         "D": s.width, "ROWS": s.rows, "R": s.angles, "P": s.positions, "WINDOW": s.window,
         "SCALE": s.scale, "SPLITS": s.splits, "TILES": s.tiles, "EVA": s.chunks > 0,
-        "CHUNK": s.chunk, "OLDER": s.older, "CHUNKS": s.chunks,
+        "CHUNK": s.chunk, "OLDER": s.older, "CHUNKS": s.chunks, "STAGES": s.stages,
     }  # fmt: skip
-    grid = (s.splits + 1, s.tiles, s.batch * s.key_heads)
-    shared = _attend_shared(s.count, s.chunks, s.width, s.chunk)
+    grid = (s.parts, s.tiles, s.batch * s.key_heads)
+    shared = s.shared(s.stages)
     require(shared + STATIC <= s.gpu.block_shared, name)
     args = _arguments(s)
-    return instance(s.gpu, name, "attend", traits, args, grid, 32 * WARPS, shared, s.splits + 1)
+    return instance(s.gpu, name, "attend", traits, args, grid, 32 * WARPS, shared, s.parts)
 
 
 def _arguments(s: _Sizes) -> list[Argument]:
@@ -147,7 +165,7 @@ def _arguments(s: _Sizes) -> list[Argument]:
     if s.chunks:
         args += [Argument(x, READ, "f32", (s.heads, s.width), early=True) for x in ("mu", "phi")]
     args.append(Argument("y", WRITE, s.dtype, (of_rows, s.heads * s.width)))
-    return args + _attend_scratch(s.pairs, s.splits, s.width)
+    return args + _attend_scratch(s.pairs, s.parts, s.width)
 
 
 def _tables(positions: int, angles: int) -> list[Argument]:
@@ -155,16 +173,16 @@ def _tables(positions: int, angles: int) -> list[Argument]:
     return [Argument(x, READ, "f32", shape) for x in ("cos", "sin")] if angles else []
 
 
-def _attend_scratch(pairs: int, splits: int, width: int) -> list[Argument]:
-    size = pairs * (splits + 1) * 16 * (width + 2)
+def _attend_scratch(pairs: int, parts: int, width: int) -> list[Argument]:
+    size = pairs * parts * 16 * (width + 2)
     return [
         Argument("partial", SCRATCH, "f32", (size,)),
         Argument("done", SCRATCH, "u32", (pairs,), zero=True),
     ]
 
 
-def _attend_shared(count: int, chunks: int, width: int, chunk: int) -> int:
+def _attend_shared(count: int, chunks: int, width: int, chunk: int, stages: int = STAGES) -> int:
     """Return the bytes of shared memory: queries, then rings of keys or all the new ones."""
     new = 16 * sum(-(-x // 16) for x in (count, chunks, chunks * chunk))
-    ring = WARPS * 2 * 16
+    ring = WARPS * stages * 16
     return 16 * width * 2 + max(new, ring) * width * 4 + WARPS * 16 * 8 + 2 * width * 4

@@ -3,15 +3,15 @@
 // Block (split, tile, pair): 16 query rows (row = i * group + query head of the group) of one key
 // head of one batch row. Splits from 1 on divide the keys that were there before; split 0 has the
 // new ones, which it takes from `qkv`, so that nobody reads what this launch writes. With EVA the
-// old keys are ring rows and summaries, and split 0, which has most to do, makes the new summaries.
+// old keys are ring rows and summaries, and one more split makes the new summaries.
 // A warp takes 16 keys at a time.
 #pragma once
-#include "new_keys.cuh"
 #include "parts.cuh"
+#include "summaries.cuh"
 
 namespace pcc {
 
-// Old keys: a warp's ring of two blocks of 16 keys and values.
+// Old keys: a warp's ring of STAGES blocks of 16 keys and values.
 template <typename C> struct OldKeys : Heads<C> {
   PCC_HEADS(C)
   __device__ __forceinline__ OldKeys(const Base& base_) : Base(base_) {}
@@ -74,7 +74,7 @@ template <typename C> struct OldKeys : Heads<C> {
     let_next_start();
     this->template stage_queries<0, 32 * WARPS>();
     __syncthreads();
-    for (int stage = 0; t < o.blocks; t += step, stage ^= 1) {
+    for (int stage = 0; t < o.blocks; t += step, stage = stage + 1 < STAGES ? stage + 1 : 0) {
       wait_copies<STAGES - 1>();
       __syncwarp();
       const bool ring = t < o.ring_blocks;
@@ -96,7 +96,9 @@ template <typename C> __device__ __forceinline__ void attend(const attend_args<C
   // Where the rows begin and what they held before is no result of the launch right before this.
   Heads<C> block(a, shared);
   Softmax<C> s;
-  if (blockIdx.x)
+  if (C::EVA && blockIdx.x > C::SPLITS)
+    Summaries<C>(block).attend(s);
+  else if (blockIdx.x)
     OldKeys<C>(block).attend(s);
   else
     NewKeys<C>(block).attend(s);

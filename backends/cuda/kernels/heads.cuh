@@ -19,7 +19,7 @@ template <typename C> struct attend_args {
 // Of one block of threads; its 16 query rows and the rest of its shared memory.
 template <typename C> struct Heads {
   using T = typename C::T;
-  static constexpr int D = C::D, N = C::N, G = C::H / C::HK, WARPS = 4, STAGES = 2;
+  static constexpr int D = C::D, N = C::N, G = C::H / C::HK, WARPS = 4, STAGES = C::STAGES;
   static constexpr int QUERY = 16 * D * 2, BLOCK = 16 * D * 2;  // bytes of 16 rows
   static constexpr int NEW = (N + 15) / 16, POOLS = (C::CHUNKS + 15) / 16;
   static constexpr int TOUCHED = C::CHUNKS * (C::EVA ? C::CHUNK : 0);  // rows of their chunks
@@ -27,7 +27,7 @@ template <typename C> struct Heads {
   static constexpr int RING = WARPS * STAGES * 2, HELD = (NEW + POOLS + (TOUCHED + 15) / 16) * 2;
   static constexpr int BLOCKS = RING > HELD ? RING : HELD, AREA = BLOCKS * BLOCK;
   static constexpr int LINE = Softmax<C>::LINE, WIDTH = (C::H + 2 * C::HK) * D;
-  static constexpr int PARTS = C::SPLITS + 1;
+  static constexpr int PARTS = C::SPLITS + (C::EVA ? 2 : 1);
 
   const attend_args<C>& a;
   char* shared;

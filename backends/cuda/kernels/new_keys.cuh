@@ -1,4 +1,4 @@
-// New keys and values: turned, rounded, written, attended; and EVA's summaries of their chunks.
+// New keys and values: turned, rounded, written, attended.
 #pragma once
 #include "heads.cuh"
 
@@ -8,11 +8,13 @@ template <typename C> struct NewKeys : Heads<C> {
   PCC_HEADS(C)
   __device__ __forceinline__ NewKeys(const Base& base_) : Base(base_) {}
 
-  template <int FROM, int COUNT> __device__ __forceinline__ void stage_new() const {
+  // By `COUNT` threads from FROM on; WRITES: into the caches too, which one block of a head does.
+  template <int FROM, int COUNT, bool WRITES>
+  __device__ __forceinline__ void stage_new() const {
 #pragma unroll 4
     for (int e = threadIdx.x - FROM; e < NEW * 16 * UNITS; e += COUNT) {
       const int n = e / UNITS, u = e % UNITS, line = slot(start + n);
-      const bool kept = tile == 0 && n < N && line < C::ROWS;
+      const bool kept = WRITES && tile == 0 && n < N && line < C::ROWS;
       Unit key = {}, value = {};
       if (n < N) {
         key = load(input(n, C::H + h), n, u);
@@ -32,131 +34,25 @@ template <typename C> struct NewKeys : Heads<C> {
     }
   }
 
-  // Which of the new rows the ring's row of `position` becomes; none from N on.
-  __device__ __forceinline__ int renewed(int position) const {
-    return (position - start + C::ROWS) % C::ROWS;
-  }
-
-  // mu and phi of this head, f32 [2][D], behind everything else.
-  __device__ __forceinline__ const float* target(int which) const {
-    return reinterpret_cast<const float*>(shared + QUERY + AREA + WARPS * 16 * 8) + which * D;
-  }
-
-  // Begin to fetch the rows of the chunks touched, but for those that are new, and mu and phi.
-  __device__ __forceinline__ void fetch_chunks() const {
-    for (int e = threadIdx.x; e < D / 2; e += 32 * WARPS) {
-      const int which = e / (D / 4), d = e % (D / 4) * 4;
-      copy_async(shared_address(target(which) + d), (which ? a.phi : a.mu) + h * D + d, 16);
-    }
-    const int from = start / C::CHUNK * C::CHUNK;
-    for (int e = threadIdx.x; e < TOUCHED * (D / 8); e += 32 * WARPS) {
-      const int row = e / (D / 8), c = e % (D / 8), block = (NEW + POOLS + row / 16) * 2;
-      if (renewed(from + row) < N) continue;
-      const size_t offset = cache(C::ROWS, slot(from + row)) + c * 8;
-      const u32 to = area + block * BLOCK + place<D>(row % 16, c);
-      copy_async(to, a.key + offset, 16);
-      copy_async(to + BLOCK, a.value + offset, 16);
-    }
-    commit_copies();
-  }
-
-  // Where row m of touched chunk c lies: block of its keys (the values are in the next), line.
-  __device__ __forceinline__ void find(int c, int m, int& block, int& line) const {
-    const int n = renewed((start / C::CHUNK + c) * C::CHUNK + m), row = c * C::CHUNK + m;
-    block = n < N ? n / 16 * 2 : (NEW + POOLS + row / 16) * 2;
-    line = n < N ? n % 16 : row % 16;
-  }
-
-  // Lanes share the rows of a chunk: SHARE of them read one row, 16 bytes of it in turn.
-  static constexpr int SHARE = C::CHUNK > 16 ? 1 : C::CHUNK > 8 ? 2 : C::CHUNK > 4 ? 4 : 8;
-
-  // This lane's row's share of the chunk: softmax over its rows m of mu . k_m, or of
-  // (phi - k_m / (2 sqrt hd)) . k_m.
-  __device__ __forceinline__ float shares(int c, int which) const {
-    const float half = 0.5f * rsqrtf(float(D));
-    const int m = lane / SHARE;
-    float score = 0;
-    if (m < C::CHUNK) {
-      int block, line;
-      find(c, m, block, line);
-#pragma unroll
-      for (int g = lane % SHARE; g < D / 8; g += SHARE) {
-        uint4 raw = *reinterpret_cast<const uint4*>(held(block, line, g * 8));
-        float want[8];
-        const float4* from = reinterpret_cast<const float4*>(target(which) + g * 8);
-        *reinterpret_cast<float4*>(want) = from[0], *reinterpret_cast<float4*>(want + 4) = from[1];
-#pragma unroll
-        for (int j = 0; j < 8; ++j) {
-          const float k = Half<T>::wide(reinterpret_cast<const T*>(&raw)[j]);
-          score += which ? (want[j] - k * half) * k : want[j] * k;
-        }
-      }
-    }
-#pragma unroll
-    for (int k = 1; k < SHARE; k <<= 1) score += __shfl_xor_sync(~0u, score, k);
-    const float top = warp_max(m < C::CHUNK ? score : -INFINITY);
-    const float weight = m < C::CHUNK ? expf(score - top) : 0.0f;
-    return weight / (warp_sum(weight) / SHARE);
-  }
-
-  // Summary c of the chunks touched, its key (which = 0) or its value (1); by one warp.
-  __device__ __forceinline__ void pool(int c, int which) const {
-    constexpr int EACH = (D + 31) / 32;
-    const float share = shares(c, which);
-    int mine = 0, line = 0;
-    if (lane < C::CHUNK) find(c, lane, mine, line);
-    mine = mine * 16 + line;
-    float sum[EACH] = {};
-#pragma unroll
-    for (int m = 0; m < C::CHUNK; ++m) {
-      const float w = __shfl_sync(~0u, share, m * SHARE);
-      const int at = __shfl_sync(~0u, mine, m);
-#pragma unroll
-      for (int j = 0; j < EACH; ++j)
-        if (lane + 32 * j < D)
-          sum[j] += w * Half<T>::wide(*held(at / 16 + which, at % 16, lane + 32 * j));
-    }
-    const int chunk = start / C::CHUNK + c;
-#pragma unroll
-    for (int j = 0; j < EACH; ++j) {
-      const int d = lane + 32 * j;
-      if (d >= D) continue;
-      const T v = Half<T>::round(sum[j]);
-      *held((NEW + c / 16) * 2 + which, c % 16, d) = v;
-      T* to = which ? a.summary_value : a.summary_key;
-      if (tile == 0 && chunk < C::OLDER) to[cache(C::OLDER, chunk) + d] = v;
-    }
-  }
-
   __device__ __forceinline__ void attend(Softmax<C>& s) const {
-    if constexpr (C::EVA) fetch_chunks();
     wait_for_launches();
     let_next_start();
     if (NEW > 1) {
       this->template stage_queries<0, 32 * WARPS>();
-      stage_new<0, 32 * WARPS>();
+      stage_new<0, 32 * WARPS, true>();
     } else if (warp < WARPS / 2) {
       this->template stage_queries<0, 16 * WARPS>();
     } else {
-      stage_new<16 * WARPS, 16 * WARPS>();
-    }
-    if constexpr (C::EVA) {
-      for (int e = threadIdx.x; e < POOLS * 32 * D; e += 32 * WARPS)
-        *held(NEW * 2 + e / (16 * D), e / D % 16, e % D) = Half<T>::round(0);
-      wait_copies<0>();
-      __syncthreads();
-      for (int task = warp; task < 2 * C::CHUNKS; task += WARPS) pool(task / 2, task % 2);
+      stage_new<16 * WARPS, 16 * WARPS, true>();
     }
     __syncthreads();
-    for (int t = warp; t < NEW + POOLS; t += WARPS) {
-      u32 at = area + t * 2 * BLOCK;
+    for (int t = warp; t < NEW; t += WARPS) {
+      const u32 at = area + t * 2 * BLOCK;
       int low[2], high[2];
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const int i = query(r);
-        low[r] = t < NEW ? least(i) - start - t * 16 : 0;
-        high[r] = t < NEW ? i + 1 - t * 16
-                          : min(C::CHUNKS, past(i) - start / C::CHUNK) - (t - NEW) * 16;
+        low[r] = least(i) - start - t * 16, high[r] = i + 1 - t * 16;
       }
       s.add(base, at, at + BLOCK, lane, low, high);
     }

@@ -87,7 +87,7 @@ template <typename C> struct Parts : Heads<C> {
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
-      is = atomicAdd(done, 1u) == C::SPLITS;
+      is = atomicAdd(done, 1u) == PARTS - 1;
       if (is) *done = 0;
     }
     __syncthreads();
