@@ -14,9 +14,6 @@ from pcc.backends.cuda.kernel import SCRATCH, UPDATE, Kernel
 from pcc.backends.cuda.labels import Labels
 from pcc.backends.cuda.memory import Span, place
 from pcc.backends.cuda.pack import strips_of
-from pcc.backends.cuda.patterns.gates import Gate
-from pcc.backends.cuda.patterns.products import Product
-from pcc.backends.cuda.patterns.terms import Term
 from pcc.backends.cuda.piece import SQUARES, WIDE, Offers, Piece, Weight
 from pcc.backends.cuda.plan import Buffer, Launch, Plan
 from pcc.backends.cuda.schedule import Group, Schedule, made_form
@@ -151,15 +148,6 @@ class Builder:
         """Return the buffer of a trained array as it is, in row-major order."""
         return self.weight(plain(array))
 
-    def next_product(self) -> tuple[Term, bool] | None:
-        """Return the first product of a later piece, and whether it is gated."""
-        for step in self.schedule.steps[self._step + 1 :]:
-            if isinstance(step, Product):
-                return step.terms[0], False
-            if isinstance(step, Gate):
-                return step.inner.terms[0], True
-        return None
-
     def name(self) -> str:
         """Return a name for a kernel that no other has."""
         return f"{self._prefix}kernel_{len(self.launches)}"
@@ -209,8 +197,6 @@ class Builder:
         out = {"weights": 0, "activations": 0}
         for a, at in zip(kernel.args, args, strict=True):
             kind = self.buffers[at].kind
-            if a.name == "ahead":
-                continue  # whoever needs it counts it
             if kind == "weight":
                 out["weights"] += a.bytes
             elif kind != "state" and a.role != SCRATCH:

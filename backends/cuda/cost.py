@@ -37,9 +37,6 @@ from pcc.backends.cuda.kernel import READ, SCRATCH, UPDATE, WRITE, Kernel
 MB = 1e6
 STREAM = 1 << 20  # bytes of weights from which a launch fills rings, and so has a beginning
 TILE = 8  # rows of x, to a multiple of which partial sums have room
-AHEAD = (
-    "ahead"  # an argument: the weights of a later launch, of which only the beginning is fetched
-)
 PARTS = ("layers", "head", "attention", "generated", "ends")
 Moved = Mapping[str, int]  # the bytes of a launch, as a plan says them
 
@@ -146,7 +143,7 @@ def work(
         scanned = keys / (max(1, kernel.grid[0] - 1) * kernel.grid[2])
         return Work("attention", layer, weights, keys=keys, scanned=round(scanned),
                     summaries="kv_chunk" in moved, blocks=blocks, apart=apart)  # fmt: skip
-    read = (a for a in kernel.args if a.role == READ and a.name != AHEAD)
+    read = (a for a in kernel.args if a.role == READ)
     integers = sum(a.bytes for a in read if a.dtype == "u8")
     return Work(part, layer, weights, integers, _partial(kernel), blocks=blocks, apart=apart)
 

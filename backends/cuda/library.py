@@ -7,14 +7,15 @@ divided. More in `docs/cuda.md`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pcc.backends.cuda.attention import MOST_CHUNK, MOST_POSITIONS, attend, eva_attend
 from pcc.backends.cuda.gpu import TUNED, Gpu
 from pcc.backends.cuda.instance import TYPES, Trait, instance, require
 from pcc.backends.cuda.kernel import READ, SCRATCH, UPDATE, WRITE, Argument, Kernel
+from pcc.backends.cuda.narrow import Narrow, narrow
 from pcc.backends.cuda.pack import packed_size, strips_of
-from pcc.backends.cuda.split import PIECE, WARPS, Split, split
+from pcc.backends.cuda.split import WARPS, Split, split
 
 __all__ = [
     "MOST_CHUNK", "MOST_POSITIONS", "Argument", "Kernel", "attend", "embedding", "eva_attend",
@@ -24,14 +25,13 @@ __all__ = [
 SOURCES = ("f32", "half", "norm")
 EPILOGUES = ("none", "residual", "gated")
 ACTIVATIONS = ("silu", "gelu")
-LOOK_AHEAD = 4 << 20  # bytes of the next product's weights
 
 
 def linear(
     name: str, *, rows: int, k: int, n: int, dtype: str, source: str = "f32", out: str = "f32",
     epilogue: str = "none", activation: str = "silu", bias: bool = False, squares: bool = False,
     eps: float = 0.0, integers: bool = False, gpu: Gpu = TUNED,
-    ahead: tuple[int, int, str] | None = None, slabs: int | None = None,
+    slabs: int | None = None, cluster: int | None = None,
 ) -> Kernel:  # fmt: skip
     """A product: z = round(x) W + b; y = z, y += z, or y_i = act(z_2i) z_2i+1 by `epilogue`.
 
@@ -48,9 +48,9 @@ def linear(
     `y` f32, or half where `out` is "half", [rows,n], or [rows,n/2] where `epilogue` is "gated";
     it is updated in place where `epilogue` is "residual";
     `squares_out f32[rows,strips(n)]` if `squares` (only without "gated");
-    `partial f32[..]` and `count u32[strips(n)]` (zero), scratch, where K is divided.
-    `ahead` if `ahead` = (k, n, dtype of the packed weights) of the next product of as many rows:
-    weights whose beginnings are fetched into L2 at the end, while this and smaller launches end.
+    `partial f32[..]` and `count u32[strips(n)]` (zero), scratch, where K is divided over blocks
+    that share no memory: more than 16 rows, or a GPU without clusters.
+    `slabs`, `cluster`: a division to be measured, instead of the one that is chosen.
     dtype "f32": all values are f32, `source` is "f32" and nothing is rounded.
     """
     product = _Product(rows, k, n, dtype, source, out, epilogue, activation, bias, squares, eps,
@@ -60,9 +60,11 @@ def linear(
     if dtype == "f32":
         grid = (strips_of(n), -(-rows // 8), 1)
         return instance(gpu, name, "linear32", traits, args, grid, 256)
+    few = narrow(rows, k, n, gpu, product.weights, source, cluster) if slabs is None else None
+    if few is not None:
+        return _narrow(name, few, traits, args)
     how = split(rows, k, n, gpu, slabs, product.weights)
-    following = ahead and (*ahead, split(rows, *ahead[:2], gpu, dtype=ahead[2]))
-    return _streamed(name, how, n, traits, args, following)
+    return _streamed(name, how, n, traits, args)
 
 
 @dataclass(frozen=True)
@@ -137,28 +139,28 @@ def _norm(rows: int, k: int) -> tuple[Argument, Argument]:
     return gain, Argument("squares", READ, "f32", (rows, strips_of(k)))
 
 
+def _narrow(name: str, how: Narrow, traits: dict[str, Trait], args: list[Argument]) -> Kernel:
+    """Return a product of few rows, all of x in registers, divided as `how` says."""
+    traits |= {
+        "TILES": how.tiles, "CLUSTER": how.cluster, "COLUMNS": how.columns, "WARPS": WARPS,
+        "STAGES": how.stages,
+    }  # fmt: skip
+    args = [replace(a, early=True) if a.name == "gain" else a for a in args]
+    grid = (how.columns * how.cluster, 1, 1)
+    return instance(
+        how.gpu, name, "narrow", traits, args, grid, 32 * WARPS, how.shared, how.cluster
+    )
+
+
 def _streamed(
-    name: str,
-    how: Split,
-    n: int,
-    traits: dict[str, Trait],
-    args: list[Argument],
-    ahead: tuple[int, int, str, Split] | None,
+    name: str, how: Split, n: int, traits: dict[str, Trait], args: list[Argument]
 ) -> Kernel:
     """Return a product through tensor cores, divided as `how` says."""
-    first, then = 0, how
     if how.slabs > 1:
         size = strips_of(n) * how.slabs * how.parts * how.tiles * 8 * 32
         args.append(Argument("partial", SCRATCH, "f32", (size,)))
         args.append(Argument("count", SCRATCH, "u32", (strips_of(n) * how.parts,), zero=True))
-    if ahead:
-        then = ahead[3]
-        first = min(then.columns * WARPS, strips_of(ahead[1]))
-        args.append(Argument("ahead", READ, ahead[2], (packed_size(*ahead[:3]),)))
-    most = LOOK_AHEAD // (max(1, first) * then.slabs * PIECE)
     traits |= {
-        "AHEAD": min(most, then.blocks // then.slabs) if ahead else 0,
-        "NEXT_STRIPS": first, "NEXT_SLABS": then.slabs, "NEXT_BLOCKS": then.blocks,
         "TILES": how.tiles, "SLABS": how.slabs, "COLUMNS": how.columns,
         "SLAB": how.slab_blocks, "PITCH": how.pitch, "WARPS": WARPS, "STAGES": how.stages,
     }  # fmt: skip

@@ -20,7 +20,7 @@ from pcc.ir.array import Array
 from pcc.ir.core import Op
 
 if TYPE_CHECKING:
-    from pcc.backends.cuda.patterns.terms import Term
+    pass
 
 WIDE, SQUARES = "f32", "squares"
 HALF_FORMS = ("f16", "bf16")
@@ -80,10 +80,6 @@ class Output(Protocol):
 
     def array(self, array: Array) -> int:
         """Return the buffer of a trained array as it is, in row-major order."""
-        ...
-
-    def next_product(self) -> tuple[Term, bool] | None:
-        """Return the first product of a later piece, and whether it is gated."""
         ...
 
     def name(self) -> str:

@@ -163,6 +163,6 @@ def _gelu(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 STAND_INS: Mapping[str, Callable[[Traits, Arrays], None]] = {
-    "linear": linear, "linear32": linear, "rms_norm": rms_norm, "embedding": embedding,
-    "attend": attend,
+    "linear": linear, "narrow": linear, "linear32": linear, "rms_norm": rms_norm,
+    "embedding": embedding, "attend": attend,
 }  # fmt: skip

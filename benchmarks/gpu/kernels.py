@@ -150,18 +150,17 @@ Launches = list[tuple[Kernel, dict[str, str]]]
 
 @dataclass(frozen=True)
 class Form:
-    """Of a layer: norms inside products or before them, weights fetched ahead, 8-bit weights."""
+    """Of a layer: norms inside products or before them, 8-bit weights."""
 
     fused: bool
-    ahead: bool = False
     integers: bool = False
 
     def __str__(self) -> str:
-        parts = ("fused" if self.fused else "norms", "ahead" * self.ahead, "int8" * self.integers)
+        parts = ("fused" if self.fused else "norms", "int8" * self.integers)
         return " ".join(filter(None, parts))
 
 
-FORMS = (Form(False), Form(True), Form(True, True), Form(True, True, True))
+FORMS = (Form(False), Form(True), Form(True, True))
 
 
 def norm_then(name: str, rows: int, k: int, n: int, fused: bool, **options: Any) -> Launches:
@@ -182,13 +181,7 @@ def layer(model: str, rows: int, form: Form) -> Launches:
     d, inner, heads, keys = (4096, 11008, 32, 32) if eva else (3072, 8192, 24, 8)
     at, fused = f"{model[0]}{rows}{str(form).replace(' ', '')}", form.fused
     wide = (heads + 2 * keys) * 128
-    follow = {
-        "qkv": (heads * 128, d), "out": (d, 2 * inner), "up": (inner, d), "down": (d, wide)
-    }  # fmt: skip
-    after: dict[str, Any] = {k: {"integers": form.integers} for k in follow}
-    if form.ahead:
-        for k, (depth, n) in follow.items():
-            after[k]["ahead"] = (depth, n, "u8" if form.integers else DTYPE)
+    kind = {"integers": form.integers}
     back = {"x": "y", "y": "stream", "squares_out": "squares"}
     options = {"epilogue": "residual", "squares": fused, "source": "half", "dtype": DTYPE}
     sizes = {
@@ -200,12 +193,10 @@ def layer(model: str, rows: int, form: Form) -> Launches:
         mixed = library.eva_attend(f"{at}_attend", **sizes)
     else:
         mixed = library.attend(f"{at}_attend", **sizes, key_heads=keys, rows=2064)
-    out = library.linear(f"{at}_out", rows=rows, k=heads * 128, n=d, **options, **after["out"])
-    down = library.linear(f"{at}_down", rows=rows, k=inner, n=d, **options, **after["down"])
-    qkv = norm_then(f"{at}_qkv", rows, d, wide, fused, **after["qkv"])
-    up = norm_then(
-        f"{at}_up", rows, d, 2 * inner, fused, epilogue="gated", out="half", **after["up"]
-    )
+    out = library.linear(f"{at}_out", rows=rows, k=heads * 128, n=d, **options, **kind)
+    down = library.linear(f"{at}_down", rows=rows, k=inner, n=d, **options, **kind)
+    qkv = norm_then(f"{at}_qkv", rows, d, wide, fused, **kind)
+    up = norm_then(f"{at}_up", rows, d, 2 * inner, fused, epilogue="gated", out="half", **kind)
     qkv[-1][1]["y"], up[-1][1]["y"] = "qkv", "gated"
     return [
         *qkv, (mixed, {"qkv": "qkv", "y": "y"}), (out, back),
@@ -226,10 +217,6 @@ def chain(module: Module, launches: Launches, start: int) -> dict[str, Any]:
             if "start" in mine:
                 mine["start"].fill_(start)
             layers.append((kernel, mine))
-    products = [mine for _, mine in layers if "w" in mine]
-    for mine, following in zip(products, products[1:] + products[:1], strict=True):
-        if "ahead" in mine:
-            mine["ahead"] = following["w"]
     weights = sum(mine["w"].nbytes for _, mine in layers if "w" in mine) / LAYERS
     caches = 0  # what of the keys and values is read
     for kernel, _ in launches:

@@ -124,11 +124,9 @@ def test_a_generated_kernel_and_a_round() -> None:
 # ------------------------------------------------------------ launches
 
 
-def test_a_product_with_integers_counts_neither_scales_nor_what_it_fetches_ahead() -> None:
+def test_a_product_with_integers_counts_no_scales() -> None:
     """Packed integers of K by N alone; sums of three rows where there is room for eight."""
-    kernel = linear(
-        "p", rows=3, k=4096, n=4096, dtype="bf16", integers=True, ahead=(4096, 8192, "u8"), slabs=4
-    )
+    kernel = linear("p", rows=3, k=4096, n=4096, dtype="bf16", integers=True, slabs=4)
     w = cost.work(kernel, {"weights": 4096 * 4096 + 4 * 4096}, 0, "layers")
     assert w.integers == 4096 * 4096
     assert w.partial == 4 * 3 * 4096 * 4

@@ -21,6 +21,7 @@ from pcc.backends.cuda.codegen import generate
 from pcc.backends.cuda.codegen.source import THREADS
 from pcc.backends.cuda.gpu import GPUS, KB, TUNED, Gpu, gpu_of
 from pcc.backends.cuda.kernel import Kernel
+from pcc.backends.cuda.narrow import narrow
 from pcc.backends.cuda.pack import blocks_of
 from pcc.backends.cuda.split import SLAB, split
 from pcc.conformance.models import WIDE
@@ -45,24 +46,34 @@ EVA = {"heads": 32, "ring": 2304, "older": 257, "window": 2048, "chunk": 16}
 
 # (rows, product): columns, slabs, bytes of shared memory, as they were when they were measured.
 MEASURED = {
-    (16, "evabyte qkv"): (26, 5, 126408), (16, "evabyte out"): (16, 8, 118784),
-    (16, "evabyte gate/up"): (44, 3, 142792), (16, "evabyte down"): (16, 8, 142792),
-    (16, "evabyte logits"): (2, 24, 118784), (8, "evabyte gate/up"): (44, 3, 120744),
-    (1, "evabyte qkv"): (16, 8, 118784), (64, "evabyte qkv"): (26, 5, 209544),
-    (64, "evabyte gate/up"): (22, 6, 193160), (64, "evabyte down"): (8, 15, 193160),
-    (8, "llama qkv"): (20, 6, 118784), (8, "llama out"): (12, 8, 118784),
-    (8, "llama gate/up"): (64, 2, 123816), (8, "llama down"): (12, 11, 118784),
-    (8, "llama logits"): (2, 20, 118784), (16, "llama out"): (12, 7, 118784),
-    (64, "llama gate/up"): (33, 4, 201352), (64, "llama down"): (12, 11, 201352),
+    (64, "evabyte qkv"): (26, 5, 209544), (64, "evabyte gate/up"): (22, 6, 193160),
+    (64, "evabyte down"): (8, 15, 193160), (64, "llama gate/up"): (33, 4, 201352),
+    (64, "llama down"): (12, 11, 201352),
+}  # fmt: skip
+# The same of few rows: blocks in all, blocks of a cluster, bytes.
+FEW = {
+    (16, "evabyte qkv"): (132, 2, 139840), (16, "evabyte out"): (132, 2, 139840),
+    (16, "evabyte gate/up"): (132, 2, 139840), (16, "evabyte down"): (132, 2, 139840),
+    (16, "evabyte logits"): (20, 2, 139840), (8, "llama qkv"): (132, 2, 119328),
+    (8, "llama gate/up"): (132, 2, 119328), (8, "llama down"): (132, 2, 119328),
+    (1, "evabyte qkv"): (132, 1, 118784), (1, "evabyte out"): (128, 1, 118784),
+    (1, "evabyte down"): (128, 1, 118784), (1, "llama out"): (96, 1, 118784),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("rows", "name"), MEASURED)
+@pytest.mark.parametrize(("rows", "name"), [*MEASURED, *FEW])
 def test_products_on_sm_90_are_those_that_were_measured(rows: int, name: str) -> None:
     k, n = PRODUCTS[name]
-    kernel = library.linear("p", rows=rows, k=k, n=n, dtype="bf16", gpu=GPUS["sm_90"])
-    columns, slabs, shared = MEASURED[rows, name]
-    assert (kernel.grid, kernel.shared) == ((columns, slabs, 1), shared)
+    kernel = library.linear(
+        "p", rows=rows, k=k, n=n, dtype="bf16", source="half", gpu=GPUS["sm_90"]
+    )
+    if (rows, name) in FEW:
+        blocks, cluster, shared = FEW[rows, name]
+        assert (kernel.grid, kernel.shared) == ((blocks, 1, 1), shared)
+        assert f"CLUSTER = {cluster};" in kernel.source
+    else:
+        columns, slabs, shared = MEASURED[rows, name]
+        assert (kernel.grid, kernel.shared) == ((columns, slabs, 1), shared)
     assert "STAGES = 6;" in kernel.source
     assert kernel.overlap
 
@@ -71,7 +82,7 @@ def test_attention_on_sm_90_is_that_which_was_measured() -> None:
     eva = library.eva_attend("e", count=16, **EVA, **HEADS)
     llama = library.attend("a", count=8, heads=24, key_heads=8, rows=2064, **HEADS)
     assert (eva.grid, eva.shared) == ((8, 1, 32), 71168)
-    assert (llama.grid, llama.shared) == ((8, 2, 8), 71168)
+    assert (llama.grid, llama.shared) == ((8, 2, 8), 103936)
 
 
 # ---------------------------------------------------------------- the table
@@ -163,6 +174,37 @@ def test_the_gpu_that_is_present_gives_its_multiprocessors(
 
 
 # ---------------------------------------------------------------- what is launched fits
+
+
+@pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
+@pytest.mark.parametrize("rows", [1, 7, 16])
+def test_a_product_of_few_rows_fits_the_machine(rows: int, gpu: Gpu) -> None:
+    """From sm_90 on; each warp has a part of K, and no strip is left out."""
+    found = 0
+    for k, n in (*PRODUCTS.values(), (104, 259), (8, 8), (20000, 64)):
+        for dtype in ("f16", "u8"):
+            for source in ("f32", "half", "norm"):
+                how = narrow(rows, k, n, gpu, dtype, source)
+                if how is None:
+                    continue
+                found += 1
+                blocks, warps = blocks_of(k, dtype), 8 * how.cluster
+                assert blocks >= warps, "no warp is without a part"
+                assert how.parts >= -(-blocks // warps) * (2 if dtype == "u8" else 1)
+                assert how.tiles * 8 >= rows
+                assert 0 < how.columns * how.cluster <= gpu.processors
+                assert gpu.alone <= how.shared <= gpu.block_shared
+                assert 4 * how.tiles * how.parts <= 176, "registers of a thread for x"
+    assert bool(found) == gpu.overlaps
+
+
+def test_more_rows_or_a_ragged_k_are_divided_otherwise() -> None:
+    sm_90 = GPUS["sm_90"]
+    assert narrow(16, 4096, 64, sm_90, "f16", "f32") is not None
+    assert narrow(17, 4096, 64, sm_90, "f16", "f32") is None
+    assert narrow(16, 4100, 64, sm_90, "f16", "f32") is None
+    assert narrow(16, 64, 64, sm_90, "f16", "f32") is None, "fewer blocks than warps"
+    assert narrow(16, 4096, 64, GPUS["sm_89"], "f16", "f32") is None
 
 
 @pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)

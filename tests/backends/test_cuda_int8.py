@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ CHUNK, TOKENS = 8, 48
 def products(builder: Builder) -> list[dict[str, str]]:
     """Return the dtypes of the arguments of each product, by name."""
     return [{a.name: a.dtype for a in x.kernel.args} for x in builder.launches
-            if '#include "linear.cuh"' in x.kernel.source]  # fmt: skip
+            if re.match(r'#include "(linear|narrow).cuh"', x.kernel.source)]  # fmt: skip
 
 
 @pytest.mark.parametrize("int8", [None, "head", "verifier", "all"])

@@ -34,8 +34,26 @@ KERNELS = [
                 "source": "half",
                 "out": "half",
                 "epilogue": "gated",
-                "ahead": (4096, 22016, "u8"),
             },
+        }.items()
+    ),
+    *(
+        library.linear(
+            f"few_{name}_{rows}_{integers}", rows=rows, dtype="bf16", integers=integers, **sizes
+        )
+        for rows in (1, 8, 16)
+        for integers in (False, True)
+        for name, sizes in {
+            "normed": {
+                "k": 4096,
+                "n": 22016,
+                "source": "norm",
+                "eps": 1e-5,
+                "out": "half",
+                "epilogue": "gated",
+            },
+            "long": {"k": 11008, "n": 4096, "source": "half", "epilogue": "residual"},
+            "wide": {"k": 3072, "n": 5120},
         }.items()
     ),
     library.linear("single", rows=3, k=100, n=259, dtype="f32", epilogue="residual"),

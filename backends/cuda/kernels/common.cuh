@@ -125,11 +125,28 @@ __device__ __forceinline__ int cluster_rank() {
   return int(rank);
 }
 
-// All blocks of the cluster arrive, and see what the others wrote before.
-__device__ __forceinline__ void meet_cluster() {
+// All blocks of the cluster arrive; once one has waited, it sees what the others wrote before.
+__device__ __forceinline__ void arrive_cluster() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;"
-               ::: "memory");
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void wait_cluster() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void meet_cluster() { arrive_cluster(), wait_cluster(); }
+
+// Write 16 bytes at this place of the memory of block `rank`, whose barrier counts them.
+__device__ __forceinline__ void send_cluster(u32 to, float4 v, u32 barrier, int rank) {
+#if __CUDA_ARCH__ >= 900
+  u32 there, signal;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(to), "r"(rank));
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(signal) : "r"(barrier), "r"(rank));
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32"
+               " [%0], {%1,%2,%3,%4}, [%5];"
+               ::"r"(there), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(signal) : "memory");
 #endif
 }
 

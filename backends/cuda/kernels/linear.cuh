@@ -15,7 +15,6 @@ template <typename C> struct linear_args : epilogue_args<C> {
   const void* w;  // halves, or integers of 8 bits where SCALED
   float* partial;
   u32* count;
-  const void* ahead;
 };
 
 template <typename C> struct Linear {
@@ -263,20 +262,6 @@ template <typename C> struct Linear {
     for (int i = 0; i < COUNT; ++i) store<C>(a, sum[i], row(i), strip * 32 + lane / 4 * 4, lane);
   }
 
-  // Fetch into L2 what the warps of a later product, divided as NEXT says, read first.
-  __device__ __forceinline__ void look_ahead() const {
-    if constexpr (C::AHEAD > 0) {
-      constexpr int ALL = C::COLUMNS * C::SLABS * C::WARPS;
-      const int self = (int(blockIdx.y) * C::COLUMNS + int(blockIdx.x)) * C::WARPS + warp;
-      if (blockIdx.z || lane) return;
-      for (int item = self; item < C::NEXT_STRIPS * C::NEXT_SLABS; item += ALL) {
-        const int s = item / C::NEXT_SLABS, slab = item % C::NEXT_SLABS;
-        const size_t at = size_t(s) * C::NEXT_BLOCKS + C::NEXT_BLOCKS * slab / C::NEXT_SLABS;
-        fetch_to_l2(reinterpret_cast<const char*>(a.ahead) + at * PIECE, C::AHEAD * PIECE);
-      }
-    }
-  }
-
   __device__ __forceinline__ void run() const {
     Ring<C::STAGES> ring;
     u32 base = shared_address(shared), barriers = base + RING + ROWS * C::PITCH + ROWS * 4;
@@ -317,7 +302,6 @@ template <typename C> struct Linear {
         write(columns, strip(done));
       }
     }
-    look_ahead();
     if constexpr (C::SLABS > 1) settle(settled, done);
 #if __CUDA_ARCH__ < 900
     wait_copies<0>();

@@ -59,12 +59,6 @@ __device__ __forceinline__ void await(u32 barrier, u32 phase) {
 #endif
 }
 
-__device__ __forceinline__ void fetch_to_l2(const void* from, u32 bytes) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
-#endif
-}
-
 // From sm_90 on one lane asks the copy engine for a piece and an mbarrier counts its bytes; before,
 // each lane copies four times 16 bytes. `STAGES` pieces are in flight.
 template <int STAGES> struct Ring {

@@ -10,7 +10,7 @@ from pcc.backends.cuda.graph import Graph
 from pcc.backends.cuda.library import linear
 from pcc.backends.cuda.pack import interleave
 from pcc.backends.cuda.patterns.products import Product, product
-from pcc.backends.cuda.patterns.terms import following, given, only_multiplied, operand
+from pcc.backends.cuda.patterns.terms import given, only_multiplied, operand
 from pcc.backends.cuda.piece import WIDE, Offers, Output, Want
 from pcc.ir.array import Array
 from pcc.ir.core import Op, tensor
@@ -36,8 +36,7 @@ class Gate:
         """One launch."""
         (x,), (form,) = self.inner.terms, self.forms
         how, args = given(x, out, gated=True)
-        ahead, more = following(x, 0, (x,), out)
-        args |= {"y": out.make(self.root, form)} | more
+        args |= {"y": out.make(self.root, form)}
         if self.inner.bias is not None:
             flat = self.inner.bias.value.reshape(-1)
             args["bias"] = out.array(Array.of(np.ascontiguousarray(interleave(flat))))
@@ -45,7 +44,7 @@ class Gate:
             out.name(), rows=x.rows, k=x.k, n=x.n, dtype=x.dtype, source=how.source,
             out="f32" if form == WIDE else "half", epilogue="gated", activation=self.activation,
             bias=self.inner.bias is not None, eps=how.norm.eps if how.norm else 0.0,
-            integers=x.scale is not None, ahead=ahead, gpu=out.graph.gpu,
+            integers=x.scale is not None, gpu=out.graph.gpu,
         )  # fmt: skip
         out.launch(kernel, args, self.root)
 

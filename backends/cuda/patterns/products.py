@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pcc.backends.cuda.graph import Graph
 from pcc.backends.cuda.library import linear
-from pcc.backends.cuda.patterns.terms import Term, following, given, only_multiplied, operand, term
+from pcc.backends.cuda.patterns.terms import Term, given, only_multiplied, operand, term
 from pcc.backends.cuda.piece import SQUARES, WIDE, Offers, Output, Want
 from pcc.ir.array import Array
 from pcc.ir.core import Op, tensor
@@ -45,8 +45,7 @@ class Product:
             last, adds = i == len(self.terms) - 1, i > 0 or self.residual is not None
             squares = last and out.wants(self.root, SQUARES)
             how, args = given(x, out)
-            ahead, more = following(x, i, self.terms, out)
-            args |= {"y": y} | more
+            args |= {"y": y}
             biased = i == 0 and self.bias is not None
             if i == 0 and self.bias is not None:
                 args["bias"] = out.array(self.bias)
@@ -56,7 +55,7 @@ class Product:
                 out.name(), rows=x.rows, k=x.k, n=x.n, dtype=x.dtype, source=how.source,
                 out="half" if rounded else "f32", epilogue="residual" if adds else "none",
                 bias=biased, squares=squares, integers=x.scale is not None,
-                eps=how.norm.eps if how.norm else 0.0, ahead=ahead, gpu=out.graph.gpu,
+                eps=how.norm.eps if how.norm else 0.0, gpu=out.graph.gpu,
             )  # fmt: skip
             out.launch(kernel, args, self.root)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -173,18 +173,3 @@ def given(x: Term, out: Output, gated: bool = False) -> tuple[Operand, dict[str,
         args["gain"] = out.array(how.norm.w.value)
         args["squares"] = out.value(*how.needs[1])
     return how, args
-
-
-def following(
-    x: Term, index: int, terms: Sequence[Term], out: Output
-) -> tuple[tuple[int, int, str] | None, dict[str, int]]:
-    """Return (k, n, packing) of the product after term `index`, and its weights, to be fetched."""
-    if index + 1 < len(terms):
-        after, gated = terms[index + 1], False
-    elif (found := out.next_product()) is not None:
-        after, gated = found
-    else:
-        return None, {}
-    if after.dtype != x.dtype or after.rows != x.rows or x.dtype == WIDE:
-        return None, {}
-    return (after.k, after.n, after.packing), {"ahead": out.weight(after.packed(gated))}
