@@ -45,16 +45,16 @@ def conformance(name: str, python: str, seconds: int, *options: str) -> Command:
 def engine(
     shape: str, head: str, target: str, precision: str, python: str,
     *, batch: int = 1, max_seq: int = MAX_SEQ, contexts: tuple[int, ...] = (), n: int = 0,
-    how: tuple[str, ...] = (), seconds: int = 400,
+    how: tuple[str, ...] = (), seconds: int = 400, form: str = "",
 ) -> Stage:  # fmt: skip
     """Return a stage that compiles a shape, times it, and removes the bundle.
 
     `precision` "bf16+int8": the matrices of head and verifier as 8-bit integers. `how`: options of
-    `pcc compile` beside these; `seconds`: what it may take.
+    `pcc compile` beside these, `form`: their name; `seconds`: what it may take.
     """
     half, _, integers = precision.partition("+")
     usual, r = HEADS[shape]
-    title = f"{target}-{shape}-{head}{n or ''}-{precision}-b{batch}"
+    title = f"{target}-{shape}-{head}{n or ''}-{precision}-b{batch}{form and '-' + form}"
     n = n or usual
     bundle = f"{{work}}/{title}.pcc"
     size = f"{head},n={n}" + ("" if head == "ff" else f",r={r}")
@@ -160,6 +160,13 @@ STAGES = (
     engine("evabyte-6.5b", "btree", "cuda", "bf16", "system"),
     engine("byte-llama-3.2-3b", "btree", "cuda", "bf16", "system"),
     engine("evabyte-6.5b", "btree", "cuda", "bf16+int8", "system"),
+    *(  # forms of one head: what `pcc choose` picks from
+        engine("evabyte-6.5b", "btree", "cuda", "bf16", "system", contexts=(1024,), how=how,
+               form=form)
+        for form, how in (
+            ("latent-first", ("--proposal", "latent-first")), ("int8-head", ("--int8", "head")),
+        )
+    ),
     engine("byte-llama-3.2-3b", "btree", "cuda", "bf16+int8", "system"),
     engine("evabyte-6.5b", "btree", "onnx-cuda", "fp16", "ort", max_seq=2048, contexts=(1024,)),
     engine("byte-llama-3.2-3b", "btree", "onnx-cuda", "fp16", "ort", max_seq=2048,
