@@ -14,12 +14,14 @@ INT8 = ("head", "verifier", "all")  # whose matrices may be 8-bit integers
 # Faults. The largest of numbers that are all -inf is the lowest finite one, and its index may be
 # out of range: a reduction begins at the lowest number.
 INFINITE_MAX = "infinite-max"
-# TopK takes the numbers with which it fills a row to a power of two for larger than -inf, so that
-# indices lie beyond the row; in rows wider than 256 equal elements come in any order.
+# TopK takes the numbers with which it fills a row for larger than -inf, so that indices lie beyond
+# the row; in wide rows equal elements come in any order.
 ORDER = "order"
 # LogSoftmax is x - (max + log sum): where |x| is large it rounds by 2^-24 |x|.
 LOG_SOFTMAX = "log-softmax"
-FAULTS = (INFINITE_MAX, ORDER, LOG_SOFTMAX)
+FAULTS = (INFINITE_MAX, ORDER, LOG_SOFTMAX)  # of ONNX Runtime's CUDA kernels
+# Running sums, which are products with a triangle there, take subnormal numbers for zero.
+SUBNORMAL = "subnormal"
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ _ALL = (
     Target(
         "tensorrt", "tensorrt", "tensorrt", 17, ("fp32", "fp16"),
         static=True, branches=False, kv="scatter_nd", typed=False,
+        faults=(ORDER, SUBNORMAL),  # of `ArgMax`: backends/tensorrt/largest.py
     ),
     Target(
         "tensorrt-10", "tensorrt", "tensorrt", 24,

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from pcc.backends.onnx.graph import Graph
 from pcc.ir.core import Op, tensor
-from pcc.targets import INFINITE_MAX, LOG_SOFTMAX
+from pcc.targets import INFINITE_MAX, LOG_SOFTMAX, SUBNORMAL
 from pcc.tensor import ops as t
 
 Rule = Callable[[Graph, Any], ir.Value]
@@ -326,13 +326,24 @@ def _(g: Graph, n: t.InverseCdf) -> ir.Value:
     # The first j with cumsum_j > u * total has positive mass, since cumsum rises only there. One
     # exists if total > 0: in float32, u <= 1 - 2^-24 makes u * total < total for normal numbers.
     v = tensor(n.mass).shape[1]
-    cum = g("CumSum", g.operand(n.mass, n), g.const(np.int64(-1)))
+    mass, faint = g.operand(n.mass, n), may_be_subnormal(n.mass)
+    if faint and SUBNORMAL in g.target.faults:
+        mass, faint = _raised(g, mass), False
+    cum = g("CumSum", mass, g.const(np.int64(-1)))
     total = g("Slice", cum, g.ints(v - 1), g.ints(v), g.ints(-1))
     level = g("Mul", g("Unsqueeze", g.operand(n.u, n), g.ints(-1)), total)
-    if may_be_subnormal(n.mass):  # there u * total may round up to total: step below it
+    if faint:  # there u * total may round up to total: step below it
         level = g("Min", level, g("Sub", total, g.const(np.float32(2.0**-149))))
     hit = g.cast(g("Greater", cum, level), "f32")  # GPUs have no ArgMax of integers
     return g("ArgMax", hit, axis=-1, keepdims=0)  # type: ignore[no-any-return]
+
+
+def _raised(g: Graph, mass: ir.Value) -> ir.Value:
+    """Return 2^40 mass in rows below 2^64: sums are normal numbers, and compare as they did."""
+    top = g.reduce("ReduceMax", mass, [-1], keepdims=1)
+    low = g("Less", top, g.const(np.float32(2.0**64)))
+    scale = g("Where", low, g.const(np.float32(2.0**40)), g.const(np.float32(1)))
+    return g("Mul", mass, scale)  # type: ignore[no-any-return]
 
 
 @lowers(t.Trajectory)

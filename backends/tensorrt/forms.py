@@ -3,7 +3,7 @@
 - *Pairs*: where 64-bit integers do not cross the border, `i64[d]` is `i32[d, 2]`: its low and high
   words as they lie in memory. The engine reads the low one and writes both, so that whoever binds
   addresses sees 64-bit integers, and nothing is converted outside.
-- *Sums*: `pcc.backends.tensorrt.sums`.
+- *Sums*: `pcc.backends.tensorrt.sums`. *Largest elements*: `pcc.backends.tensorrt.largest`.
 - *-inf* as one number beside `Where` becomes the largest negative one in compiled code: it is made
   by an overflow there, and found by a comparison with the lowest finite number.
 - *Quotients* whose divisor is spread over the dividend are scaled where it is very small.
@@ -25,6 +25,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pcc.backends.onnx.graph import Stored
+from pcc.backends.tensorrt.largest import spell_argmax
 from pcc.backends.tensorrt.runtimes import TensorRt
 from pcc.backends.tensorrt.site import Site, replace
 from pcc.backends.tensorrt.sums import spell_sum
@@ -119,8 +120,8 @@ def _spell_log_softmax(model: ir.Model, node: ir.Node) -> None:
     x, site = node.inputs[0], Site(model, node, node)
     assert x is not None
     axis = node.attributes["axis"].as_int()
-    lowered = site("Sub", x, _reduced(site, "ReduceMax", x, axis))
-    total = _reduced(site, "ReduceSum", site("Exp", lowered), axis)
+    lowered = site("Sub", x, site.reduced("ReduceMax", x, axis))
+    total = site.reduced("ReduceSum", site("Exp", lowered), axis)
     replace(node.outputs[0], site("Sub", lowered, site("Log", total)))
     model.graph.remove(node, safe=True)
 
@@ -188,13 +189,8 @@ def _spell_equal(model: ir.Model, node: ir.Node) -> None:
         model.graph.remove(node, safe=True)
 
 
-def _reduced(site: Site, op: str, x: ir.Value, axis: int) -> ir.Value:
-    if op == "ReduceSum" or site.graph.opset_imports[""] >= 18:
-        return site(op, x, site.ints(axis), keepdims=1)
-    return site(op, x, axes=[axis], keepdims=1)
-
-
 SPELLINGS: dict[str, Callable[[ir.Model, ir.Node], None]] = {
+    "ArgMax": spell_argmax,
     "CumSum": spell_sum,
     "Div": _spell_quotient,
     "Equal": _spell_equal,

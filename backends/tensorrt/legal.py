@@ -12,6 +12,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from pcc.backends.onnx.order import PAIRS
 from pcc.backends.tensorrt.library import LOST
 from pcc.backends.tensorrt.runtimes import TensorRt
 from pcc.errors import PccError
@@ -26,6 +27,7 @@ TYPED = ("to", "dtype", "output_datatype")  # attributes that name a type
 # Of what builders say, the warnings that are about numbers. Others are about memory and tactics.
 CONVERTED = ("overflow in", "smallest positive")  # of constants in another type
 NUMBERS = (*CONVERTED, "may cause overflow")
+ORDERED = ("ArgMax", "ArgMin", "TopK")  # of integers as of floats, where integers have 32 bits
 
 
 def check_model(model: ir.Model, r: TensorRt) -> None:
@@ -87,6 +89,9 @@ def _losses(node: ir.Node, r: TensorRt) -> Iterator[str]:
         yield from _attention(node)
     if node.domain:
         yield f"does not know the domain {node.domain!r} of {op}"
+    if op in ORDERED and not r.wide and node.inputs[0] is not None:
+        if node.inputs[0].dtype in (ir.DataType.INT32, ir.DataType.INT64):
+            yield f"compares integers of {op} as floats: it sorts rows of up to {PAIRS} elements"
     if op in r.refused:
         yield f"has no {op}"
     for (name, key), value in r.attributes.items():

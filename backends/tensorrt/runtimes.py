@@ -13,7 +13,7 @@
 | `wide` | 64-bit integers cross the engine's border; else they cross as pairs of 32 bits |
 | `aliased` | a cache is updated in place; else the runtime copies what the engine returns |
 | `fused` | ONNX's attention operator, by the precisions that it may have |
-| `spelled` | operators that are written out: `CumSum`, of which the parser makes a loop; `LogSoftmax`, of which it makes log(softmax), -inf where a probability leaves float32 |
+| `spelled` | operators that are written out: `CumSum`, of which the parser makes a loop; `LogSoftmax`, of which it makes log(softmax), -inf where a probability leaves float32; `ArgMax`, which gives no index of a row that is all -inf |
 | `unrolled` | up to how many elements a reduction is written out element by element |
 | `refused` | operators that the parser refuses or understands otherwise |
 | `attributes` | attributes that it drops, or reads otherwise, unless they have this value |
@@ -137,7 +137,7 @@ RUNTIMES: dict[str, TensorRt] = {
             wide=False,
             aliased=False,
             fused=(),
-            spelled=("LogSoftmax", "CumSum", "Div", "Equal", "Where"),
+            spelled=("LogSoftmax", "CumSum", "Div", "Equal", "Where", "ArgMax"),
             unrolled=4,
             refused=NOWHERE | NOT_BEFORE_10,
             attributes=ATTRIBUTES,

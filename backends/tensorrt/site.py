@@ -45,6 +45,12 @@ class Site:
             self.graph.initializers[key] = found
         return found
 
+    def reduced(self, op: str, x: ir.Value, axis: int, keepdims: int = 1) -> ir.Value:
+        """Reduce an axis; before opset 18 most reductions take it as an attribute."""
+        if op == "ReduceSum" or self.graph.opset_imports[""] >= 18:
+            return self(op, x, self.ints(axis), keepdims=keepdims)
+        return self(op, x, axes=[axis], keepdims=keepdims)
+
     def ints(self, *values: int) -> ir.Value:
         """Return a vector of 64-bit integers."""
         return self.const(np.array(values, np.int64))
@@ -68,8 +74,10 @@ def _fresh(graph: ir.Graph, base: str) -> str:
 
 
 def replace(old: ir.Value, new: ir.Value) -> None:
-    """Give the readers of `old`, and its name as an output, to `new`."""
+    """Give the readers of `old`, its type, and its name as an output, to `new`."""
     graph = old.graph
+    if new.type is None:  # what is spelled next asks for it
+        new.shape, new.type = old.shape, old.type
     for use in list(old.uses()):
         use.node.replace_input_with(use.idx, new)
     if graph is None:
