@@ -122,17 +122,25 @@ def halves(target: str, folder: Path) -> Iterator[Row]:
 
 
 def in_half(engine: Any, query: str) -> list[str]:
-    """Return the layers of an engine that read or write half precision, by what it says of them."""
+    """Return the layers that read or write half precision, each with the tensors in half."""
     plan, module = engine.runner.executor(query)[1].engine, engine.runner.opener.module
     inspector = plan.create_engine_inspector()
     text = inspector.get_engine_information(module.LayerInformationFormat.JSON)
     layers = [x for x in json.loads(text)["Layers"] if isinstance(x, dict)]
     return [
-        f"{x['Name']} ({x.get('LayerType')}, {x.get('TacticName', '')})"
+        f"{x['Name']} ({x.get('LayerType')}, {x.get('TacticName', '')}): {tensors}"
         for x in layers
-        if any("FP16" in str(t) or "Half" in str(t)
-               for t in (*x.get("Inputs", ()), *x.get("Outputs", ())))
-    ]  # fmt: skip
+        if (tensors := "; ".join(_half_tensors(x)))
+    ]
+
+
+def _half_tensors(layer: Row) -> Iterator[str]:
+    """Yield which of a layer's tensors are in half: "reads A, B", "writes C"."""
+    for verb, side in (("reads", "Inputs"), ("writes", "Outputs")):
+        half = [x for x in layer.get(side, ()) if "FP16" in str(x) or "Half" in str(x)]
+        if half:
+            names = (str(x.get("Name", x)) if isinstance(x, dict) else str(x) for x in half)
+            yield f"{verb} {', '.join(names)}"
 
 
 def refusals(target: str, folder: Path) -> Iterator[Row]:

@@ -175,3 +175,25 @@ def test_contexts_that_are_wrong_fail_and_other_builds_are_tried(
     others = {r["case"]: r["note"] for r in found if r["verdict"] == "skipped"}
     assert others["llama, ranges"].startswith("differs")
     assert others["llama, profile 1 alone"].startswith("ok")
+
+
+def test_tensors_in_half_are_named() -> None:
+    half, whole = "Row major linear FP16 format", "Row major linear FP32"
+    said = {"Layers": [
+        {"Name": "block", "LayerType": "Myelin", "TacticName": "t",
+         "Inputs": [{"Name": "w", "Format/Datatype": half}, {"Name": "u", "Format/Datatype": whole},
+                    {"Name": "s", "Format/Datatype": half}],
+         "Outputs": [{"Name": "q", "Format/Datatype": half}]},
+        {"Name": "other", "LayerType": "Reduce", "Outputs": [],
+         "Inputs": [{"Name": "q", "Format/Datatype": whole}]},
+        "a layer of which nothing is known",
+    ]}  # fmt: skip
+    inspector = SimpleNamespace(get_engine_information=lambda _: json.dumps(said))
+    plan = SimpleNamespace(create_engine_inspector=lambda: inspector)
+    module = SimpleNamespace(LayerInformationFormat=SimpleNamespace(JSON=0))
+    runner = SimpleNamespace(
+        executor=lambda query: (None, SimpleNamespace(engine=plan)),
+        opener=SimpleNamespace(module=module),
+    )
+    (found,) = check.in_half(SimpleNamespace(runner=runner), "draft")
+    assert found == "block (Myelin, t): reads w, s; writes q"
