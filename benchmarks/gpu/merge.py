@@ -1,16 +1,19 @@
 """Merge parts of GPU runs into the committed results, and write the tables.
 
     python benchmarks/gpu/merge.py PARTS.json...
+    python benchmarks/gpu/merge.py --tensorrt OUT/tensorrt.json --commit ID
 
 Rows go into `results/h200.json`, a list; a row replaces an older one of the same name on the same
 GPU, by date. Reports of conformance go into `results/h200_conformance.json`, with what was run:
 parts, rows, names. One that was cut off is marked as such, and never replaces a whole one. The
 tables between the markers of README.md and docs/gpu.md are made from these files, by this program
-alone.
+alone. The machine's description, `host_gap.py` and the parts of `tensorrt_check.py` go into files
+of their own.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import sys
@@ -22,11 +25,14 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(ROOT))
 
 from benchmarks import markdown  # noqa: E402
+from benchmarks.gpu.reports import checked, gaps, host, machines  # noqa: E402
 from benchmarks.gpu.stages import STAGES  # noqa: E402
 from pcc.runtime.bound import complete, rates, with_yardstick  # noqa: E402
 
 RESULTS = ROOT / "benchmarks/results"
 ROWS, REPORTS = RESULTS / "h200.json", RESULTS / "h200_conformance.json"
+MACHINES, HOST = RESULTS / "h200_environment.json", RESULTS / "h200_host.json"
+CHECKS = RESULTS / "h200_tensorrt.json"
 PAGES = (ROOT / "README.md", ROOT / "docs/gpu.md")
 
 
@@ -170,6 +176,8 @@ def ran(r: dict[str, Any], suite: str) -> str:
         out.append("stored " + ", ".join(r["halves"]) + " too")
     if r.get("batches"):
         out.append("batch " + ", ".join(map(str, r["batches"])))
+    if level := r.get("engine", {}).get("level"):
+        out.append(f"level={level}")
     if not r.get("complete", True):
         out.append(f"**cut off after {r['seconds']:.0f} s**" if r.get("seconds") else "**cut off**")
     return "; ".join(out)
@@ -198,17 +206,38 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return found
 
 
+def _write(path: Path, made: Any) -> None:
+    path.write_text(json.dumps(made, indent=1) + "\n")
+
+
+def arguments() -> argparse.Namespace:
+    """Return the command line."""
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("parts", nargs="*", type=Path)
+    p.add_argument("--tensorrt", action="append", type=Path, default=[])
+    p.add_argument("--commit", default="unknown", help="of what --tensorrt names")
+    return p.parse_args()
+
+
 def main() -> None:
     """Merge the files that are named; without any, write the tables again."""
-    parts = [e for name in sys.argv[1:] for e in json.loads(Path(name).read_text())]
+    a = arguments()
+    parts = [e for path in a.parts for e in json.loads(path.read_text())]
     rows, found = merged(_read(ROWS), parts), reports(_read(REPORTS), parts)
-    ROWS.write_text(json.dumps(rows, indent=1) + "\n")
-    REPORTS.write_text(json.dumps(found, indent=1) + "\n")
+    between = host(_read(HOST), parts)
+    _write(ROWS, rows)
+    _write(REPORTS, found)
+    _write(HOST, between)
+    _write(MACHINES, machines(_read(MACHINES), parts))
+    if a.tensorrt:
+        old = json.loads(CHECKS.read_text())
+        _write(CHECKS, checked(old, [json.loads(p.read_text()) for p in a.tensorrt], a.commit))
     for page in PAGES:
         if page.is_file():
             text = placed(page.read_text("utf-8"), "h200", table(rounds(rows)))
             text = placed(text, "h200-short", short(newest(rounds(rows))))
             text = placed(text, "h200-drafts", drafts(rows))
+            text = placed(text, "h200-host", gaps(between))
             page.write_text(placed(text, "h200-conformance", verdicts(found)), "utf-8")
 
 

@@ -69,9 +69,12 @@ def engine(
     for c in contexts or CONTEXTS[shape]:
         timed += ["--context", str(c)]
     timed += ["--json-out", "{json}"]
+    gap = ("{root}/benchmarks/gpu/host_gap.py", bundle, "--out", "{json}")
+    own = target == "cuda" and batch == 1 and not form and not integers
     return Stage(title, (
         Command("compile", made, seconds, python),
         Command("bench", tuple(timed), 180, python, "rows"),
+        *((Command("host-gap", gap, 60, python, "report"),) if own else ()),
         Command("remove", ("-c", f"import shutil; shutil.rmtree(r'{bundle}')"), 60, python),
     ))  # fmt: skip
 

@@ -204,7 +204,7 @@ def versions() -> dict[str, str]:
 
     out = {}
     for package in ("pcc", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt",
-                    "tensorrt-rtx", "cuda-bindings", "torch"):  # fmt: skip
+                    "tensorrt-bindings", "tensorrt-rtx", "cuda-bindings", "torch"):  # fmt: skip
         try:
             out[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -1,0 +1,52 @@
+"""Reports of GPU runs are merged: the newest stays, what is not plainly equal is kept."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # last: pcc may be an installed one
+
+from benchmarks.gpu import merge, reports
+
+
+def entry(stage: str, name: str, commit: str, **data: object) -> dict[str, object]:
+    return {"stage": stage, "name": name, "commit": commit, "date": commit, "data": data}
+
+
+def test_a_machine_is_described_by_its_newest_report() -> None:
+    one = entry("environment", "environment", "a", gpu="NVIDIA X, 1.0", nvcc="12")
+    two = entry("environment", "environment", "b", gpu="NVIDIA X, 2.0", nvcc="13")
+    other = entry("environment", "environment", "c", gpu="NVIDIA Y, 2.0", nvcc="13")
+    found = reports.machines(reports.machines([], [one, other]), [two, entry("torch", "t", "d")])
+    assert [(r["commit"], r["nvcc"]) for r in found] == [("b", "13"), ("c", "13")]
+
+
+def test_gaps_of_a_bundle_are_its_newest_and_a_table() -> None:
+    row = {"ahead": True, "greedy": False, "rounds": 9, "gap_us": {"p50": 1.25}, "beside_us": 7.0}
+    old = entry("cuda-s-b1", "host-gap", "a", gpu="NVIDIA X", rows=[row | {"beside_us": 99.0}])
+    new = entry("cuda-s-b1", "host-gap", "b", gpu="NVIDIA X", rows=[row])
+    found = reports.host(reports.host([], [old]), [new])
+    assert [r["commit"] for r in found] == ["b"]
+    table = reports.gaps(found)
+    assert "| cuda-s-b1 | yes | sampled | 9 | 1.2 | 7.0 | X |" in table
+    assert "99" not in table
+
+
+def test_parts_of_a_check_keep_what_differs() -> None:
+    bad = {"case": "c", "what": "w", "verdict": "differs", "error": 2.0, "bound": 1.0, "half": []}
+    good = {"case": "d", "verdict": "ok"}
+    old = {
+        "gpu": "X",
+        "runs": [{"part": "halves", "commit": "a"}, {"part": "times", "commit": "a"}],
+    }
+    made = reports.checked(old, [{"halves": {"rows": [bad, good], "ended": "ok"}}], "b")
+    assert [(r["part"], r["commit"]) for r in made["runs"]] == [("halves", "b"), ("times", "a")]
+    halves = made["runs"][0]
+    assert halves["verdicts"] == {"differs": 1, "ok": 1}
+    assert halves["not_ok"] == [{k: v for k, v in bad.items() if k != "half"}]
+
+
+def test_the_level_of_quick_builds_is_said() -> None:
+    report = {"batches": [1], "engine": {"level": "0", "workspace": "1"}, "complete": True}
+    assert merge.ran(report, "queries") == "batch 1; level=0"
