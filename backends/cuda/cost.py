@@ -1,25 +1,29 @@
 """How long the launches of a graph take, before any of them is compiled.
 
 A launch takes its body and its ends. With r the rate of a copy in MB per microsecond (TB/s), the
-body of a launch that streams weights is
+body of a product whose warps take `steps` pieces of W one after another, each for `tiles` of 8
+rows of x, is, where a multiprocessor has `waves` of its blocks,
 
-    max(weights / (read r), integers / (widened blocks)) + sums * partial
+    max(weights reads / (read r), waves steps each) + sums partial + code pieces,
+    each = multiplied tiles,    of integers widened + 2 multiplied tiles,
 
-where `partial` are the sums of slabs that meet in L2, and `blocks` those that are on the GPU at
-once; of an attention with `keys` bytes of keys and values it is
+`partial` being the sums of slabs that meet in L2, and `pieces` (of a product of few rows with
+integers) those that its code has one after another. Of an attention whose `old` blocks read
+`scanned` bytes each it is, with load = max(1, its blocks / multiprocessors),
 
-    max(keys / (read r), block * load + keys of a block / scanned),   load = max(1, blocks / GPU)
+    max(keys / (read r), scanned / block_rate, scanned max(1, old / multiprocessors) / sm_rate)
+    + block load,   and `summaries` more where it makes those of chunks;
 
-and `summaries` more where it makes those of chunks; of a generated kernel
+of a generated kernel
 
-    phase * phases + barrier * barriers + weights / r
+    phase phases + barrier barriers + weights / (gathered r).
 
-Ends are `start` (of a generated kernel `generated`), and `apart` more for a stream of weights that
-cannot begin while the launch before it ends. Launches are added: those of a round, each kind timed
-alone, add up to the round within 2 %, but for attention (benchmarks/gpu/cost_fit.py).
+Ends are `start`; of a product of few rows (staged + normed where x is normalised) for each row; of
+a generated kernel `generated`; and `apart` more for a stream of weights that cannot begin while the
+launch before it ends. Launches are added.
 
 Sizes are MB, times microseconds. `Constants` says what each constant means; they are fitted to rows
-of an H100 and an H200, and are taken for every other GPU too.
+of an H200 and products of an H100 (benchmarks/gpu/cost_fit.py), and are taken for every other GPU.
 """
 
 from __future__ import annotations
@@ -32,38 +36,48 @@ from pcc.backends.cuda.builder import Builder
 from pcc.backends.cuda.codegen.generate import Generated
 from pcc.backends.cuda.fitted import FITTED
 from pcc.backends.cuda.gpu import Gpu
-from pcc.backends.cuda.kernel import READ, SCRATCH, UPDATE, WRITE, Kernel
+from pcc.backends.cuda.kernel import SCRATCH, Kernel
+from pcc.backends.cuda.pack import blocks_of, strips_of
+from pcc.backends.cuda.standins import traits
 
-MB = 1e6
+MB, KB = 1e6, 1e3
 STREAM = 1 << 20  # bytes of weights from which a launch fills rings, and so has a beginning
-TILE = 8  # rows of x, to a multiple of which partial sums have room
 PARTS = ("layers", "head", "attention", "generated", "ends")
 Moved = Mapping[str, int]  # the bytes of a launch, as a plan says them
 
 
 @dataclass(frozen=True)
 class Constants:
-    """What was measured of the kernels.
+    """What was measured of the kernels, in microseconds where nothing else is said.
 
-    `read`: the rate at which weights are read, over that of a copy. `start`: microseconds that the
-    two ends of a launch cost where it overlaps its neighbours; `apart`: more where it does not.
-    `sums`: microseconds for a MB of partial sums. `widened`: KB of 8-bit weights that a block makes
-    into halves in a microsecond. `block`: microseconds of a block of attention beside its keys;
-    `scanned`: KB of keys and values that it reads in one; `summaries`: for those of EvaByte's
-    chunks. `phase`, `barrier`, `generated`: microseconds of a phase, of a barrier of the grid, and
-    of the ends of a generated kernel.
+    Of all launches: `read`: the rate at which weights are read, over that of a copy. `start`: the
+    two ends of a launch where it overlaps its neighbours; `apart`: more where it does not.
+    Of products: `staged`: a row of x, into registers; `normed`: more where it is normalised on the
+    way. `sums`: a MB of partial sums. `multiplied`: a piece of W of each warp of a block, by 8 rows
+    of x; `widened`: such pieces of integers, made into halves. `code`: instructions for one more
+    piece, which a multiprocessor fetches anew in every launch.
+    Of attention: `block`: a block beside its keys. KB of keys and values in a microsecond:
+    `block_rate`, of one block; `sm_rate`, of all blocks of a multiprocessor. `summaries`: those of
+    EvaByte's chunks. Of generated kernels: a `phase`, a `barrier` of the grid; `gathered`: the rate
+    at which they read weights, over that of a copy; `generated`: their two ends.
     """
 
     read: float
     start: float
     apart: float
+    staged: float
+    normed: float
     sums: float
+    multiplied: float
     widened: float
+    code: float
     block: float
-    scanned: float
+    block_rate: float
+    sm_rate: float
     summaries: float
     phase: float
     barrier: float
+    gathered: float
     generated: float
 
 
@@ -71,32 +85,61 @@ MEASURED = Constants(**FITTED)
 
 
 @dataclass(frozen=True)
+class Product:
+    """x W through tensor cores.
+
+    `steps`: pieces of 2 KiB of W that a warp takes one after another; `tiles`: of 8 rows of x, that
+    each is multiplied by; `reads`: how often W is read. `integers` of 8 bits, not halves.
+    `rows` of x that a kernel of few rows takes into registers, 0 of others; `normed`: on the way.
+    `code`: pieces of integers in its code, 0 of halves. `partial`: bytes of sums through L2.
+    """
+
+    steps: int
+    tiles: int = 1
+    reads: int = 1
+    integers: bool = False
+    rows: int = 0
+    normed: bool = False
+    code: int = 0
+    partial: int = 0
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Attention: `old` blocks read `scanned` bytes of old keys and values each.
+
+    `summaries`: it makes those of chunks.
+    """
+
+    scanned: int
+    old: int = 1
+    summaries: bool = False
+
+
+@dataclass(frozen=True)
+class Phases:
+    """A generated kernel: `phases` one after another, `barriers` of its whole grid."""
+
+    phases: int
+    barriers: int = 0
+
+
+@dataclass(frozen=True)
 class Work:
     """One launch, as far as its time depends on it.
 
-    `part`: one of `PARTS`; `layer`: as in the plan. Bytes: `weights` that it reads, of these
-    `integers` of 8 bits; `partial` sums through L2; `keys` and values of caches, `scanned` of them
-    by one block. `summaries`: it makes those of chunks. `blocks` of the grid. `apart`: it cannot
-    begin while the launch before it ends. `phases` and `barriers`: of a generated kernel, else 0.
+    `part`: one of `PARTS`; `layer`: as in the plan. Bytes: `weights`, and `keys` and values of
+    caches. `blocks` of the grid. `apart`: it cannot begin while the launch before it ends. `of`:
+    what else its kind of kernel does; None where that is nothing (norms, look-ups).
     """
 
     part: str
     layer: str = ""
     weights: int = 0
-    integers: int = 0
-    partial: int = 0
     keys: int = 0
-    scanned: int = 0
-    summaries: bool = False
     blocks: int = 1
     apart: bool = False
-    phases: int = 0
-    barriers: int = 0
-
-    @property
-    def bytes(self) -> int:
-        """Bytes that no launch can do without: weights, keys and values."""
-        return self.weights + self.keys
+    of: Product | Scan | Phases | None = None
 
 
 @dataclass(frozen=True)
@@ -135,44 +178,62 @@ def work(
     kernel: Kernel, moved: Moved, keys: int, part: str, layer: str = "", apart: bool = False
 ) -> Work:
     """Return one launch of a kernel that moves so much. `part`: of a product."""
-    blocks, weights = math.prod(kernel.grid), moved.get("weights", 0)
+    of: Product | Scan | Phases | None
     if isinstance(kernel, Generated):
-        return Work("generated", layer, weights, blocks=blocks, apart=apart,
-                    phases=kernel.phases, barriers=kernel.barriers)  # fmt: skip
-    if "kv_row" in moved:  # a cluster of one block for new positions, the others for old ones
-        scanned = keys / (max(1, kernel.grid[0] - 1) * kernel.grid[2])
-        return Work("attention", layer, weights, keys=keys, scanned=round(scanned),
-                    summaries="kv_chunk" in moved, blocks=blocks, apart=apart)  # fmt: skip
-    read = (a for a in kernel.args if a.role == READ)
-    integers = sum(a.bytes for a in read if a.dtype == "u8")
-    return Work(part, layer, weights, integers, _partial(kernel), blocks=blocks, apart=apart)
+        part, of = "generated", Phases(kernel.phases, kernel.barriers)
+    elif "kv_row" in moved:
+        part, of = "attention", _scan(kernel, moved, keys)
+    else:
+        of = _product(kernel)
+    blocks = math.prod(kernel.grid)
+    return Work(part, layer, moved.get("weights", 0), keys, blocks, apart, of)
 
 
-def _partial(kernel: Kernel) -> int:
-    """Return the bytes of partial sums, of the rows that are there."""
-    made = next((a for a in kernel.args if a.role in (WRITE, UPDATE)), None)
-    rows = made.shape[0] if made else 1
+def _scan(kernel: Kernel, moved: Moved, keys: int) -> Scan:
+    """Return an attention: all tiles of a head read its keys, each divided over `SPLITS` blocks."""
+    splits, (_, tiles, heads) = traits(kernel.source)["SPLITS"], kernel.grid
+    return Scan(round(keys / (splits * heads)), splits * tiles * heads, "kv_chunk" in moved)
+
+
+def _product(kernel: Kernel) -> Product | None:
+    """Return a product, as its constants say how it is divided; None of other kernels."""
+    c = traits(kernel.source)
+    if "COLUMNS" not in c:
+        return None
+    integers, strips = c["SCALED"], strips_of(c["N"])
+    if "CLUSTER" in c:  # a strip at a time, K over all warps: `narrow.py`
+        pieces = -(-blocks_of(c["K"], "u8" if integers else "f16") // (c["WARPS"] * c["CLUSTER"]))
+        return Product(pieces * -(-strips // c["COLUMNS"]), c["TILES"], 1, integers, c["M"],
+                       c["SOURCE"] == 2, pieces if integers else 0)  # fmt: skip
+    groups = kernel.grid[2]  # of rows, each of which reads W: `split.py`
     room = sum(a.bytes for a in kernel.args if a.role == SCRATCH and not a.zero)
-    return room * rows // (TILE * -(-rows // TILE))
+    partial = room * c["M"] // (8 * c["TILES"] * groups)
+    steps = c["SLAB"] * -(-strips // (c["COLUMNS"] * c["WARPS"]))
+    return Product(steps, c["TILES"], groups, integers, partial=partial)
 
 
 def duration(w: Work, gpu: Gpu, c: Constants = MEASURED) -> Duration:
     """Return the time of a launch on a GPU, whose `copy_rate` is that of a copy there."""
-    rate = c.read * gpu.copy_rate
-    if w.phases:
-        body = c.phase * w.phases + c.barrier * w.barriers + w.weights / MB / gpu.copy_rate
-        return Duration(body, c.generated)
-    stream = w.weights / MB / rate
-    if w.integers:
-        there = min(w.blocks, gpu.processors)
-        stream = max(stream, w.integers / 1e3 / (c.widened * there))
-    body = stream + c.sums * w.partial / MB
-    if w.part == "attention":
-        load = max(1.0, w.blocks / gpu.processors)
-        body += max(w.keys / MB / rate, c.block * load + w.scanned / 1e3 / c.scanned)
-        body += c.summaries * w.summaries
+    weights, rate, ends = w.weights / MB, c.read * gpu.copy_rate, c.start
+    load = w.blocks / gpu.processors
+    if isinstance(w.of, Phases):
+        body = c.phase * w.of.phases + c.barrier * w.of.barriers
+        return Duration(body + weights / (c.gathered * gpu.copy_rate), c.generated)
+    if isinstance(w.of, Scan):
+        each, shared = w.of.scanned / KB, max(1.0, w.of.old / gpu.processors)
+        body = max(w.keys / MB / rate, each / c.block_rate, each * shared / c.sm_rate)
+        body += weights / rate + c.block * max(1.0, load) + c.summaries * w.of.summaries
+    elif isinstance(w.of, Product):
+        p = w.of
+        each = c.multiplied * p.tiles
+        each = c.widened + 2 * each if p.integers else each
+        body = max(weights * p.reads / rate, math.ceil(load) * p.steps * each)
+        body += c.sums * p.partial / MB + c.code * p.code
+        ends += p.rows * (c.staged + c.normed * p.normed)
+    else:
+        body = weights / rate
     alone = w.apart and w.weights >= STREAM
-    return Duration(body, c.start + (c.apart if alone else 0.0))
+    return Duration(body, ends + (c.apart if alone else 0.0))
 
 
 @dataclass(frozen=True)

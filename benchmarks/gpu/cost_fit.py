@@ -3,11 +3,11 @@
     python benchmarks/gpu/cost_fit.py          # constants, and every row beside its prediction
     python benchmarks/gpu/cost_fit.py --write  # and puts them into the package and docs/cuda.md
 
-Constants are fitted to parts of rounds, each kind of launch timed alone (`parts` in
-`results/h200.json`; attention: what a round takes beyond the others), and to products of
-`results/kernels-h100.json`. They are judged by whole rounds, passes and drafts. Plans are those
-that this checkout makes: a part counts where the plan has one of the same name, launches and
-bytes. No GPU, no nvcc.
+Constants are fitted to passes over one token and over n (`decode`, `verify` of
+`results/h200.json`), to the products and generated kernels of rounds and of drafts, each kind timed
+alone (`parts`), and to products of 64 rows of `results/kernels-h100.json`. Whole rounds and whole
+drafts are judged only. Plans are those that this checkout makes: a part counts where the plan has
+one of the same name, launches and bytes. No GPU, no nvcc.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -28,6 +29,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(ROOT))
 
 from benchmarks import markdown  # noqa: E402
+from pcc import knobs  # noqa: E402
 from pcc.backends.cuda import cost  # noqa: E402
 from pcc.backends.cuda.builder import Builder  # noqa: E402
 from pcc.backends.cuda.gpu import TUNED, Gpu  # noqa: E402
@@ -38,45 +40,67 @@ from pcc.shapes import Synthetic  # noqa: E402
 
 RESULTS, PAGE = ROOT / "benchmarks/results", ROOT / "docs/cuda.md"
 MADE = ROOT / "backends/cuda/fitted.py"
-# Rows of these commits had other generated kernels: look-ups of n-grams and decisions by one
-# thread (the first two), latent-first drafts without draws as maps (the last).
-EARLIER = ("b10ba12", "aa49918", "c0dab13")
+# Rows of these commits are of other kernels: products of few rows by slabs, look-ups of n-grams and
+# decisions by one thread.
+EARLIER = ("b10ba12", "aa49918")
 BETWEEN = "between products"  # in the name of a generated part
-MOST_ROWS = 16  # of x: with more, sums and tensor cores cost what the model does not know
+SLABS_FROM = 17  # rows of x: `kernels-h100.json` has products by slabs, which more rows still are
 PRODUCTS = {
     "evabyte qkv": (4096, 12288), "evabyte out": (4096, 4096), "evabyte gate/up": (4096, 22016),
     "evabyte down": (11008, 4096), "llama qkv": (3072, 5120), "llama out": (3072, 3072),
     "llama gate/up": (3072, 16384), "llama down": (8192, 3072),
 }  # fmt: skip
-FITS = {
-    "stream": ("read", "start", "apart", "sums", "widened"),
-    "attention": ("block", "scanned", "summaries"),
-    "generated": ("phase", "barrier"),
-}
+PASSES = ("verify", "decode")
+LEAST = 3 << 20  # bytes of a product that is fitted to: a shorter one is all ends
+WHOLE = 5.0  # weight of a whole pass beside that of a product
+GENERATED = 40.0  # us: what an error of a generated kernel is taken relative to
+GIVEN = ("generated",)  # no launch of so few phases is there to tell it from them
 FIRST = cost.Constants(
-    1.05, 3.0, 3.0, 1.0, 30.0, 4.0, 30.0, 4.0, 1.0, 1.0, 3.0
-)  # any plausible ones
+    read=1.05, start=2.0, apart=3.0, staged=0.1, normed=0.1, sums=1.0, multiplied=0.05,
+    widened=0.5, code=0.3, block=2.0, block_rate=30.0, sm_rate=40.0, summaries=2.0, phase=1.0,
+    barrier=2.0, gathered=0.7, generated=3.0,
+)  # fmt: skip
 TRIES, SMALL = 200, 1e-6
 Row = Mapping[str, Any]
+Errors = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A launch, the GPU that it ran on with its rate of a copy, and its microseconds."""
+    """Launches with how often each is there, the GPU with its rate of a copy, and microseconds.
+
+    An error counts relative to `scale`, in microseconds.
+    """
 
     kind: str
-    work: cost.Work
+    launches: tuple[tuple[cost.Work, int], ...]
     gpu: Gpu
     measured: float
+    scale: float
+
+
+def sample(kind: str, works: Iterable[cost.Work], gpu: Gpu, measured: float) -> Sample:
+    """Return a sample of a part (`product`, `generated`) or of a whole pass (`pass`)."""
+    counted = Counter(replace(w, layer="") for w in works)
+    scale = {"generated": GENERATED, "pass": measured / WHOLE}.get(kind, measured)
+    return Sample(kind, tuple(counted.items()), gpu, measured, scale)
 
 
 # ------------------------------------------------------------ rows and their plans
 
 
 def rows_of(path: Path = RESULTS / "h200.json") -> list[dict[str, Any]]:
-    """Return the rows of the engine's rounds; drafts alone are of `EARLIER` kernels."""
-    found = json.loads(path.read_text())
-    return [r for r in found if r["backend"] == "pcc-cuda" and "graph" not in r]
+    """Return the rows of the engine's rounds, whose `graphs` are timed too."""
+    return [r for r in _own(path) if "graph" not in r]
+
+
+def drafts_of(path: Path = RESULTS / "h200.json") -> list[dict[str, Any]]:
+    """Return the rows of the engine's drafts alone."""
+    return [r for r in _own(path) if r.get("graph") == "draft"]
+
+
+def _own(path: Path) -> list[dict[str, Any]]:
+    return [r for r in json.loads(path.read_text()) if r["backend"] == "pcc-cuda"]
 
 
 @cache
@@ -95,14 +119,19 @@ def _built(plans: Plans, form: Form, graph: str, n: int) -> Builder:
 
 
 def built(r: Row, graph: str) -> Builder:
-    """Return the launches that this checkout makes for a graph of a row."""
+    """Return the launches that this checkout makes for a graph of a row.
+
+    A bundle with a latent-first round has the full draft as its graph `draft` all the same.
+    """
     precision, _, integers = str(r["precision"]).partition("+")
     precision, _, part = precision.partition(", ")
     whose = "both" if integers else part.removesuffix(" int8")
     head = f"{r['architecture']},n={r['n']},r={r['r']}"
     plans = _plans(r["shape"], head, precision, whose in ("both", "verifier"), r["batch"],
-                   r["max_seq"])  # fmt: skip
-    draft = "latent-first" if "latent-first" in r.get("forms", ()) else "full"
+                   r.get("max_seq", knobs.SEQUENCE))  # fmt: skip
+    draft = r.get("proposal", knobs.PROPOSAL)
+    if graph == "step" and r.get("forms"):
+        (draft,) = r["forms"]
     return _built(plans, Form(draft, whose in ("both", "head")), graph, r["n"])
 
 
@@ -116,114 +145,114 @@ def works_of(r: Row, graph: str) -> tuple[cost.Work, ...]:
     return cost.works(built(r, graph), partial(keys, context=r["context"]))
 
 
+def current(r: Row) -> bool:
+    """Whether the launches of a row were those that this checkout makes."""
+    return r["commit"] not in EARLIER
+
+
 # ------------------------------------------------------------ samples
 
 
 def samples(r: Row) -> Iterator[Sample]:
-    """Yield a launch of each part of a row that the plan of this checkout has too."""
-    for w, count, measured in paired(r):
-        alone = count == 1  # others follow their like, and overlap
-        each = 1e3 * _taken(r, measured, w) / count
-        yield Sample(_kind(w), replace(w, apart=alone), gpu_of_row(r), each)
+    """Yield passes and parts of a current row."""
+    if not current(r):
+        return
+    for graph in PASSES:
+        if graph in r.get("graphs", ()):
+            took = 1e3 * r["graphs"][graph]["p50"]
+            yield sample("pass", works_of(r, graph), gpu_of_row(r), took)
+    for w, count, measured in paired(r, r.get("graph", "step")):
+        kind = "generated" if w.part == "generated" else "product"
+        launch = replace(w, apart=count == 1)  # others follow their like, and overlap
+        yield sample(kind, [launch], gpu_of_row(r), 1e3 * measured["ms"] / count)
 
 
-def paired(r: Row) -> Iterator[tuple[cost.Work, int, Row]]:
-    """Yield (launch, how many alike, measured part) where a row has what the plan has."""
-    launches = [
+def paired(r: Row, graph: str) -> Iterator[tuple[cost.Work, int, Row]]:
+    """Yield (launch, how many alike, measured part) of streams of weights and generated kernels.
+
+    Attention timed alone overlaps the next one, as it cannot between two products. What comes
+    before all products are look-ups, of n-grams by searches, of which no phase is like another.
+    """
+    works, by_layer = works_of(r, graph), {p["layer"]: p for p in r["parts"]}
+    drawn = [
         {"op": x.op.name, "layer": x.layer, "bytes": dict(x.bytes)}
-        for x in built(r, "step").launches
+        for x in built(r, graph).launches
     ]
-    works, by_layer = works_of(r, "step"), {p["layer"]: p for p in r["parts"]}
-    own = [(works[p.launches[0]], p) for p in parts(launches)]
     generated = [p for p in r["parts"] if BETWEEN in p["layer"]]
-    known = r["commit"] not in EARLIER and len(generated) == sum(w.phases > 0 for w, _ in own)
-    for w, p in own:
+    known, before = len(generated) == sum(w.part == "generated" for w in works), True
+    for p in parts(drawn):
+        w = works[p.launches[0]]
+        before = before and not isinstance(w.of, cost.Product)
         if w.part == "generated":  # the number of ops in its name changes with any pass
-            if known:
-                yield w, 1, generated.pop(0)
-        elif (found := by_layer.get(p.layer)) and found["launches"] == len(p.launches):
-            same = found["bytes"] == p.bytes and w.weights >= cost.STREAM
-            if same or w.part == "attention":  # whose bytes depend on the context
+            if known and not before:
+                yield w, 1, generated[0]
+            generated = generated[1:]
+        elif w.part != "attention" and w.weights >= LEAST:
+            found = by_layer.get(p.layer)
+            if found and found["launches"] == len(p.launches) and found["bytes"] == p.bytes:
                 yield w, len(p.launches), found
 
 
-def current(r: Row) -> bool:
-    """Whether the layers of a row were launched as this checkout does."""
-    layers = {w.layer for w in works_of(r, "step") if "layers.0." in w.layer}
-    there = {w.layer for w, _, _ in paired(r) if "layers.0." in w.layer}
-    return layers == there
-
-
-def _taken(r: Row, measured: Row, w: cost.Work) -> float:
-    """Return the ms of a part in its round.
-
-    An attention leaves room beside it: alone, each one overlaps the next almost wholly, as it
-    cannot between two products. It takes what the round does beyond its other parts.
-    """
-    if w.part != "attention":
-        return float(measured["ms"])
-    others = sum(p["ms"] for p in r["parts"] if p is not measured)
-    return float(r["round_ms"] - others)
-
-
-def _kind(w: cost.Work) -> str:
-    return w.part if w.part in FITS else "stream"
-
-
 def product_samples(path: Path = RESULTS / "kernels-h100.json") -> Iterator[Sample]:
-    """Yield the products that were timed alone, each after its like."""
+    """Yield the products by slabs that were timed alone, each after its like."""
     report = json.loads(path.read_text())
     gpu = replace(TUNED, copy_rate=report["copy"] / 1e12)
     for p in report["products"]:
-        if p["asked"] is None and p["shape"] in PRODUCTS and p["rows"] <= MOST_ROWS:
+        if p["asked"] is None and p["shape"] in PRODUCTS and p["rows"] >= SLABS_FROM:
             k, n = PRODUCTS[p["shape"]]
             kernel = linear("product", rows=p["rows"], k=k, n=n, dtype="bf16")
             if list(kernel.grid) == p["grid"]:
-                w = cost.work(kernel, {"weights": p["bytes"]}, 0, "layers", p["shape"])
-                yield Sample("stream", w, gpu, 1e6 * p["overlap"])
+                w = cost.work(kernel, {"weights": p["bytes"]}, 0, "layers")
+                yield sample("product", [w], gpu, 1e6 * p["overlap"])
 
 
 # ------------------------------------------------------------ the fit
 
 
+def error(s: Sample, c: cost.Constants) -> float:
+    """Return by how many microseconds a sample is predicted too high."""
+    return sum(n * cost.duration(w, s.gpu, c).whole for w, n in s.launches) - s.measured
+
+
 def fitted(found: Sequence[Sample]) -> cost.Constants:
-    """Return the constants: of each kind of launch in turn, since each has its own.
+    """Return the constants of least squares, all at once, by Levenberg and Marquardt's method.
 
-    Streams and attention by relative errors; generated kernels by microseconds, of which a round
-    has few: what a phase takes differs, and a relative fit would favour the shortest.
+    Products and passes count by relative errors; generated kernels by microseconds, of which a
+    round has few: what a phase takes differs, and a relative fit would favour the shortest.
+    Over logarithms of the constants: so they stay positive, and steps do not depend on units.
     """
-    c = FIRST
-    for kind, names in FITS.items():
-        own = [s for s in found if s.kind == kind]
-        if not own:
+    for kind in ("product", "generated", "pass"):
+        if not any(s.kind == kind for s in found):
             raise SystemExit(f"no measured part is a launch of kind '{kind}' of these plans")
-        c = replace(c, **_least(own, names, c, relative=kind != "generated"))
-    return c
+    names = [n for n in vars(FIRST) if n not in GIVEN]
+
+    def made(logs: Errors) -> cost.Constants:
+        return replace(FIRST, **dict(zip(names, np.exp(logs).tolist(), strict=True)))
+
+    def errors(logs: Errors) -> Errors:
+        c = made(logs)
+        return np.array([error(s, c) / s.scale for s in found])
+
+    return made(_least(errors, np.log([getattr(FIRST, n) for n in names])))
 
 
-def _least(
-    own: Sequence[Sample], names: Sequence[str], c: cost.Constants, *, relative: bool
-) -> dict[str, float]:
-    """Return the constants of least squares, by Levenberg and Marquardt's method.
-
-    Over their logarithms: so they stay positive, and steps do not depend on units.
-    """
-
-    def errors(logs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        tried = replace(c, **dict(zip(names, np.exp(logs).tolist(), strict=True)))
-        off = [cost.duration(s.work, s.gpu, tried).whole - s.measured for s in own]
-        return np.array(off) / (np.array([s.measured for s in own]) if relative else 1.0)
-
-    logs, damping = np.log([getattr(c, n) for n in names]), 1e-3
+def _least(errors: Callable[[Errors], Errors], at: Errors) -> Errors:
+    """Return where the sum of the squares of errors is least, from `at` on."""
+    r, damping = errors(at), 1e-3
     for _ in range(TRIES):
-        r = errors(logs)
-        slopes = np.stack([(errors(logs + d) - r) / SMALL for d in SMALL * np.eye(len(names))], 1)
+        slopes = np.stack([(errors(at + d) - r) / SMALL for d in SMALL * np.eye(len(at))], 1)
         square = slopes.T @ slopes
         damped = square + damping * np.diag(np.diag(square) + SMALL)
-        step = np.linalg.solve(damped, slopes.T @ r)
-        better = np.sum(errors(logs - step) ** 2) < np.sum(r**2)
-        logs, damping = (logs - step, damping / 3) if better else (logs, 4 * damping)
-    return dict(zip(names, np.exp(logs).tolist(), strict=True))
+        tried = at - np.linalg.solve(damped, slopes.T @ r)
+        after = errors(tried)
+        before, now = np.sum(r**2), np.sum(after**2)
+        if now >= before:
+            damping *= 4
+        elif now > before * (1 - SMALL**2):
+            break
+        else:
+            at, r, damping = tried, after, damping / 3
+    return at
 
 
 # ------------------------------------------------------------ how well it holds
@@ -234,43 +263,48 @@ def judged(
 ) -> Iterator[tuple[Row, str, float, float]]:
     """Yield (row, graph, measured, predicted) in ms for each graph of each row."""
     for r in rows:
-        for graph, measured in r["graphs"].items():
+        whole = {r["graph"]: r["round_ms"]} if "graph" in r else {}
+        for graph, measured in whole.items() or ((g, x["p50"]) for g, x in r["graphs"].items()):
             predicted = cost.predict(works_of(r, graph), gpu_of_row(r), c).ms
-            yield r, graph, measured["p50"], predicted
+            yield r, graph, measured, predicted
 
 
 def table(found: Sequence[tuple[Row, str, float, float]]) -> str:
-    """Return rounds and one-token passes beside their predictions, as Markdown."""
-    columns = ("GPU", "shape, head", "precision", "context", "round ms", "predicted", "error",
-               "one token ms", "predicted", "error")  # fmt: skip
-    lines: dict[int, list[str]] = {}
-    for graph in ("step", "decode"):
-        for r, of, measured, predicted in found:
-            if of == graph:
-                about = [_card(r), _title(r), r["precision"], str(r["context"])]
-                cells = lines.setdefault(id(r), about)
-                error = 100 * (predicted / measured - 1)
-                cells += [f"{measured:.2f}", f"{predicted:.2f}", f"{error:+.1f} %"]
-    return markdown.table(columns, lines.values())
+    """Return rounds, one-token passes and drafts beside their predictions, as Markdown."""
+    shown = {"step": "round", "decode": "one token", "draft": "draft"}
+    columns = ["GPU", "shape, head", "precision", "batch", "context"]
+    for name in shown.values():
+        columns += [f"{name} ms", "predicted", "error"]
+    lines: dict[int, dict[str, list[str]]] = {}
+    for r, graph, measured, predicted in found:
+        error = f"{100 * (predicted / measured - 1):+.1f} %"
+        lines.setdefault(id(r), {"": _about(r)})[graph] = [
+            *(f"{ms:.{2 if ms >= 1 else 3}f}" for ms in (measured, predicted)), error
+        ]  # fmt: skip
+    return markdown.table(
+        columns,
+        [sum((cells.get(g, ["-"] * 3) for g in shown), cells[""]) for cells in lines.values()],
+    )
 
 
-def _card(r: Row) -> str:
+def _about(r: Row) -> list[str]:
     card = str(r["gpu"]).removeprefix("NVIDIA ").split()[0]
-    return card if current(r) else f"{card}, earlier launches"
-
-
-def _title(r: Row) -> str:
-    return f"{r['shape']}, {r['architecture']} n={r['n']}"
+    named = "".join(f", {x}" for x in r.get("forms", ())) + (
+        f", {r['proposal']} alone" if "proposal" in r else ""
+    )
+    head = f"{r['shape']}, {r['architecture']} n={r['n']}{named}"
+    card = card if current(r) else f"{card}, earlier launches"
+    return [card, head, r["precision"], str(r["batch"]), str(r["context"])]
 
 
 def worst(found: Sequence[tuple[Row, str, float, float]]) -> dict[str, float]:
-    """Return the largest errors of rounds, and of drafts, of rows with this checkout's launches."""
+    """Return the largest errors of rounds and one-token passes, and of drafts, of current rows."""
     out = {}
-    for graph in ("step", "draft"):
-        own = [abs(b / a - 1) for r, of, a, b in found if of == graph and current(r)]
+    for name, graphs in (("round", ("step", "decode")), ("draft", ("draft",))):
+        own = [abs(b / a - 1) for r, of, a, b in found if of in graphs and current(r)]
         if not own:
-            raise SystemExit(f"no row is of the launches that this checkout makes ('{graph}')")
-        out[graph] = max(own)
+            raise SystemExit(f"no row is of the launches that this checkout makes ('{name}')")
+        out[name] = max(own)
     return out
 
 
@@ -281,8 +315,8 @@ def source(c: cost.Constants, errors: Mapping[str, float]) -> str:
         '"""Constants of the model of `cost.py`, as benchmarks/gpu/cost_fit.py wrote them."""\n\n'
         "from __future__ import annotations\n\n"
         f"FITTED = {{\n{values}}}\n"
-        "# The largest errors of predicted rounds, and of drafts alone, of all rows.\n"
-        f"ROUND_ERROR = {errors['step']:.3f}\n"
+        "# The largest errors of rounds and one-token passes, and of drafts, of current rows.\n"
+        f"ROUND_ERROR = {errors['round']:.3f}\n"
         f"DRAFT_ERROR = {errors['draft']:.3f}\n"
     )
 
@@ -292,13 +326,12 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     p.add_argument("--write", action="store_true")
     write = p.parse_args().write
-    rows = rows_of()
+    rows = [*rows_of(), *drafts_of()]
     found = [*(s for r in rows for s in samples(r)), *product_samples()]
     c = fitted(found)
-    for kind in FITS:
-        own = [s for s in found if s.kind == kind]
-        off = [cost.duration(s.work, s.gpu, c).whole / s.measured - 1 for s in own]
-        print(f"{kind}: {len(own)} launches, rms {100 * np.sqrt(np.mean(np.square(off))):.1f} %, "
+    for kind in sorted({s.kind for s in found}):
+        off = [error(s, c) / s.measured for s in found if s.kind == kind]
+        print(f"{kind}: {len(off)} samples, rms {100 * np.sqrt(np.mean(np.square(off))):.1f} %, "
               f"worst {100 * np.abs(off).max():.0f} %")  # fmt: skip
     print(json.dumps({k: float(f"{v:.4g}") for k, v in asdict(c).items()}))
     ends = list(judged(rows, c))
@@ -307,7 +340,7 @@ def main() -> None:
         start, stop = "<!-- cost: written by benchmarks/gpu/cost_fit.py -->\n", "<!-- end cost -->"
         PAGE.write_text(markdown.placed(PAGE.read_text("utf-8"), start, stop, table(ends)), "utf-8")
     for r, graph, measured, predicted in ends:
-        print(f"{r['name']:66} {_card(r)[:4]} {graph:7} {measured:.3f} {predicted:.3f} "
+        print(f"{r['name']:66} {_about(r)[0][:4]} {graph:7} {measured:.3f} {predicted:.3f} "
               f"{100 * (predicted / measured - 1):+.1f} %")  # fmt: skip
 
 

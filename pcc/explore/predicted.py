@@ -21,7 +21,7 @@ from pcc.explore.forms import Form, Plans
 from pcc.explore.report import PLAIN
 from pcc.runtime.parts import keys
 
-MOST_ROWS = 16  # of a pass that the constants are fitted to
+MOST_ROWS = 128  # of a pass that the constants are fitted to
 
 
 class Priced(TypedDict):
@@ -173,8 +173,7 @@ def _remarks(plans: Plans, gpu: Gpu, lead: float | None, margin: float | None) -
                    "multiprocessors and the rate of a copy; the rest is an H100's")  # fmt: skip
     rows = plans.engine.batch * plans.circuit.n
     if rows > MOST_ROWS:
-        out.append(f"a pass has {rows} rows; the model was fitted to {MOST_ROWS} at most, and "
-                   "says too little of more")  # fmt: skip
+        out.append(f"a pass has {rows} rows; the model was fitted to {MOST_ROWS} at most")
     if lead is not None and margin is not None and lead < margin:
         out.append(f"a lead of {100 * lead:.1f} % is within the model's error "
                    f"({100 * margin:.1f} %): time both with pcc bench --gpu")  # fmt: skip

@@ -122,10 +122,10 @@ def test_what_a_lead_is_worth_is_told(plans: Plans) -> None:
 
 
 def test_other_gpus_and_wide_passes_are_remarked_on(plans: Plans) -> None:
-    engine = replace(plans.engine, gpu=replace(TUNED, arch="sm_120"), batch=5)
+    engine = replace(plans.engine, gpu=replace(TUNED, arch="sm_120"), batch=33)
     r = ranking(Plans(plans.circuit, engine), asked(plans))
     assert "nothing has been timed on sm_120" in r["remarks"][0]
-    assert "20 rows" in r["remarks"][1]
+    assert "132 rows" in r["remarks"][1]
 
 
 # ------------------------------------------------------------ forms
