@@ -15,7 +15,7 @@ from pcc.tensor.eva import chunk_count
 WARPS = 4
 STAGES = 2  # of a warp's ring of old keys, 16 in each
 DEEPER = 3  # where a block has a multiprocessor to itself, and leaves room for a product's rings
-ROOM = 120 * KB  # for that product
+ROOM = {1: 118 * KB, 2: 138 * KB}  # for that product, by tiles of 8 rows (`narrow.shared`)
 MOST_CHUNK = 32  # a lane for each position of a chunk
 MOST_POSITIONS = 128  # of one pass: its new keys and values are held in shared memory
 STATIC = 1 * KB  # of shared memory at most that the kernel has without asking
@@ -66,7 +66,9 @@ class _Sizes:
     def stages(self) -> int:
         """Blocks of 16 old keys in flight of a warp."""
         alone = self.pairs * self.parts <= self.gpu.processors
-        return DEEPER if alone and self.shared(DEEPER) + ROOM <= self.gpu.block_shared else STAGES
+        room = ROOM.get(-(-self.batch * self.count // 8), 0)
+        fits = self.shared(DEEPER) + STATIC + room <= self.gpu.block_shared
+        return DEEPER if alone and fits else STAGES
 
     def shared(self, stages: int) -> int:
         """Bytes of dynamic shared memory."""
@@ -115,7 +117,8 @@ def eva_attend(
     `cos f32[positions,angles]`, `sin`, `start i64[batch]`, updated `key dtype[batch,H,ring,hd]`,
     `value`, `summary_key dtype[batch,H,older,hd]`, `summary_value`; `mu f32[H,hd]`, `phi f32[H,hd]`
     (times hd^(-1/2) already), `y dtype[batch*count,H*hd]`, scratch as in `attend`. Limits as
-    there, and chunks of at most 32.
+    there, and chunks of at most 32. Old rows in reach must not be those that the pass overwrites:
+    ring >= window + count, or one that never wraps (`pcc.models.evabyte` sees to it).
     """
     require(heads > 0 and 0 < chunk <= MOST_CHUNK and window % chunk == 0, name)
     require(max(count, chunk) <= ring, name)

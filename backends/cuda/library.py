@@ -49,8 +49,9 @@ def linear(
     it is updated in place where `epilogue` is "residual";
     `squares_out f32[rows,strips(n)]` if `squares` (only without "gated");
     `partial f32[..]` and `count u32[strips(n)]` (zero), scratch, where K is divided over blocks
-    that share no memory: more than 16 rows, or a GPU without clusters.
-    `slabs`, `cluster`: a division to be measured, instead of the one that is chosen.
+    that share no memory: what `narrow` does not take.
+    `slabs`, `cluster`: a division to be measured, instead of the one that is chosen (one of them;
+    E180 where there is none such).
     dtype "f32": all values are f32, `source` is "f32" and nothing is rounded.
     """
     product = _Product(rows, k, n, dtype, source, out, epilogue, activation, bias, squares, eps,
@@ -61,6 +62,7 @@ def linear(
         grid = (strips_of(n), -(-rows // 8), 1)
         return instance(gpu, name, "linear32", traits, args, grid, 256)
     few = narrow(rows, k, n, gpu, product.weights, source, cluster) if slabs is None else None
+    require(cluster is None or few is not None, name)
     if few is not None:
         return _narrow(name, few, traits, args)
     how = split(rows, k, n, gpu, slabs, product.weights)

@@ -52,7 +52,7 @@ def narrow(
 
     There is none for more rows, GPUs without clusters, K that is short, no multiple of 8, or so
     long that registers do not hold x. `dtype`, `source`: as `library.linear` has them. One row, of
-    which little is to be read, needs no cluster.
+    which little is to be read, needs no cluster where registers hold it.
     """
     if rows > ROWS or not gpu.overlaps or k % 8:
         return None

@@ -100,7 +100,7 @@ def _compile(nvcc: Path, stem: Path, source: str, arch: str, name: str) -> bytes
     if done.returncode:
         what = f"nvcc refuses the kernels of graph '{name}': {done.stderr.strip()[:SHOWN]}"
         hint = (
-            "CUDA 12 or later with a C++17 host compiler is needed; pcc doctor shows what is here"
+            "CUDA 12.1 or later with a C++17 host compiler is needed; pcc doctor shows what is here"
         )
         raise PccError("X403", what, hint=hint)
     return code.read_bytes()

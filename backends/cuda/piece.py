@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,6 @@ from pcc.backends.cuda.graph import Graph
 from pcc.backends.cuda.kernel import Kernel
 from pcc.ir.array import Array
 from pcc.ir.core import Op
-
-if TYPE_CHECKING:
-    pass
 
 WIDE, SQUARES = "f32", "squares"
 HALF_FORMS = ("f16", "bf16")

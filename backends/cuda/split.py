@@ -90,6 +90,8 @@ def split(
 def _cost(slabs: int, rows: int, blocks: int, strips: int, gpu: Gpu, depth: int) -> float:
     """Return a model of the time in microseconds, fitted to an H100 at 1 to 16 rows.
 
+    (From sm_90 on such products are `narrow` ones now, and this serves more rows.)
+
     Of another GPU it knows the multiprocessors and the rate of a copy; the rest is the H100's.
 
     Weights at a rate that falls where warps or multiprocessors idle, at the end too; sums through

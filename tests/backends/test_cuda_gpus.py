@@ -198,6 +198,19 @@ def test_a_product_of_few_rows_fits_the_machine(rows: int, gpu: Gpu) -> None:
     assert bool(found) == gpu.overlaps
 
 
+def test_a_division_that_there_is_not_is_refused() -> None:
+    asked = {"rows": 8, "k": 256, "n": 64, "dtype": "f16", "gpu": GPUS["sm_90"]}
+    assert "CLUSTER = 1;" in library.linear("p", cluster=1, **asked).source
+    for wrong in (
+        {"cluster": 2},
+        {"cluster": 4},
+        {"cluster": 1, "slabs": 2},
+        {"cluster": 2, "rows": 17},
+    ):
+        with pytest.raises(PccError, match="E180"):
+            library.linear("p", **(asked | wrong))
+
+
 def test_more_rows_or_a_ragged_k_are_divided_otherwise() -> None:
     sm_90 = GPUS["sm_90"]
     assert narrow(16, 4096, 64, sm_90, "f16", "f32") is not None

@@ -39,6 +39,20 @@ def products():
         }  # fmt: skip
         made[f"p{index}"] = case
         made[f"i{index}"] = case | {"integers": True}  # the same with 8-bit weights
+    sources = ("f32", "half", "norm")
+    ragged = [(5, 1000, 259), (9, 2056, 420), (11, 1032, 97), (3, 1240, 34), (1, 1032, 130)]
+    for index, ((rows, k, n), source) in enumerate(itertools.product(ragged, sources)):
+        gated = n == 34
+        case = {
+            "rows": rows, "k": k, "n": n, "dtype": ("f16", "bf16")[index % 2], "source": source,
+            "epilogue": "gated" if gated else ("none", "residual")[index % 2], "eps": 1e-5,
+            "bias": index % 3 == 0, "squares": not gated and index % 2 == 1,
+            "out": "half" if gated else "f32",
+        }  # fmt: skip
+        for cluster in (1, 2):  # one launch of few rows, over one and two blocks
+            made[f"n{index}_{cluster}"] = case | {"cluster": cluster}
+            if k >= 64 * 8 * cluster:
+                made[f"m{index}_{cluster}"] = case | {"cluster": cluster, "integers": True}
     for index, (rows, k, n) in enumerate([(5, 100, 259), (16, 64, 96), (1, 320, 32)]):
         gated = n % 2 == 0 and index == 1
         made[f"w{index}"] = {

@@ -26,6 +26,7 @@ template <typename C> struct Narrow {
   static constexpr int SUMS = (C::K + 31) / 32;                // of squares of a row of x
   static constexpr int ROWS = 8 * C::TILES, COUNT = 2 * C::TILES;
   static constexpr bool WIDE = C::SOURCE != 1, NORM = C::SOURCE == 2;
+  static_assert(BLOCKS >= ALL && COUNT <= C::WARPS && C::K % 8 == 0, "see narrow.py");
   static constexpr int PARTS = PIECES * HALVES, AT_ONCE = WIDE ? 16 / C::TILES : PARTS;
   static constexpr int BATCH = PARTS < AT_ONCE ? PARTS : AT_ONCE;  // of x: loads in flight
 
@@ -228,7 +229,7 @@ template <typename C> struct Narrow {
   __device__ __forceinline__ void finish(int r) const {
     const int i = r * C::CLUSTER + rank, c = share(r), slot = r & 1;
     if (strip(i) >= STRIPS || c >= COUNT) return;
-    await(received() + slot * 8, r / 2 & 1);
+    await_cluster(received() + slot * 8, r / 2 & 1);
     const float4 sum = total<C::CLUSTER>(SENT + slot * C::CLUSTER * STEP, c);
     if (c == 0 && lane == 0) expect_bytes(received() + slot * 8, C::CLUSTER * STEP);
     store<C>(a, sum, row(c), strip(i) * 32 + lane / 4 * 4, lane);

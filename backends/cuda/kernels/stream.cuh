@@ -49,11 +49,24 @@ __device__ __forceinline__ void copy_once(u32 to, const void* from, u32 bytes, u
 #endif
 }
 
+// Wait for the end of a phase: for copies of this block.
 __device__ __forceinline__ void await(u32 barrier, u32 phase) {
 #if __CUDA_ARCH__ >= 900
   u32 done = 0;
   do {
     asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared.b64 p, [%1], %2;\n"
+                 "selp.u32 %0, 1, 0, p;\n}" : "=r"(done) : "r"(barrier), "r"(phase) : "memory");
+  } while (!done);
+#endif
+}
+
+// The same for what other blocks of the cluster wrote by `send_cluster`.
+__device__ __forceinline__ void await_cluster(u32 barrier, u32 phase) {
+#if __CUDA_ARCH__ >= 900
+  u32 done = 0;
+  do {
+    asm volatile("{\n.reg .pred p;\n"
+                 "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
                  "selp.u32 %0, 1, 0, p;\n}" : "=r"(done) : "r"(barrier), "r"(phase) : "memory");
   } while (!done);
 #endif
