@@ -34,7 +34,7 @@ CopyRate = Annotated[
 Verifier8 = Annotated[
     str | None, typer.Option(help="verifier: its matrices are integers in every form.")
 ]
-MOST_RATE = 100.0  # TB/s: several times that of the fastest GPU
+LEAST_RATE, MOST_RATE = 0.01, 100.0  # TB/s: a tenth of the slowest GPU's, ten times the fastest's
 
 
 @dataclass(frozen=True)
@@ -165,8 +165,9 @@ def copy_rate_of(given: float | None, asked: str | None, gpu: Gpu) -> tuple[floa
     from pcc.backends.cuda.gpu import present
 
     if given is not None:
-        if not 0 < given <= MOST_RATE:
-            raise PccError("G111", f"--copy-rate {given:g} TB/s", hint=f"up to {MOST_RATE:g}")
+        if not LEAST_RATE <= given <= MOST_RATE:
+            hint = f"{LEAST_RATE:g} to {MOST_RATE:g}"
+            raise PccError("G111", f"--copy-rate {given:g} TB/s", hint=hint)
         return given, "stated"
     if asked is None and present() is not None:
         from pcc.runtime.device.driver import device

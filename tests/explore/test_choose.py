@@ -220,7 +220,7 @@ def test_unknown_forms_are_named() -> None:
         ((*SHAPE, "--gpu", "sm_77"), "E180"), ((*SHAPE, "--gpu", "h200"), "E180"),
         ((*SHAPE, "--precision", "fp32"), "G111"), ((*SHAPE, "--precision", "fp8"), "E141"),
         ((*SHAPE, "--int8", "head"), "G111"), ((*SHAPE, "--int8", "all"), "G111"),
-        ((*SHAPE, "--copy-rate", "0"), "G111"), ((*SHAPE, "--copy-rate", "nan"), "G111"),
+        ((*SHAPE, "--copy-rate", "0"), "G111"), ((*SHAPE, "--copy-rate", "1e-300"), "G111"), ((*SHAPE, "--copy-rate", "nan"), "G111"),
         ((*SHAPE, "--copy-rate", "101"), "G111"), ((*SHAPE, "--form", "fast"), "G110"),
         ((*SHAPE, "--context", "129"), "G111"), ((*SHAPE, "--step", "4"), "E145"),
         ((*SHAPE, "--batch", "5000"), "E141"), ((*SHAPE, "--plot", "p.gif"), "C133"),
