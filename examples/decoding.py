@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import pcc
-from pcc.knobs import LOGIT_TIE
+from pcc.knobs import LOGIT_TIES
 from pcc.runtime.measure import Autoregressive
 from pcc.runtime.vocabulary import Vocabulary
 
@@ -137,7 +137,7 @@ def _compare(lane: Lane, want: list[int], got: list[int], margins: list[float]) 
     at = next((i for i, (a, b) in enumerate(zip(want, got, strict=False)) if a != b), None)
     if at is None:
         lane.identical += 1
-    elif margins[at] <= LOGIT_TIE:
+    elif margins[at] <= LOGIT_TIES["f32"]:
         lane.near_ties += 1
     else:
         lane.different += 1

@@ -1,14 +1,17 @@
 """Generation checked: graphs against the float64 evaluator, text against autoregressive decoding.
 
 The float64 evaluator runs the same tensor modules that the graphs were lowered from, on the states
-of a real generation. Greedy text is compared with plain one-token decoding; where the two differ,
-the logit gap at the first difference tells a near-tie (an n-wide and a one-wide pass round
-differently) from a fault.
+of a real generation. Where a graph with uniforms draws otherwise, it is a tie if the evaluator too
+computes that, all of it, when one of them is moved a little (`pcc.ties`); where a greedy graph
+chooses otherwise, if two logits were near. Greedy text is compared with plain one-token decoding;
+where the two differ, the logit gap at the first difference tells a near-tie (an n-wide and a
+one-wide pass round differently) from a fault.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,12 +27,17 @@ from pcc.ir.types import HALVES
 from pcc.runtime.dtypes import STORED
 from pcc.runtime.engine import Engine
 from pcc.runtime.measure import compare_greedy
+from pcc.runtime.philox import ROLES
 from pcc.runtime.vocabulary import Vocabulary
 from pcc.stored import Stages
 from pcc.tensor.ops import Const
+from pcc.ties import Shift, explained, shifts
 
+MOST_TIES = 3  # of one call: in bf16 one of three has one, and what follows from it may have more
+HALVINGS = 6  # of a uniform's shift: a latent may move twice and show what it did before
 PROMPT = 24  # tokens of the prompt that checks start from
-Findings = list[tuple[str, str, float, float]]  # query, what, error, tolerance
+Errors = list[tuple[str, float, float]]  # what, error, tolerance
+Findings = list[tuple[str, str, float, float]]  # the same of a query
 
 
 def check_generation(engine: Engine, seed: int, say: Callable[[str], None]) -> Findings:
@@ -50,7 +58,7 @@ def check_generation(engine: Engine, seed: int, say: Callable[[str], None]) -> F
         what = f"greedy text is not compared: one-token decoding takes one row, graphs take {batch}"
         found.append(("step_greedy", what, 0.0, 0.0))
     elif count > 1:
-        tie = knobs.LOGIT_TIE * knobs.WIDER_TIE[stages.module("tensor-verify").stored]
+        tie = knobs.LOGIT_TIES[stages.module("tensor-verify").stored]
         compared, _ = compare_greedy(engine, [prompt], count, lambda _: None, tie)
         faults = [d for d in compared.differences if not d["near_tie"]]
         ties = f", {compared.near_ties} near-ties" if compared.near_ties else ""
@@ -92,21 +100,32 @@ def _graph(
     spec = engine.queries[query]
     kinds = {io["name"]: io["dtype"] for io in (*spec["inputs"], *spec["outputs"])}
     wide = {k: _numbers(v, kinds[k]) for k, v in inputs.items()}
-    values = run(module.roots, wide, Semiring())
-    names = [name for name, _ in module.outputs]
+    want = _evaluated(module, wide)
+    roles = [role for role, _ in engine.generation()["random"].get(query, ())]  # of its uniforms
     found: Findings = []
     for rows in (1, 2) if spec.get("one_row") else (1,):  # the graph for one row, and for any
         answers = engine.runner.answer(query, inputs, rows)
         made = zip([o["name"] for o in spec["outputs"]], answers, strict=True)
         got = {k: _numbers(v, kinds[k]) for k, v in made}
-        want = {k: np.broadcast_to(v, got[k].shape) for k, v in zip(names, values, strict=True)}
         note = " (graph for any number of rows)" if rows > 1 else ""
         batch = batch_of(engine)
         for b in range(batch):
             at = f" (row {b})" if batch > 1 else note
-            one = [{k: v[b : b + 1] for k, v in x.items()} for x in (want, got)]
-            found += [(q, w + at, e, x) for q, w, e, x in _compared(query, module, *one)]
+            one = [_row(x, got, b) for x in (want, got)]
+            given = {k: v[b : b + 1] for k, v in wide.items()}
+            found += [(query, w + at, e, x) for w, e, x in _compared(module, given, roles, *one)]
     return found
+
+
+def _evaluated(module: Module, inputs: Mapping[str, Values]) -> dict[str, Values]:
+    """Return the outputs of a module by name, in float64."""
+    values = run(module.roots, inputs, Semiring())
+    return dict(zip((name for name, _ in module.outputs), values, strict=True))
+
+
+def _row(outputs: Mapping[str, Values], like: Mapping[str, Values], b: int) -> dict[str, Values]:
+    """Return a row of outputs, which may lack the batch axis of those that they are compared to."""
+    return {k: np.broadcast_to(v, like[k].shape)[b : b + 1] for k, v in outputs.items()}
 
 
 def _numbers(value: Values, kind: str) -> Values:
@@ -117,46 +136,129 @@ def _numbers(value: Values, kind: str) -> Values:
 
 
 def _compared(
-    query: str, module: Module, want: Mapping[str, Values], got: Mapping[str, Values]
-) -> Findings:
-    """Compare the outputs of one graph: integers must be equal, unless a near-tie decides them."""
-    out: Findings = []
-    tie = near_tie(want, got, greedy="greedy" in query, stored=module.stored)
-    if tie is not None:
-        what = f"decides otherwise at a near-tie of {tie:.1e}; what follows from it is not compared"
-        out.append((query, what, 0.0, 0.0))
+    module: Module,
+    given: Mapping[str, Values],
+    roles: Sequence[str],
+    want: Mapping[str, Values],
+    got: Mapping[str, Values],
+) -> Errors:
+    """Compare one row of the outputs of a graph: (what, error, tolerance).
+
+    Integers must be equal, unless a tie decides them.
+    """
+    found = _errors(module, want, got)
+    if "u" in given:
+        return found if _agree(found) else _moved(module, given, roles, want, got) or found
+    if (tie := near_tie(want, got, stored=module.stored)) is None:
+        return found
+    what = f"decides otherwise at a near-tie of {tie:.1e}; what follows from it is not compared"
+    kept = ("present.key", "present.value")
+    return [(what, 0.0, 0.0), *(x for x in found if x[0].startswith(kept))]
+
+
+def _agree(found: Errors) -> bool:
+    return all(error <= limit for _, error, limit in found)
+
+
+def _errors(module: Module, want: Mapping[str, Values], got: Mapping[str, Values]) -> Errors:
+    """Return for each output how far it is off, and how far it may be: integers must be equal."""
+    out: Errors = []
     for name, op in module.outputs:
         value = want[name]
-        if tie is not None and not name.startswith(("present.key", "present.value")):
-            continue
         if tensor(op).dtype in ("i64", "bool"):
-            out.append((query, name, float(not np.array_equal(value, got[name])), 0.0))
+            out.append((name, float(not np.array_equal(value, got[name])), 0.0))
             continue
         top = max(1.0, float(np.abs(value[np.isfinite(value)]).max(initial=0.0)))
         with np.errstate(invalid="ignore"):
             error = np.where(value == got[name], 0.0, np.abs(value - got[name])).max(initial=0.0)
         limit = knobs.CHECK_TOLERANCE[module.stored] * (10 if name == "margin" else 1)
-        out.append((query, name, float(error) / top, limit))
+        out.append((name, float(error) / top, limit))
     return out
 
 
-def near_tie(
-    want: Mapping[str, Values], got: Mapping[str, Values], *, greedy: bool, stored: str = "f32"
-) -> float | None:
-    """Return the margin at which one row's emitted tokens part, if it is a tie; None otherwise.
+def _moved(
+    module: Module,
+    given: Mapping[str, Values],
+    roles: Sequence[str],
+    want: Mapping[str, Values],
+    got: Mapping[str, Values],
+) -> Errors | None:
+    """Compare with what the evaluator computes from moved uniforms; None if none explain it.
 
-    In greedy graphs token j is decided by margin j, the lead of a logit. In sampled ones, by the
-    test of draft j or by the carry's draw, whose margin is the last.
+    One draw after the other, in their order: a draw that has gone the other way brings others.
+    """
+    moved: list[Shift] = []
+    values = dict(want)
+
+    def again(shift: Shift) -> dict[str, Values]:
+        u = given["u"].copy()
+        for s in (*moved, shift):
+            s.move(u)
+        return _row(_evaluated(module, {**given, "u": u}), got, 0)
+
+    while len(moved) < MOST_TIES:
+        far = shifts(0, [0], _deciding(roles, values, got), knobs.CHANCE_TIES[module.stored])
+        free = [s for s in far if s.slot not in {m.slot for m in moved}]
+        closer = partial(_closer, module, got, _reached(values, got))
+        search = explained(free, values, again, closer, _same, halvings=HALVINGS)
+        if search.shift is None or search.answer is None:
+            return None
+        moved.append(search.shift)
+        values = search.answer
+        errors = _errors(module, values, got)
+        if _agree(errors):
+            by = ", ".join(f"{s.slot} by {s.by:.1e}" for s in moved)
+            what = f"draws otherwise at a tie: so does float64, with uniforms moved: {by}"
+            return [(what, 0.0, 0.0), *errors]
+    return None
+
+
+def _same(a: Mapping[str, Values], b: Mapping[str, Values]) -> bool:
+    return all(np.array_equal(v, b[k]) for k, v in a.items() if k != "margin")
+
+
+def _closer(
+    module: Module, got: Mapping[str, Values], reached: int, values: Mapping[str, Values]
+) -> bool:
+    """Return whether values are what a graph gave, or agree with it on more draws than before."""
+    return _reached(values, got) > reached or _agree(_errors(module, values, got))
+
+
+def _reached(values: Mapping[str, Values], got: Mapping[str, Values]) -> int:
+    """Return on how many tokens two rows agree: those that are emitted, then the next window's."""
+    tokens = [np.concatenate([x["emitted"][0], x["next_window"][0]]) for x in (values, got)]
+    parted = np.flatnonzero(tokens[0] != tokens[1])
+    return int(parted[0]) if parted.size else len(tokens[0])
+
+
+def _deciding(
+    roles: Sequence[str], values: Mapping[str, Values], got: Mapping[str, Values]
+) -> list[int]:
+    """Return the uniforms of which one may have drawn otherwise.
+
+    Where the emitted tokens part, those of the tests of drafts and of the carry. Else the one of
+    the first draft that is another, and those of all latents, which may show in a law alone.
+    """
+    slots = {r: [k for k, role in enumerate(roles) if role == r] for r in ROLES}
+    if not np.array_equal(values["emitted"], got["emitted"]):
+        return slots["accept"] + slots["carry"]
+    parted = np.flatnonzero(values["next_window"][0] != got["next_window"][0])  # 0 is the carry
+    return [slots["token"][k - 1] for k in parted[:1]] + slots["latent"]
+
+
+def near_tie(
+    want: Mapping[str, Values], got: Mapping[str, Values], *, stored: str = "f32"
+) -> float | None:
+    """Return the lead at which one row's emitted tokens part, if it is a tie; None otherwise.
+
+    Token j of a greedy graph is decided by margin j, the lead of a logit.
     """
     if "margin" not in want or np.array_equal(want["emitted"], got["emitted"]):
         return None
     (row,) = want["emitted"]
     at = int(np.flatnonzero(row != got["emitted"][0])[0])
-    margins = np.abs(want["margin"][0])
-    decided = margins[[at]] if greedy else margins[[min(at, len(margins) - 1), -1]]
-    smallest = float(decided.min())
-    limit = (knobs.LOGIT_TIE if greedy else knobs.CHANCE_TIE) * knobs.WIDER_TIE[stored]
-    return smallest if smallest <= limit else None
+    lead = abs(float(want["margin"][0, at]))
+    return lead if lead <= knobs.LOGIT_TIES[stored] else None
 
 
 def _inputs(

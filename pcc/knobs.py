@@ -71,9 +71,10 @@ CHECK_PARAMETERS = 1 << 27  # numbers of a verifier that the float64 evaluator t
 # Of a graph's output, relative to its largest value beyond 1, by what the coarsest weight is
 # stored in: results of half products are rounded by 2^-11 or 2^-8, layer by layer.
 CHECK_TOLERANCE = {"f32": 5e-5, "f16": 1e-2, "bf16": 8e-2}
-LOGIT_TIE = 1e-3  # lead of a logit over the second below which passes may choose differently
-CHANCE_TIE = 1e-5  # the same for a probability and the threshold that decides
-WIDER_TIE = {"f32": 1, "f16": 50, "bf16": 400}  # times a tie, by how the model is stored
+# By the same: the lead of a logit over another below which passes may choose differently, and how
+# far a uniform may lie from the edge of its cell (`pcc.ties`).
+LOGIT_TIES = {"f32": 1e-3, "f16": 0.05, "bf16": 0.3}
+CHANCE_TIES = {"f32": 1e-5, "f16": 2e-3, "bf16": 2e-2}
 
 # Bundles and the engine.
 MAX_MANIFEST_BYTES = 16 << 20

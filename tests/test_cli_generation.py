@@ -308,7 +308,7 @@ def test_verify_compares_every_graph(command: Command, engine: Any, tmp_path: Pa
         assert {"any number" in c["what"] for c in wrong} == {graph == "step"}
 
 
-@pytest.mark.parametrize(("margin", "ok"), [(knobs.LOGIT_TIE / 2, True), (0.1, False)])
+@pytest.mark.parametrize(("margin", "ok"), [(knobs.LOGIT_TIES["f32"] / 2, True), (0.1, False)])
 def test_near_ties_are_reported(
     engine: Any, monkeypatch: pytest.MonkeyPatch, margin: float, ok: bool
 ) -> None:
@@ -337,15 +337,12 @@ def test_near_ties_are_reported(
 
 def test_which_margin_decides() -> None:
     want = {"emitted": np.array([[3, 5, -1]]), "margin": np.array([[0.5, 1e-7, 0.4]])}
-    assert near_tie(want, want, greedy=True) is None
-    early = {"emitted": np.array([[4, 5, -1]])}
+    assert near_tie(want, want) is None
+    assert near_tie(want, {"emitted": np.array([[4, 5, -1]])}) is None
     late = {"emitted": np.array([[3, 6, -1]])}
-    assert near_tie(want, early, greedy=True) is None
-    assert near_tie(want, late, greedy=True) == near_tie(want, late, greedy=False) == 1e-7
-    assert near_tie(want, early, greedy=False) is None
-    carry = {**want, "margin": np.array([[0.5, 0.5, -1e-7]])}
-    assert near_tie(carry, early, greedy=True) is None
-    assert near_tie(carry, early, greedy=False) == 1e-7
+    assert near_tie(want, late) == 1e-7
+    wide = {**want, "margin": np.array([[0.5, 0.04, 0.4]])}
+    assert [near_tie(wide, late, stored=s) for s in ("f32", "f16", "bf16")] == [None, 0.04, 0.04]
 
 
 # ---------------------------------------------------------------- compile

@@ -45,15 +45,17 @@ MAY_IMPORT = {
     "samples": CORE | {"runtime"},
     "runtime": CORE | {"bundle", "variants"},
     "stored": CORE | {"bundle"},
-    "check_generation": LOADED | {"runtime", "stored"},
-    "check": LOADED | {"runtime", "stored", "check_generation"},
+    "ties": LEAVES,
+    "check_generation": LOADED | {"runtime", "stored", "ties"},
+    "check": LOADED | {"runtime", "stored", "check_generation", "ties"},
     "environment": LOADED | {"runtime"},
     "generation": BUILT,
     "package": BUILT | {"driver", "__init__"},  # driver: the type of a job
     "arguments": BUILT,
     "driver": BUILT | {"arguments", "generation", "package"},
     "exchange": BUILT | {"driver"},
-    "conformance": BUILT | {"driver", "generation", "package", "stored", "check_generation"},
+    "conformance": BUILT
+    | {"driver", "generation", "package", "stored", "check_generation", "ties"},
     "train": BUILT | {"driver"},
     "explore": BUILT | {"driver", "generation", "train", "prompts"},
     "cli": BUILT

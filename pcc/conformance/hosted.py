@@ -205,6 +205,7 @@ class ModuleRunner:
         raise PccError("R115", f"'{query}' runs on the host, not on a device")
 
     def answer(self, query: str, feed: Mapping[str, Values], rows: int) -> list[Values]:
-        """Return the outputs of a query in the manifest's order."""
+        """Return the outputs of a query in the manifest's order, in the types that it says."""
         found = self.work(query)({k: v.copy() for k, v in feed.items()})
-        return [found[o["name"]] for o in self.queries[query]["outputs"]]
+        outputs = self.queries[query]["outputs"]
+        return [found[o["name"]].astype(dtype_of(o["dtype"]), copy=False) for o in outputs]

@@ -15,33 +15,32 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import eq
 from typing import Any
 
 import numpy as np
 
 from pcc.conformance.edge import Values
 from pcc.conformance.report import Finding
-from pcc.conformance.watched import Event, Shift, Watched
-from pcc.knobs import CHANCE_TIE, LOGIT_TIE
+from pcc.conformance.watched import Event, Watched
+from pcc.knobs import CHANCE_TIES, LOGIT_TIES
 from pcc.runtime.engine import Engine
+from pcc.targets import HALF_OF
+from pcc.ties import Shift, explained, shifts
 
 SUITE = "protocol"
+Structure = tuple[int, int, tuple[int, ...]]  # of a call: part, length, ids
 # Of a row, after its prompt: how far the logit of each id lies behind the largest, given those
 # before it.
 Behind = Callable[[int, list[int]], Values]
-# Halves are rounded equally everywhere, but what is rounded has its own float32 error, which may
-# cross into the next half: 2^-11 (f16) of a number of a few units, some hundred times in a sum.
-# A far shift may pass the other answer, so that nearer ones are tried too.
+# How far a greedy choice may lead: `LOGIT_TIES`. Halves are rounded equally everywhere, but what is
+# rounded has its own float32 error, which may cross into the next half: 2^-11 (f16) of a number of
+# a few units, some hundred times in a sum.
 # bf16 is judged by the float64 evaluator, which rounds where the IR does; no shift is tried. What
 # moved the gap of two of the best logits: sums in float32 by up to 0.05, attention's weights, that
 # are rounded for tensor cores, by 0.08; results of products that are halves, where a target is not
 # `wide`, by 0.27 (docs/gpu.md).
-TIES: dict[str, tuple[float, tuple[float, ...]]] = {
-    "fp32": (LOGIT_TIE, (CHANCE_TIE,)),
-    "fp16": (0.05, (1e-2, 3e-3, 1e-3)),
-    "bf16": (0.3, ()),
-}
-WIDE_TIE = {"bf16": 0.15}
+WIDE_TIES = {"bf16": 0.15}
 MOST_TIES = 0.05  # of a text's ids: rounding decides now and then, a fault everywhere
 # How many shifts are tried on a text: each plays it again on a CPU, and in half precision, where
 # laws differ, most texts part: there a search decides between "tie" and "skipped" only.
@@ -144,17 +143,18 @@ def judge(
     `again` plays the run on the CPU with a shifted uniform; `behind` judges ids of a given text.
     `wide`: of the target (`pcc.targets`).
     """
-    ties, tie = 0, TIES[precision][0]
+    ties, tie = 0, LOGIT_TIES[HALF_OF[precision]]
     if wide:
-        tie = WIDE_TIE.get(precision, tie)
+        tie = WIDE_TIES.get(precision, tie)
     for i, (a, b) in enumerate(zip(want.rows, got.rows, strict=True)):
         what = f"{run.name} row {i}"
         if run.greedy:
             given = None if behind is None else partial(behind, i)
             found = _greedy(case, what, a, b, tie, given)
         else:
-            shifts = Shifts(TIES[precision][1], slots, None if precision == "fp32" else TRIES)
-            found = _sampled(case, what, a, b, shifts, again)
+            most = None if precision == "fp32" else TRIES
+            bound = CHANCE_TIES[HALF_OF[precision]]
+            found = _sampled(case, what, a, b, bound, slots, most, again)
             if found.verdict == "differs" and precision != "fp32":
                 note = f"parted, which decides nothing in {precision}: {found.note}"
                 found = replace(found, verdict="skipped", note=note)
@@ -234,30 +234,9 @@ def _by_position(
     return out
 
 
-@dataclass(frozen=True)
-class Shifts:
-    """Which shifts are tried: by each of `bounds`, up and down, of each slot; at most `most`."""
-
-    bounds: tuple[float, ...]
-    slots: int
-    most: int | None = None
-
-    def near(self, row: int, lengths: Sequence[int]) -> tuple[list[Shift], bool]:
-        """Return the shifts of a row in calls at these lengths, and whether those are all."""
-        every = [
-            Shift(row, length, slot, sign * by)
-            for by in self.bounds
-            for length in lengths
-            for slot in range(self.slots)
-            for sign in (1, -1)
-        ]
-        tried = every if self.most is None else every[: self.most]
-        return tried, len(tried) == len(every)
-
-
 def _sampled(
-    case: str, what: str, a: list[Event], b: list[Event], shifts: Shifts,
-    again: Callable[[Shift], Trace] | None,
+    case: str, what: str, a: list[Event], b: list[Event], bound: float, slots: int,
+    most: int | None, again: Callable[[Shift], Trace] | None,
 ) -> Finding:  # fmt: skip
     """Compare what each round emitted: another round structure reads other uniforms."""
     left, right = (_structure(x) for x in (a, b))
@@ -270,16 +249,22 @@ def _sampled(
     note = f"round {at} at length {a[at].length}: {left[at][2]} and {right[at][2]}"
     if again is None:
         return Finding(SUITE, case, what, "differs", note=note)
-    lengths = sorted({a[k].length for k in (at, max(0, at - 1))}, reverse=True)
-    tried, all_of_them = shifts.near(a[at].row, lengths)
-    for shift in tried:
-        if _structure(again(shift).rows[a[at].row])[: at + 1] == right[: at + 1]:
-            note += f"; so does the CPU, with uniform {shift.slot} moved by {shift.by:.0e}"
-            return Finding(SUITE, case, what, "tie", abs(shift.by), shifts.bounds[0], note)
-    if not all_of_them:
-        note += f"; {len(tried)} shifted uniforms were tried, and no more are"
+    row, lengths = a[at].row, sorted({a[k].length for k in (at, max(0, at - 1))}, reverse=True)
+
+    def begin(trace: Trace) -> list[Structure]:
+        return _structure(trace.rows[row])[: at + 1]
+
+    search = explained(
+        shifts(row, lengths, range(slots), bound), left[: at + 1], lambda s: begin(again(s)),
+        partial(eq, right[: at + 1]), eq, most=most,
+    )  # fmt: skip
+    if (shift := search.shift) is not None:
+        note += f"; so does the CPU, with uniform {shift.slot} moved by {shift.by:.0e}"
+        return Finding(SUITE, case, what, "tie", abs(shift.by), bound, note)
+    if not search.whole:
+        note += f"; {search.tried} shifted uniforms were tried, and no more are"
     return Finding(SUITE, case, what, "differs", note=note)
 
 
-def _structure(events: list[Event]) -> list[tuple[int, int, tuple[int, ...]]]:
+def _structure(events: list[Event]) -> list[Structure]:
     return [(e.part, e.length, e.ids) for e in events]

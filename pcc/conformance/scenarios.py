@@ -18,12 +18,12 @@ from pcc.conformance.hosted import evaluated
 from pcc.conformance.models import WIDE
 from pcc.conformance.protocol import RUNS, SUITE, Run, Trace, judge, play, prompts_of
 from pcc.conformance.report import Finding, refused
-from pcc.conformance.watched import Shift
 from pcc.driver import compile
 from pcc.errors import PccError
 from pcc.runtime.engine import Engine
 from pcc.runtime.measure import Autoregressive
 from pcc.targets import target_of
+from pcc.ties import Shift
 
 Say = Callable[[str], None]
 HOST = Setting()  # where expectations come from: ONNX on a CPU

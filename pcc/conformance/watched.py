@@ -13,6 +13,7 @@ from pcc.runtime.measure import Autoregressive
 from pcc.runtime.philox import Uniforms
 from pcc.runtime.rounds import Rounds
 from pcc.runtime.session import Session
+from pcc.ties import Shift
 
 NEAR = 0.1  # a lead below which the ids that come near are noted; twice the widest tie
 
@@ -28,16 +29,6 @@ class Event:
     ids: tuple[int, ...]
     leads: tuple[float, ...] = ()
     rivals: tuple[tuple[tuple[int, float], ...], ...] = ()  # of each id: others, and how far behind
-
-
-@dataclass(frozen=True)
-class Shift:
-    """Add `by` to the uniform of `slot` of one row in calls at a length."""
-
-    row: int
-    length: int
-    slot: int
-    by: float
 
 
 class Watched(Session):
@@ -113,7 +104,5 @@ class _Shifted(Uniforms):
     def fill(self, lengths: Any, out: np.ndarray[Any, Any]) -> None:
         super().fill(lengths, out)
         s = self.shift
-        inside = s.row < out.shape[0] and s.slot < out.shape[1]
-        if inside and int(np.asarray(lengths)[s.row]) == s.length:
-            moved = np.float32(out[s.row, s.slot] + s.by)
-            out[s.row, s.slot] = np.clip(moved, 0, np.float32(1 - 2.0**-24))
+        if s.row < out.shape[0] and int(np.asarray(lengths)[s.row]) == s.length:
+            s.move(out)

@@ -134,7 +134,7 @@ def compare_greedy(
     prompts: Sequence[Sequence[int]],
     count: int,
     say: Progress,
-    tie: float = knobs.LOGIT_TIE,
+    tie: float = knobs.LOGIT_TIES["f32"],
 ) -> tuple[Comparison, dict[str, Any]]:
     """Decode every prompt both ways; return the comparison and the speculative statistics.
 

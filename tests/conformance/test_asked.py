@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from pcc import knobs
 from pcc.cli import app
-from pcc.conformance import protocol, scenarios, suite
+from pcc.conformance import scenarios, suite
 from pcc.conformance.asked import check_setting
 from pcc.conformance.bundles import Setting
 from pcc.conformance.circuits import place_of
@@ -262,7 +263,7 @@ def test_a_tie_is_with_the_runner_up_alone(
     ids = list(event.ids)
     ids[slot] = rivals[0] if chosen == "rival" else other
     got = Trace([[*events[:at], replace(event, ids=tuple(ids)), *events[at + 1 :]]], [1])
-    monkeypatch.setitem(protocol.TIES, "fp32", (NEAR, (0.0,)))
+    monkeypatch.setitem(knobs.LOGIT_TIES, "f32", NEAR)
     found = list(judge("c", RUNS[0], greedy, got, "fp32", None, 9))
     assert found[0].verdict == verdict
 

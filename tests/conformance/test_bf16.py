@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pcc.conformance import protocol, scenarios, verifiers
+from pcc import check_generation
+from pcc.conformance import scenarios, verifiers
 from pcc.conformance.bundles import HOSTED, Setting, open_bundle
 from pcc.conformance.circuits import check_queries
 from pcc.conformance.hosted import evaluated, simulated
@@ -23,6 +24,8 @@ from pcc.conformance.watched import Event
 from pcc.errors import PccError
 from pcc.ir.array import rounded
 from pcc.ir.core import tensor
+from pcc.knobs import LOGIT_TIES
+from pcc.stored import Stages
 from pcc.tensor.eva import EvaAttention
 from pcc.tensor.nn import CachedAttention
 from pcc.tensor.reductions import Contract
@@ -30,7 +33,7 @@ from pcc.tensor.reductions import Contract
 STORED = Path(__file__).resolve().parents[2] / "benchmarks/results/conformance_expected.json"
 SIMULATED = Setting("cuda", "simulator", "bf16")
 (GREEDY,) = (r for r in RUNS if r.greedy)
-BOUND = protocol.TIES["bf16"][0]
+BOUND = LOGIT_TIES["bf16"]
 
 
 def quiet(_line: str) -> None:
@@ -55,6 +58,17 @@ def test_the_evaluator_plays_the_texts_of_a_cpu(batch: int, tmp_path: Path) -> N
         a, b = (play(e, run, batch) for e in (want, got))
         assert [[e.ids for e in row] for row in a.rows] == [[e.ids for e in row] for row in b.rows]
         assert a.accepted == b.accepted
+
+
+def test_a_bundle_in_bf16_is_verified_on_the_simulator(tmp_path: Path) -> None:
+    """Its states are bf16: what `pcc verify` does on a device, with plans in its place."""
+    engine = simulated(built(named("llama-hmm-n4"), SIMULATED, tmp_path))
+    module = Stages(engine.path, engine.manifest["files"]).module("tensor-step")
+    rng = np.random.default_rng(2)
+    prompt = check_generation._prompt(engine, rng)
+    found = check_generation._graph(engine, "step", module, prompt, rng)
+    assert {"emitted", "next_draft_q", "present.key.0"} <= {what for _, what, _, _ in found}
+    assert all(error <= bound for _, _, error, bound in found), found
 
 
 def test_the_stored_texts_are_what_the_evaluator_makes(tmp_path: Path) -> None:

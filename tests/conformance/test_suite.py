@@ -13,20 +13,21 @@ import pytest
 from typer.testing import CliRunner
 
 import pcc.tensor
+from pcc import knobs
 from pcc.backends.onnx.lower import RULES
 from pcc.circuit.queries import QUERIES
 from pcc.cli import app
-from pcc.conformance import protocol, scenarios, verifiers
+from pcc.conformance import scenarios, verifiers
 from pcc.conformance.bundles import Setting, open_bundle
 from pcc.conformance.circuits import check_queries
 from pcc.conformance.ops import check_ops, numbered
 from pcc.conformance.protocol import RUNS, Trace, judge, play
 from pcc.conformance.report import Finding, as_json, compared
 from pcc.conformance.scenarios import SCENARIOS, check_protocol, expectable, expected, key_of
-from pcc.conformance.watched import Shift
 from pcc.ir.core import OPS
 from pcc.runtime.engine import Engine
 from pcc.tensor import ops as t
+from pcc.ties import Shift
 
 CPU = Setting()
 ON_CPU = ("onnx", "onnx-cuda")  # targets whose graphs ONNX Runtime runs without a GPU
@@ -159,7 +160,7 @@ def test_a_draw_that_a_small_shift_explains_is_a_tie(
     host: Engine, bound: float, verdict: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (run,) = (r for r in RUNS if r.name == "sampled")
-    monkeypatch.setitem(protocol.TIES, "fp32", (0.0, (bound,)))
+    monkeypatch.setitem(knobs.CHANCE_TIES, "f32", bound)
     want, got = shifted(host, 0.3)
     found = list(judge("c", run, want, got, "fp32", lambda s: play(host, run, 1, s), 9))
     assert next(f.verdict for f in found) == verdict
@@ -176,7 +177,7 @@ def test_another_greedy_token_is_a_tie_only_where_its_lead_is_small(
     event = want.rows[0][at]
     other = replace(event, ids=(event.rivals[0][0][0], *event.ids[1:]))
     got = Trace([[*want.rows[0][:at], other, *want.rows[0][at + 1 :]]], want.accepted)
-    monkeypatch.setitem(protocol.TIES, "fp32", (bound, (0.0,)))
+    monkeypatch.setitem(knobs.LOGIT_TIES, "f32", bound)
     found = list(judge("c", run, want, got, "fp32", None, 9))
     assert found[0].verdict == verdict
 
