@@ -80,7 +80,7 @@ _ALL = (
     # ONNX Runtime on a CPU has no bf16 products.
     Target("onnx", "onnx", "cpu", 24, ("fp32", "fp16"), ("fp32", "fp16"), one_row=True),
     Target(
-        "onnx-cuda", "onnx", "cuda", 24,
+        "onnx-cuda", "onnx", "cuda", 24, int8=PRECISIONS,
         static=True, branches=False, weights="inputs", attention="nonpad", rings=True,
         runtime="1.28",  # before, causal attention over a cache was wrong, or missing
         faults=FAULTS,  # seen with 1.31.1

@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "stored": CORE | {"bundle"},
     "ties": LEAVES,
     "check_generation": LOADED | {"runtime", "stored", "ties"},
-    "check": LOADED | {"runtime", "stored", "check_generation", "ties"},
+    "check": LOADED | {"runtime", "stored", "check_generation"},
     "environment": LOADED | {"runtime"},
     "generation": BUILT,
     "package": BUILT | {"driver", "__init__"},  # driver: the type of a job

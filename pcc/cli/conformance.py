@@ -84,7 +84,8 @@ def conformance(
         _writable(path)
     if save_expected is not None:
         _alone(ctx)
-        write(save_expected, json.dumps(expectations(say, batches)).encode())
+        texts = json.dumps(expectations(say, batches), separators=(",", ":"))
+        write(save_expected, texts.encode())
         return
     scenarios = _scenarios(head, verifier)
     stored = None if expected is None else _stored(expected)

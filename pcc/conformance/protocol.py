@@ -77,14 +77,15 @@ class Trace:
     accepted: list[int]  # rounds by the number of drafts accepted
 
     def plain(self) -> dict[str, Any]:
-        """Return it as JSON."""
+        """Return it as JSON; leads to 1e-6, as rivals are."""
         events = [
             [
-                [e.part, e.length, e.at, list(e.ids), list(e.leads), [list(x) for x in e.rivals]]
+                [e.part, e.length, e.at, list(e.ids), [round(x, 6) for x in e.leads],
+                 [list(x) for x in e.rivals]]
                 for e in r
             ]
             for r in self.rows
-        ]
+        ]  # fmt: skip
         return {"rows": events, "accepted": self.accepted}
 
     @staticmethod

@@ -122,14 +122,6 @@ def expected(scenario: Scenario, batch: int, precision: str, folder: Path) -> di
     return {run.name: play(engine, run, batch).plain() for run in RUNS}
 
 
-def expectable(scenario: Scenario) -> Iterator[tuple[str, int]]:
-    """Yield the precisions and batches of which a CPU makes texts without the target's compiler."""
-    for precision in scenario.precisions:
-        host = Setting(HOSTED if precision == EVALUATED else HOST.target, precision=precision)
-        if int8_there(scenario, host):
-            yield from ((precision, batch) for batch in scenario.batches)
-
-
 def wanted(scenario: Scenario, setting: Setting) -> bool:
     """Return whether a scenario is part of the suite at this precision and batch size.
 

@@ -30,9 +30,10 @@ FLOATS, ANY = {"FLOAT", "FLOAT16", "BFLOAT16"}, {"FLOAT", "FLOAT16", "BFLOAT16",
 NUMBERS = {"FLOAT", "INT64"}
 KERNELS = {
     "Add": NUMBERS, "And": {"BOOL"}, "ArgMax": {"FLOAT"}, "Attention": FLOATS,
-    "Cast": ANY | {"INT32"}, "Clip": NUMBERS, "Concat": ANY, "CumSum": NUMBERS, "Div": NUMBERS,
-    "Einsum": {"FLOAT", "FLOAT16"}, "Equal": NUMBERS | {"BOOL"}, "Exp": {"FLOAT"}, "Expand": ANY,
-    "Gather": ANY, "Greater": NUMBERS, "GreaterOrEqual": NUMBERS, "Identity": ANY,
+    "Cast": ANY | {"INT32", "INT8"}, "Clip": NUMBERS, "Concat": ANY, "CumSum": NUMBERS,
+    "Div": NUMBERS, "Einsum": {"FLOAT", "FLOAT16"}, "Equal": NUMBERS | {"BOOL"},
+    "Exp": {"FLOAT"}, "Expand": ANY, "Gather": ANY, "Greater": NUMBERS,
+    "GreaterOrEqual": NUMBERS, "Identity": ANY,
     "Less": NUMBERS, "LessOrEqual": NUMBERS, "Log": {"FLOAT"}, "LogSoftmax": {"FLOAT"},
     "MatMul": FLOATS, "Max": NUMBERS, "Min": NUMBERS, "Mod": {"INT64"}, "Mul": NUMBERS,
     "Not": {"BOOL"}, "Or": {"BOOL"}, "RMSNormalization": FLOATS, "ReduceMax": NUMBERS,
@@ -203,3 +204,33 @@ def test_static_graphs_give_the_reference(
         got = answer(path, query, spec, dict(feed))
         agree(query, module, want, got, precision)
     assert {HALF_OF[precision]} <= {w["dtype"] for w in bound} <= {HALF_OF[precision], "f32"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision"), [("llama", "fp16"), ("evabyte", "fp32"), ("lora", "bf16")]
+)
+def test_graphs_with_8_bit_weights(kind: str, precision: str, tmp_path: Path) -> None:
+    """Integers are no inputs but numbers of the graph, so that they are widened when it is loaded.
+
+    Every operator has a CUDA kernel for its types; numbers are those of the evaluator, where a CPU
+    has the precision.
+    """
+    path = bundle(
+        kind, tmp_path, target="onnx-cuda", precision=precision, int8="all", max_seq=80, chunk=4,
+        queries=["draft"], validate=False,
+    )  # fmt: skip
+    manifest = read_manifest(path)
+    assert manifest["precision"]["verifier"] == f"{precision}+int8"
+    stages, vocab = Stages(path, manifest["files"]), manifest["generation"]["vocab"]
+    for query, spec in manifest["queries"].items():
+        assert not typed_ops(path / spec["graph"]) & DYNAMIC, query
+        assert "i8" not in {w["dtype"] for w in spec.get("weights", ())}
+        held = onnx.load(path / spec["graph"], load_external_data=False).graph.initializer
+        integers = [i for i in held if i.data_type == onnx.TensorProto.INT8]
+        module = stages.module(f"tensor-{query}")
+        products = {n.b for n in module.nodes() if isinstance(n, t.ScaledContract)}
+        assert len(integers) == len(products) > 0, query
+        if precision != "bf16":
+            feed = inputs_of(spec, 1, vocab, seed=len(query) + 300)
+            want = run(module.roots, feed, LogReal())
+            agree(query, module, want, answer(path, query, spec, dict(feed)), precision)

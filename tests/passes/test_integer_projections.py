@@ -146,7 +146,7 @@ def test_a_backend_that_scales_wrongly_fails_verification(monkeypatch: pytest.Mo
 REFUSED = [
     ({"int8": "both"}, "int8='both'"),
     ({"int8": "verifier"}, "no verifier"),
-    ({"int8": "head", "target": "onnx-cuda"}, "onnx-cuda"),
+    ({"int8": "head", "target": "tensorrt-rtx"}, "tensorrt-rtx"),
     ({"int8": "head", "target": "tensorrt"}, "tensorrt"),
     ({"int8": "head", "target": "cuda", "precision": "fp32"}, "cuda"),
     ({"int8": "head", "proposal": "latent-first"}, "latent-first"),
