@@ -37,6 +37,12 @@ from benchmarks.gpu import cost_fit  # noqa: E402
 
 ROWS = cost_fit.rows_of()
 DRAFTS = cost_fit.drafts_of()
+# One row of each kind is in the fast tier: plans of the large shapes take seconds each.
+QUICK = (
+    "H200-evabyte-6.5b-btree-n16-r32-b1-c1024-bf16",
+    "H200-byte-llama-3.2-3b-btree-n8-r32-b1-c1024-bf16+int8",
+    "H200-byte-llama-3.2-3b-btree-n8-r32-b16-c1024-bf16",
+)
 # What docs/cuda.md promises, as its table found it: rounds, passes, drafts.
 MOST_ERROR = {"step": 0.03, "verify": 0.05, "decode": 0.06, "draft": 0.10}
 SEVERAL_ERROR = {**MOST_ERROR, "decode": 0.12}  # of several sequences at once
@@ -54,6 +60,16 @@ def name(r: dict[str, Any]) -> str:
     return f"{r['gpu'].split()[1]}-{r['name'].removeprefix('pcc-cuda-')}"
 
 
+def cases(rows: list[dict[str, Any]]) -> list[Any]:
+    """Return rows as cases; drafts alone, and one row of each kind, are quick."""
+    return [
+        pytest.param(
+            r, id=name(r), marks=[] if "graph" in r or name(r) in QUICK else pytest.mark.slow
+        )
+        for r in rows
+    ]
+
+
 # ------------------------------------------------------------ measured rows
 
 
@@ -65,7 +81,7 @@ def test_there_are_rows_of_both_gpus_in_halves_and_integers() -> None:
     assert {r["proposal"] for r in DRAFTS if cost_fit.current(r)} == {"full", "latent-first"}
 
 
-@pytest.mark.parametrize("r", ROWS + DRAFTS, ids=name)
+@pytest.mark.parametrize("r", cases(ROWS + DRAFTS))
 def test_rounds_passes_and_drafts_are_predicted(r: dict[str, Any]) -> None:
     """Rounds and drafts are not fitted to; of a draft alone, the whole is `round_ms`."""
     measured = {g: x["p50"] for g, x in r.get("graphs", {}).items()} or {"draft": r["round_ms"]}
@@ -86,7 +102,7 @@ def test_a_row_with_a_latent_first_round_has_the_full_draft_beside_it() -> None:
     assert step < draft / 5
 
 
-@pytest.mark.parametrize("r", ROWS, ids=name)
+@pytest.mark.parametrize("r", cases(ROWS))
 def test_bytes_are_those_that_the_ir_counts(r: dict[str, Any]) -> None:
     """A row's bytes were counted from the text of the IR, by `pcc.runtime.traffic`.
 

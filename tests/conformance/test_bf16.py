@@ -78,7 +78,9 @@ def test_the_stored_texts_are_what_the_evaluator_makes(tmp_path: Path) -> None:
     assert json.loads(json.dumps(made)) == stored[scenarios.key_of(s, 1, "bf16")]
 
 
-@pytest.mark.parametrize(("precision", "batch"), [("fp32", 3), ("bf16", 1)])
+@pytest.mark.parametrize(
+    ("precision", "batch"), [pytest.param("fp32", 3, marks=pytest.mark.slow), ("bf16", 1)]
+)
 def test_texts_of_the_cuda_engines_plans(precision: str, batch: int, tmp_path: Path) -> None:
     """Sessions on the simulator: fp32 beside ONNX Runtime, bf16 beside the evaluator."""
     s = named("llama-hmm-n4")

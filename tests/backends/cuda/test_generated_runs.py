@@ -94,7 +94,7 @@ def test_a_latent_first_draft_of_true_size(kind: str) -> None:
     module = sampled(circuit, manager, "latent-first", truncation=False, maps=True).module
     builder = partition(module, tuple(n for n in module.nodes() if isinstance(n, t.Input)), 1)
     product, generated = (x.kernel for x in builder.launches)
-    assert "pcc::linear<" in product.source
+    assert "pcc::narrow<" in product.source
     assert isinstance(generated, Generated)
     phases, barriers = DRAFTS[kind]
     assert generated.phases <= phases
