@@ -90,6 +90,7 @@ def test_texts_of_the_cuda_engines_plans(precision: str, batch: int, tmp_path: P
     assert len(found) == len(RUNS) * (batch + 1)
 
 
+@pytest.mark.slow
 def test_queries_of_the_cuda_engines_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In bf16 too, which the target of a CPU has not."""
     from pcc.conformance import circuits
