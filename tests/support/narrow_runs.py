@@ -1,8 +1,9 @@
 """The kernel `narrow` on a CPU: its own source as C++, over replacements of what a GPU has.
 
-`narrow.cuh`, `epilogue.cuh` and the ring of `stream.cuh` are those of the checkout, the constants
-and arguments those of `library.linear`. `narrow_host/` stands for the rest of `common.cuh` and
-`stream.cuh`, so what is not shown here is that the inline PTX there does what its names say.
+`narrow.cuh`, `epilogue.cuh`, `pieces.cuh` and the ring of `stream.cuh` are those of the checkout,
+the constants and arguments those of `library.linear`. `narrow_host/` stands for the rest of
+`common.cuh` and `stream.cuh`, so what is not shown here is that the inline PTX there does what its
+names say.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def write_sources(
     for name, first in (("common.cuh", "device.cuh"), ("stream.cuh", "common.cuh")):
         text = f'#pragma once\n#include "{first}"\nnamespace pcc {{\n{parts[name]}}}\n'
         (folder / name).write_text(text)
-    for name in ("narrow.cuh", "epilogue.cuh"):
+    for name in ("narrow.cuh", "epilogue.cuh", "pieces.cuh"):
         (folder / name).write_text(real[name])
     lines = ['#include "launch.cuh"\n']
     for k in kernels:

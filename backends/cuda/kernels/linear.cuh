@@ -5,6 +5,7 @@
 // their sums to `partial`; the last one adds them in order of the slabs and stores the result.
 #pragma once
 #include "epilogue.cuh"
+#include "pieces.cuh"
 #include "stream.cuh"
 
 namespace pcc {
@@ -157,40 +158,16 @@ template <typename C> struct Linear {
     await(barrier, 0);
   }
 
-  // 32 columns of W, 32 of K, all rows of x.
-  __device__ __forceinline__ void multiply(float (&sum)[2][C::TILES][4], const uint4 (&w)[4],
-                                           int block) const {
-    u32 at = shared_address(shared) + RING + (lane / 4) * C::PITCH + block * 64 + (lane % 4) * 16;
-#pragma unroll
-    for (int m = 0; m < C::TILES; ++m) {
-      uint4 x = read_shared(at + m * 8 * C::PITCH);
-#pragma unroll
-      for (int t = 0; t < 2; ++t) {
-        Half<T>::mma(sum[t][m], w[t], x.x, x.y);
-        Half<T>::mma(sum[t][m], w[2 + t], x.z, x.w);
-      }
-    }
-  }
-
-  // One piece of W. Of integers, 16 bytes of a thread are two of its fragments of halves.
+  // One piece of W, all rows of x.
   __device__ __forceinline__ void multiply_piece(float (&sum)[2][C::TILES][4], const uint4 (&w)[4],
                                                  int block) const {
-    if constexpr (C::SCALED) {
+    each_half<T, C::SCALED>(w, [&](const uint4 (&half)[4], int b) {
+      const u32 at = shared_address(shared) + RING + (lane / 4) * C::PITCH +
+                     (DEPTH / 32 * block + b) * 64 + (lane % 4) * 16;
 #pragma unroll
-      for (int b = 0; b < 2; ++b) {
-        uint4 half[4];
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          const uint4 q = w[2 * b + j];
-          uint4 &one = half[2 * j], &two = half[2 * j + 1];
-          Half<T>::integers(q.x, one.x, one.y), Half<T>::integers(q.y, one.z, one.w);
-          Half<T>::integers(q.z, two.x, two.y), Half<T>::integers(q.w, two.z, two.w);
-        }
-        multiply(sum, half, 2 * block + b);
-      }
-    } else {
-      multiply(sum, w, block);
-    }
+      for (int m = 0; m < C::TILES; ++m)
+        multiply_tile<T>(sum, m, half, read_shared(at + m * 8 * C::PITCH));
+    });
   }
 
   static constexpr int COUNT = 2 * C::TILES;
@@ -289,17 +266,14 @@ template <typename C> struct Linear {
         ask();
         multiply_piece(sum, w, k);
       }
-      float4 columns[COUNT];
+      float4 sums[COUNT];
 #pragma unroll
-      for (int i = 0; i < COUNT; ++i) {
-        const int m = i / 2, e = i % 2;
-        columns[i] = make_float4(sum[0][m][e], sum[0][m][2 + e], sum[1][m][e], sum[1][m][2 + e]);
-      }
+      for (int i = 0; i < COUNT; ++i) sums[i] = columns(sum, i);
       if constexpr (C::SLABS > 1) {
         if (done - settled == 32) settle(settled, done), settled = done;
-        leave(columns, strip(done));
+        leave(sums, strip(done));
       } else {
-        write(columns, strip(done));
+        write(sums, strip(done));
       }
     }
     if constexpr (C::SLABS > 1) settle(settled, done);

@@ -7,6 +7,7 @@
 // through global memory, and all sums are added in a fixed order.
 #pragma once
 #include "epilogue.cuh"
+#include "pieces.cuh"
 #include "stream.cuh"
 
 namespace pcc {
@@ -146,37 +147,13 @@ template <typename C> struct Narrow {
 
   // ---- products
 
-  // 32 columns of W, 32 of K, all rows of x.
-  __device__ __forceinline__ void multiply(float (&sum)[2][C::TILES][4], const uint4 (&w)[4],
-                                           const uint4 (&x)[C::TILES]) const {
-#pragma unroll
-    for (int m = 0; m < C::TILES; ++m)
-#pragma unroll
-      for (int t = 0; t < 2; ++t) {
-        Half<T>::mma(sum[t][m], w[t], x[m].x, x[m].y);
-        Half<T>::mma(sum[t][m], w[2 + t], x[m].z, x[m].w);
-      }
-  }
-
-  // One piece of W. Of integers, 16 bytes of a thread are two of its fragments of halves.
+  // One piece of W, all rows of x.
   __device__ __forceinline__ void multiply_piece(float (&sum)[2][C::TILES][4], const uint4 (&w)[4],
                                                  int j) const {
-    if constexpr (C::SCALED) {
+    each_half<T, C::SCALED>(w, [&](const uint4 (&half)[4], int b) {
 #pragma unroll
-      for (int b = 0; b < 2; ++b) {
-        uint4 half[4];
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const uint4 q = w[2 * b + i];
-          uint4 &one = half[2 * i], &two = half[2 * i + 1];
-          Half<T>::integers(q.x, one.x, one.y), Half<T>::integers(q.y, one.z, one.w);
-          Half<T>::integers(q.z, two.x, two.y), Half<T>::integers(q.w, two.z, two.w);
-        }
-        multiply(sum, half, x[2 * j + b]);
-      }
-    } else {
-      multiply(sum, w, x[j]);
-    }
+      for (int m = 0; m < C::TILES; ++m) multiply_tile<T>(sum, m, half, x[HALVES * j + b][m]);
+    });
   }
 
   // ---- sums
@@ -187,11 +164,7 @@ template <typename C> struct Narrow {
   __device__ __forceinline__ void leave(const float (&sum)[2][C::TILES][4], int i) const {
     float4* to = reinterpret_cast<float4*>(shared + LOCAL + ((i & 1) * C::WARPS + warp) * STEP);
 #pragma unroll
-    for (int c = 0; c < COUNT; ++c) {
-      const int m = c / 2, e = c % 2;
-      to[c * 32 + lane] =
-          make_float4(sum[0][m][e], sum[0][m][2 + e], sum[1][m][e], sum[1][m][2 + e]);
-    }
+    for (int c = 0; c < COUNT; ++c) to[c * 32 + lane] = columns(sum, c);
   }
 
   // Which quarter or half of a strip's sums this warp adds; warps take turns.
