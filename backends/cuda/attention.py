@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pcc.backends.cuda.gpu import KB, TUNED, Gpu
 from pcc.backends.cuda.instance import TYPES, Trait, instance, require
 from pcc.backends.cuda.kernel import READ, SCRATCH, UPDATE, WRITE, Argument, Kernel
+from pcc.backends.cuda.narrow import room
 from pcc.tensor.eva import chunk_count
 
 WARPS = 4
 STAGES = 2  # of a warp's ring of old keys, 16 in each
 DEEPER = 3  # where a block has a multiprocessor to itself, and leaves room for a product's rings
-ROOM = {1: 118 * KB, 2: 138 * KB}  # for that product, by tiles of 8 rows (`narrow.shared`)
 MOST_CHUNK = 32  # a lane for each position of a chunk
 MOST_POSITIONS = 128  # of one pass: its new keys and values are held in shared memory
 STATIC = 1 * KB  # of shared memory at most that the kernel has without asking
@@ -66,8 +66,8 @@ class _Sizes:
     def stages(self) -> int:
         """Blocks of 16 old keys in flight of a warp."""
         alone = self.pairs * self.parts <= self.gpu.processors
-        room = ROOM.get(-(-self.batch * self.count // 8), 0)
-        fits = self.shared(DEEPER) + STATIC + room <= self.gpu.block_shared
+        beside = room(self.batch * self.count, self.gpu)
+        fits = self.shared(DEEPER) + STATIC + beside <= self.gpu.block_shared
         return DEEPER if alone and fits else STAGES
 
     def shared(self, stages: int) -> int:

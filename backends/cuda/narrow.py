@@ -45,6 +45,13 @@ class Narrow:
         return max(self.gpu.alone, used)
 
 
+def room(rows: int, gpu: Gpu) -> int:
+    """Return the bytes of shared memory of a product of halves of so many rows; 0 of too many."""
+    if rows > ROWS:
+        return 0
+    return Narrow(-(-rows // 8), CLUSTER, 1, stages_of(gpu), 0, False, gpu).shared
+
+
 def narrow(
     rows: int, k: int, n: int, gpu: Gpu, dtype: str, source: str, cluster: int | None = None
 ) -> Narrow | None:

@@ -25,7 +25,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(ROOT))
 
 from benchmarks import markdown  # noqa: E402
-from benchmarks.gpu.reports import checked, gaps, host, machines  # noqa: E402
+from benchmarks.gpu.reports import card, checked, gaps, host, machines  # noqa: E402
 from benchmarks.gpu.stages import STAGES  # noqa: E402
 from pcc.runtime.bound import complete, rates, with_yardstick  # noqa: E402
 
@@ -107,11 +107,6 @@ def drafts(rows: list[dict[str, Any]]) -> str:
 def head(r: dict[str, Any]) -> str:
     """Return the shape of the verifier and its head."""
     return f"{r['shape']}, {r['architecture']} n={r['n']} r={r['r']}"
-
-
-def card(r: dict[str, Any]) -> str:
-    """Return the GPU without its maker."""
-    return str(r["gpu"]).removeprefix("NVIDIA ")
 
 
 def newest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

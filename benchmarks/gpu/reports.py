@@ -25,6 +25,11 @@ def _gpu(report: Report) -> str:
     return str(report["gpu"]).partition(",")[0]
 
 
+def card(r: Report) -> str:
+    """Return the GPU of a row or a report without its maker."""
+    return str(r["gpu"]).removeprefix("NVIDIA ")
+
+
 def host(old: list[Report], parts: list[Report]) -> list[Report]:
     """Return the newest gaps of each stage's bundle (`host_gap.py`)."""
     found = {(r["name"], r["gpu"]): r for r in old}
@@ -42,7 +47,7 @@ def gaps(found: list[Report]) -> str:
     return markdown.table(columns, (
         (r["name"], "yes" if x["ahead"] else "no", "none" if x["greedy"] else "sampled",
          str(x["rounds"]), f"{x['gap_us']['p50']:.1f}", f"{x['beside_us']:.1f}",
-         str(r["gpu"]).removeprefix("NVIDIA "))
+         card(r))
         for r in found for x in r["rows"]
     ))  # fmt: skip
 
