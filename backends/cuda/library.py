@@ -31,7 +31,7 @@ def linear(
     name: str, *, rows: int, k: int, n: int, dtype: str, source: str = "f32", out: str = "f32",
     epilogue: str = "none", activation: str = "silu", bias: bool = False, squares: bool = False,
     eps: float = 0.0, integers: bool = False, gpu: Gpu = TUNED,
-    slabs: int | None = None, cluster: int | None = None,
+    slabs: int | None = None, warps: int | None = None, cluster: int | None = None,
 ) -> Kernel:  # fmt: skip
     """A product: z = round(x) W + b; y = z, y += z, or y_i = act(z_2i) z_2i+1 by `epilogue`.
 
@@ -50,8 +50,8 @@ def linear(
     `squares_out f32[rows,strips(n)]` if `squares` (only without "gated");
     `partial f32[..]` and `count u32[strips(n)]` (zero), scratch, where K is divided over blocks
     that share no memory: what `narrow` does not take.
-    `slabs`, `cluster`: a division to be measured, instead of the one that is chosen (one of them;
-    E180 where there is none such).
+    `slabs`, or `warps` and `cluster`: a division to be measured, instead of the one that is chosen
+    (E180 where there is none such).
     dtype "f32": all values are f32, `source` is "f32" and nothing is rounded.
     """
     product = _Product(rows, k, n, dtype, source, out, epilogue, activation, bias, squares, eps,
@@ -61,8 +61,10 @@ def linear(
     if dtype == "f32":
         grid = (strips_of(n), -(-rows // 8), 1)
         return instance(gpu, name, "linear32", traits, args, grid, 256)
-    few = narrow(rows, k, n, gpu, product.weights, source, cluster) if slabs is None else None
-    require(cluster is None or few is not None, name)
+    few = None
+    if slabs is None:
+        few = narrow(rows, k, n, gpu, product.weights, source, warps, cluster)
+    require(few is not None or (warps, cluster) == (None, None), name)
     if few is not None:
         return _narrow(name, few, traits, args)
     how = split(rows, k, n, gpu, slabs, product.weights)
@@ -144,13 +146,13 @@ def _norm(rows: int, k: int) -> tuple[Argument, Argument]:
 def _narrow(name: str, how: Narrow, traits: dict[str, Trait], args: list[Argument]) -> Kernel:
     """Return a product of few rows, all of x in registers, divided as `how` says."""
     traits |= {
-        "TILES": how.tiles, "CLUSTER": how.cluster, "COLUMNS": how.columns, "WARPS": WARPS,
-        "STAGES": how.stages,
+        "TILES": how.tiles, "CLUSTER": how.cluster, "COLUMNS": how.columns,
+        "WARPS": how.warps, "STAGES": how.stages,
     }  # fmt: skip
     args = [replace(a, early=True) if a.name == "gain" else a for a in args]
     grid = (how.columns * how.cluster, 1, 1)
     return instance(
-        how.gpu, name, "narrow", traits, args, grid, 32 * WARPS, how.shared, how.cluster
+        how.gpu, name, "narrow", traits, args, grid, 32 * how.warps, how.shared, how.cluster
     )
 
 

@@ -7,6 +7,7 @@ shared memory (`kernels/narrow.cuh`).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pcc.backends.cuda.gpu import Gpu
@@ -15,19 +16,24 @@ from pcc.backends.cuda.split import PIECE, WARPS, stages_of
 
 ROWS = 16  # of x at most
 CLUSTER = 2  # blocks; multiprocessors come in pairs, so that no GPU has some that are left over
-REGISTERS = {False: 176, True: 96}  # of a thread, for x; where x is rounded here, it takes others
+# Of integers a block has twice as many warps as of halves, where registers hold x: widening them
+# takes more than half of the time of their bytes. One block is then faster than a cluster of two.
+MORE = 16
+# Registers of a thread for x, by warps, and by whether x is rounded here, which takes others.
+REGISTERS = {(WARPS, False): 176, (WARPS, True): 96, (MORE, False): 64, (MORE, True): 48}
 LEAST_STAGES = 3
 
 
 @dataclass(frozen=True)
 class Narrow:
-    """`columns` clusters of `cluster` blocks; `tiles` of 8 rows of x.
+    """`columns` clusters of `cluster` blocks of `warps`; `tiles` of 8 rows of x.
 
     `stages`: copies in flight of a warp; `parts`: of 32 rows of W, of a warp in a strip; `gains`:
     whether x is normalised, so that gains lie in shared memory.
     """
 
     tiles: int
+    warps: int
     cluster: int
     columns: int
     stages: int
@@ -39,9 +45,9 @@ class Narrow:
     def shared(self) -> int:
         """Bytes of dynamic shared memory, as `Narrow` of the kernel places them."""
         sums = 2 * self.tiles * 512  # of a strip
-        used = -(-(WARPS * self.stages * (PIECE + 8) + 16) // 128) * 128
-        used += 2 * WARPS * sums + (2 * self.cluster * sums if self.cluster > 1 else 0)
-        used += self.tiles * 8 * 4 + (WARPS * self.parts * BLOCK * 4 if self.gains else 0)
+        used = -(-(self.warps * self.stages * (PIECE + 8) + 16) // 128) * 128
+        used += 2 * self.warps * sums + (2 * self.cluster * sums if self.cluster > 1 else 0)
+        used += self.tiles * 8 * 4 + (self.warps * self.parts * BLOCK * 4 if self.gains else 0)
         return max(self.gpu.alone, used)
 
 
@@ -49,28 +55,51 @@ def room(rows: int, gpu: Gpu) -> int:
     """Return the bytes of shared memory of a product of halves of so many rows; 0 of too many."""
     if rows > ROWS:
         return 0
-    return Narrow(-(-rows // 8), CLUSTER, 1, stages_of(gpu), 0, False, gpu).shared
+    return Narrow(-(-rows // 8), WARPS, CLUSTER, 1, stages_of(gpu), 0, False, gpu).shared
 
 
 def narrow(
-    rows: int, k: int, n: int, gpu: Gpu, dtype: str, source: str, cluster: int | None = None
-) -> Narrow | None:
+    rows: int, k: int, n: int, gpu: Gpu, dtype: str, source: str,
+    warps: int | None = None, cluster: int | None = None,
+) -> Narrow | None:  # fmt: skip
     """Return the division of x [rows,k] W [k,n], or None where there is none.
 
     There is none for more rows, GPUs without clusters, K that is short, no multiple of 8, or so
-    long that registers do not hold x. `dtype`, `source`: as `library.linear` has them. One row, of
-    which little is to be read, needs no cluster where registers hold it.
+    long that registers do not hold x. `dtype`, `source`: as `library.linear` has them; `warps`,
+    `cluster`: as asked.
     """
     if rows > ROWS or not gpu.overlaps or k % 8:
         return None
-    blocks, tiles, wide = blocks_of(k, dtype), -(-rows // 8), source != "half"
-    for c in (1, CLUSTER) if rows == 1 else (CLUSTER, 1):
-        parts = -(-blocks // (WARPS * c)) * (block_of(dtype) // BLOCK)
-        if cluster not in (None, c) or blocks < WARPS * c or 4 * tiles * parts > REGISTERS[wide]:
-            continue
-        columns = min(gpu.processors // c, strips_of(n))
-        for stages in range(stages_of(gpu), LEAST_STAGES - 1, -1):
-            how = Narrow(tiles, c, columns, stages, parts, source == "norm", gpu)
-            if columns and how.shared <= gpu.block_shared:
+    for w, c in _divisions(rows, integers=dtype == "u8"):
+        if warps in (None, w) and cluster in (None, c):
+            how = _divided(rows, k, n, gpu, dtype, source, w, c)
+            if how is not None:
                 return how
+    return None
+
+
+def _divisions(rows: int, *, integers: bool) -> Iterator[tuple[int, int]]:
+    """Yield warps and blocks of a cluster, the fastest first as measured on an H200.
+
+    One row, of which little is to be read, needs no cluster either.
+    """
+    if integers:
+        yield from ((MORE, 1), (MORE, CLUSTER))
+    yield from ((WARPS, c) for c in ((1, CLUSTER) if rows == 1 else (CLUSTER, 1)))
+
+
+def _divided(
+    rows: int, k: int, n: int, gpu: Gpu, dtype: str, source: str, warps: int, cluster: int
+) -> Narrow | None:
+    """Return this division, with as many copies in flight as there is room for; None of too few."""
+    blocks, tiles = blocks_of(k, dtype), -(-rows // 8)
+    parts = -(-blocks // (warps * cluster)) * (block_of(dtype) // BLOCK)
+    registers = REGISTERS[warps, source != "half"]
+    columns = min(gpu.processors // cluster, strips_of(n))
+    if blocks < warps * cluster or 4 * tiles * parts > registers or not columns:
+        return None
+    for stages in range(stages_of(gpu, warps), LEAST_STAGES - 1, -1):
+        how = Narrow(tiles, warps, cluster, columns, stages, parts, source == "norm", gpu)
+        if how.shared <= gpu.block_shared:
+            return how
     return None

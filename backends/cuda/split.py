@@ -52,9 +52,9 @@ class Split:
         return max(self.gpu.alone, used)
 
 
-def stages_of(gpu: Gpu) -> int:
+def stages_of(gpu: Gpu, warps: int = WARPS) -> int:
     """Return how many copies of a warp are in flight: half of a block's memory at most."""
-    return min(STAGES, gpu.block_shared // 2 // (WARPS * PIECE))
+    return min(STAGES, gpu.block_shared // 2 // (warps * PIECE))
 
 
 def ring_bytes(stages: int) -> int:

@@ -35,6 +35,14 @@ FORMS = {
     "8 bits, one block": Form(
         16, 520, 33, cluster=1, options={"integers": True, "epilogue": "residual", "dtype": "bf16"}
     ),
+    "8 bits, twice the warps": Form(
+        11, 2056, 70, columns=2, warps=16,
+        options={"integers": True, "source": "norm", "epilogue": "gated", "dtype": "bf16"},
+    ),
+    "8 bits, twice the warps of one block": Form(
+        2, 1048, 161, cluster=1, columns=2, warps=16,
+        options={"integers": True, "source": "half", "epilogue": "residual", "squares": True},
+    ),
     "bf16": Form(12, 536, 96, options={"dtype": "bf16", "source": "half", "out": "half"}),
 }  # fmt: skip
 TRIED = FORMS["many strips of one cluster"]  # both slots of both barriers are used again

@@ -51,8 +51,10 @@ def products():
         }  # fmt: skip
         for cluster in (1, 2):  # one launch of few rows, over one and two blocks
             made[f"n{index}_{cluster}"] = case | {"cluster": cluster}
-            if k >= 64 * 8 * cluster:
-                made[f"m{index}_{cluster}"] = case | {"cluster": cluster, "integers": True}
+            for warps in (8, 16):
+                if k > 64 * (warps * cluster - 1):
+                    how = {"integers": True, "warps": warps, "cluster": cluster}
+                    made[f"m{index}_{warps}_{cluster}"] = case | how
     for index, (rows, k, n) in enumerate([(5, 100, 259), (16, 64, 96), (1, 320, 32)]):
         gated = n % 2 == 0 and index == 1
         made[f"w{index}"] = {

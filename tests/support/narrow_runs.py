@@ -39,7 +39,8 @@ Values = np.ndarray[Any, Any]
 class Form:
     """Sizes and options of `library.linear`; `columns`: clusters that share the strips, at most.
 
-    `idle`: clusters more than there are strips for, which the division never makes.
+    `idle`: clusters more than there are strips for, which the division never makes. `warps`: of a
+    block, by default those that the division takes.
     """
 
     rows: int
@@ -49,6 +50,7 @@ class Form:
     cluster: int = 2
     arch: str = "sm_90"
     idle: int = 0
+    warps: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def kernel(self, name: str) -> Kernel:
@@ -56,11 +58,18 @@ class Form:
         gpu = replace(GPUS[self.arch], processors=self.columns * self.cluster)
         options = {"dtype": "f16", "eps": 1e-5, "gpu": gpu} | self.options
         made = library.linear(
-            name, rows=self.rows, k=self.k, n=self.n, cluster=self.cluster, **options
+            name,
+            rows=self.rows,
+            k=self.k,
+            n=self.n,
+            warps=self.warps,
+            cluster=self.cluster,
+            **options,
         )
         assert made.source.startswith('#include "narrow.cuh"')
         constants = traits(made.source)
         assert constants["CLUSTER"] == self.cluster
+        assert self.warps in (None, constants["WARPS"])
         assert made.grid[0] == constants["COLUMNS"] * self.cluster
         return self._with_idle(made, constants["COLUMNS"]) if self.idle else made
 

@@ -47,8 +47,10 @@ template <> struct Half<__nv_bfloat16> {
     even = less_128(word), odd = less_128(word >> 8);
   }
   static __device__ __forceinline__ u32 less_128(u32 bytes) {
-    const u32 low = (bytes & 0x007f007f) | 0x43004300, high = (bytes & 0x00800080) ^ 0xc380c380;
-    u32 y;
+    // One instruction each, which the compiler does not make of `&` and `|` with two constants.
+    u32 low, high, y;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(low) : "r"(bytes), "r"(0x007f007f), "r"(0x43004300));
+    asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(high) : "r"(bytes), "r"(0x00800080), "r"(0xc380c380));
     asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(low), "r"(0x3f803f80), "r"(high));
     return y;
   }

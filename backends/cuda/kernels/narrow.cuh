@@ -28,7 +28,7 @@ template <typename C> struct Narrow {
   static constexpr int ROWS = 8 * C::TILES, COUNT = 2 * C::TILES;
   static constexpr bool WIDE = C::SOURCE != 1, NORM = C::SOURCE == 2;
   static_assert(BLOCKS >= ALL && COUNT <= C::WARPS && C::K % 8 == 0, "see narrow.py");
-  static constexpr int PARTS = PIECES * HALVES, AT_ONCE = WIDE ? 16 / C::TILES : PARTS;
+  static constexpr int PARTS = PIECES * HALVES, AT_ONCE = WIDE ? 128 / C::WARPS / C::TILES : PARTS;
   static constexpr int BATCH = PARTS < AT_ONCE ? PARTS : AT_ONCE;  // of x: loads in flight
 
   // Shared memory: rings, their barriers, two for what other blocks send; sums of the warps of two
