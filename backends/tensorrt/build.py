@@ -19,8 +19,9 @@ from pcc.backends.tensorrt.legal import (
 )
 from pcc.backends.tensorrt.library import import_module, messages, need_driver
 from pcc.backends.tensorrt.options import BuildOptions
-from pcc.backends.tensorrt.precision import pin
+from pcc.backends.tensorrt.precision import pin, types_of
 from pcc.backends.tensorrt.runtimes import TensorRt
+from pcc.backends.tensorrt.stored import check_stored
 from pcc.errors import PccError
 
 Sizes = Mapping[str, Sequence[int]]  # of inputs by name
@@ -54,14 +55,18 @@ class Builder:
         """Build a prepared graph that lies at `path`, beside its weights.
 
         `profiles`: of a graph with open sizes the shapes of its inputs at each width.
-        Errors: E431 to E435 where the engine would not be the graph, or is not to be had.
+        Errors: E431 to E435, E438 where the engine would not be the graph, or is not to be had.
         """
         start, r = time.perf_counter(), self.runtime
         check_model(model, r)
         network, _parser = self._parse(path)  # the parser owns weights until the build is over
         check_network(network, model, r, self.module)
-        pinned = {} if r.typed else pin(network, model, self.module)
-        config = self._config(half=bool(pinned.get("HALF")))
+        types = types_of(model)
+        pinned = {} if r.typed else pin(network, types, self.module)
+        half = bool(pinned.get("HALF"))
+        config = self._config(half=half)
+        if half:
+            self._keep_borders(network, config)
         for shapes in profiles:
             self._profile(config, shapes)
         plan = self.builder.build_serialized_network(network, config)
@@ -70,6 +75,8 @@ class Builder:
             raise PccError("E435", f"TensorRT {r.name} builds no engine: {_why(said)}",
                            at=path.stem)  # fmt: skip
         check_build(said, r)
+        if half and pinned["FLOAT"]:
+            check_stored(self._opened(plan, path.stem), model, types, self.module)
         if self._timings is not None:
             self.cache = bytes(memoryview(self._timings.serialize()))
         seconds = time.perf_counter() - start
@@ -113,6 +120,28 @@ class Builder:
             self._timings = config.create_timing_cache(self.cache)
             config.set_timing_cache(self._timings, ignore_mismatch=False)
         return config
+
+    def _keep_borders(self, network: Any, config: Any) -> None:
+        """Let no input or output be converted on its way, to half and back: where types are hints.
+
+        Formats that are linear in memory are what callers have; without them the flag does nothing.
+        """
+        linear = 1 << int(self.module.TensorFormat.LINEAR)
+        for i in range(network.num_inputs):
+            network.get_input(i).allowed_formats = linear
+        for i in range(network.num_outputs):
+            network.get_output(i).allowed_formats = linear
+        config.set_flag(self.module.BuilderFlag.DIRECT_IO)
+
+    def _opened(self, plan: Any, name: str) -> Any:
+        """Return the engine of a plan. Errors: E435."""
+        runtime = self.module.Runtime(self.messages.logger)
+        engine = runtime.deserialize_cuda_engine(plan)
+        said = self.messages.take()
+        if engine is None:
+            what = f"TensorRT {self.runtime.name} does not open the engine: {_why(said)}"
+            raise PccError("E435", what, at=name)
+        return engine
 
     def _profile(self, config: Any, shapes: Sizes) -> None:
         """Add a profile of exactly these shapes."""

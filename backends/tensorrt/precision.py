@@ -29,13 +29,13 @@ def types_of(model: ir.Model) -> dict[str, str]:
     return {str(v.name): FLOATS.get(v.dtype, "") for v in values if v.dtype is not None}
 
 
-def pin(network: Any, model: ir.Model, module: Any) -> dict[str, int]:
+def pin(network: Any, known: dict[str, str], module: Any) -> dict[str, int]:
     """Set the precision of each layer that computes, and the type of each float that is made.
 
-    Returns how many layers compute in which. Layers that the parser adds on its own take the type
-    of their first float operand.
+    `known`: `types_of` the graph. Layers that the parser adds on its own take the type of their
+    first float operand, and are added to it. Returns how many layers compute in which.
     """
-    known, counts = types_of(model), {"FLOAT": 0, "HALF": 0}
+    counts = {"FLOAT": 0, "HALF": 0}
     for i in range(network.num_layers):
         layer = network.get_layer(i)
         for j in range(layer.num_outputs):

@@ -114,33 +114,25 @@ def halves(target: str, folder: Path) -> Iterator[Row]:
             worst = max(worst, float(np.abs(q.astype(np.float64).sum(-1) - 1).max()))
         pinned = engine.queries["draft"].get("pinned", {})
         good = worst <= 1e-5 and (not pinned or pinned.get("HALF", 0) > 0)
-        half = [] if good else in_half(engine, "draft")
+        half = [] if good else halved(engine, "draft")
         print(*(f"  in half: {x}" for x in half), sep="\n")
         yield {"suite": "halves", "case": f"{kind}-fp16", "what": "sums of q",
                "verdict": "ok" if good else "differs", "error": worst, "bound": 1e-5,
                "note": f"pinned {pinned}", "half": half[:40]}  # fmt: skip
 
 
-def in_half(engine: Any, query: str) -> list[str]:
+def halved(engine: Any, query: str) -> list[str]:
     """Return the layers that read or write half precision, each with the tensors in half."""
+    from pcc.backends.tensorrt.stored import in_half, layers_of
+
     plan, module = engine.runner.executor(query)[1].engine, engine.runner.opener.module
-    inspector = plan.create_engine_inspector()
-    text = inspector.get_engine_information(module.LayerInformationFormat.JSON)
-    layers = [x for x in json.loads(text)["Layers"] if isinstance(x, dict)]
-    return [
-        f"{x['Name']} ({x.get('LayerType')}, {x.get('TacticName', '')}): {tensors}"
-        for x in layers
-        if (tensors := "; ".join(_half_tensors(x)))
-    ]
-
-
-def _half_tensors(layer: Row) -> Iterator[str]:
-    """Yield which of a layer's tensors are in half: "reads A, B", "writes C"."""
-    for verb, side in (("reads", "Inputs"), ("writes", "Outputs")):
-        half = [x for x in layer.get(side, ()) if "FP16" in str(x) or "Half" in str(x)]
-        if half:
-            names = (str(x.get("Name", x)) if isinstance(x, dict) else str(x) for x in half)
-            yield f"{verb} {', '.join(names)}"
+    out = []
+    for x in layers_of(plan, module):
+        sides = (("reads", in_half(x, "Inputs")), ("writes", in_half(x, "Outputs")))
+        tensors = "; ".join(f"{verb} {', '.join(names)}" for verb, names in sides if names)
+        if tensors:
+            out.append(f"{x['Name']} ({x.get('LayerType')}, {x.get('TacticName', '')}): {tensors}")
+    return out
 
 
 def refusals(target: str, folder: Path) -> Iterator[Row]:

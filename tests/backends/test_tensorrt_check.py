@@ -195,5 +195,5 @@ def test_tensors_in_half_are_named() -> None:
         executor=lambda query: (None, SimpleNamespace(engine=plan)),
         opener=SimpleNamespace(module=module),
     )
-    (found,) = check.in_half(SimpleNamespace(runner=runner), "draft")
+    (found,) = check.halved(SimpleNamespace(runner=runner), "draft")
     assert found == "block (Myelin, t): reads w, s; writes q"

@@ -18,7 +18,7 @@ from pcc.backends.onnx.lower import lower
 from pcc.backends.tensorrt.forms import prepare
 from pcc.backends.tensorrt.legal import check_messages, check_model, summary
 from pcc.backends.tensorrt.options import BuildOptions
-from pcc.backends.tensorrt.precision import pin
+from pcc.backends.tensorrt.precision import pin, types_of
 from pcc.backends.tensorrt.runtimes import RUNTIMES, runtime_for, runtime_of
 from pcc.backends.tensorrt.write import static_model
 from pcc.conformance.verifiers import KINDS
@@ -328,7 +328,9 @@ def test_every_layer_that_computes_is_pinned_to_the_types_of_the_graph(
     own = Tensor(name="(an identity)", dtype=SimpleNamespace(name="FLOAT"))
     layers.insert(-1, layer("IDENTITY", [wide], [own]))
     network = SimpleNamespace(num_layers=len(layers), get_layer=lambda i: layers[i])
-    counts = pin(network, model, SimpleNamespace(DataType=SimpleNamespace(FLOAT=1, HALF=2)))
+    known = types_of(model)
+    counts = pin(network, known, SimpleNamespace(DataType=SimpleNamespace(FLOAT=1, HALF=2)))
+    assert known["(parser's own)"] == known["(an identity)"] == "FLOAT"
     assert counts["HALF"] > 0
     assert counts["FLOAT"] > 30
     for made in layers:

@@ -1,0 +1,97 @@
+"""What an engine keeps between its blocks, where types are hints.
+
+Inside a fused block layers compute in what they are pinned to. What leaves a block may all the same
+be stored as a half, and be read as a float again: of the draft of an HMM 8.6 rounded u, the context
+and q itself, whose sums were then off by 2.6e-4. Inputs and outputs are told not to be converted
+(`Builder`); what lies between two blocks is looked up here, in the engine as it was built.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import onnx_ir as ir
+
+from pcc.backends.tensorrt.legal import nodes_of
+from pcc.errors import PccError
+
+MOVES = frozenset(
+    ("Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze",
+     "Transpose", "Unsqueeze")
+)  # fmt: skip
+MADE = "Reformatted "  # how names of tensors begin that a conversion makes, or reads
+
+
+def check_stored(engine: Any, model: ir.Model, types: Mapping[str, str], module: Any) -> None:
+    """Raise E438 where an engine stores a float of the graph as a half, and bits are lost by it.
+
+    `types`: of the network's tensors by name, "FLOAT" or "HALF". Nothing is lost of what came from
+    halves without being computed with, or of what is read as halves only.
+    """
+    layers = layers_of(engine, module)
+    values = {str(v.name): v for node in nodes_of(model.graph) for v in node.outputs}
+    values |= {str(v.name): v for v in model.graph.inputs}
+    real = dict(_conversions(layers))
+    stored = {real.get(x, x) for layer in layers for side in ("Inputs", "Outputs")
+              for x in in_half(layer, side)}  # fmt: skip
+    lost = sorted(
+        x for x in stored if types.get(x) == "FLOAT" and not (x in values and _same(values[x]))
+    )
+    if lost:
+        names = ", ".join(map(repr, lost[:5])) + (", …" if len(lost) > 5 else "")
+        what = f"the engine stores in half precision what is float32 in the graph: {names}"
+        raise PccError("E438", what, hint="compile with --precision fp32")
+
+
+def layers_of(engine: Any, module: Any) -> list[dict[str, Any]]:
+    """Return the layers of an engine that was built with details."""
+    text = engine.create_engine_inspector().get_engine_information(
+        module.LayerInformationFormat.JSON
+    )
+    return [x for x in json.loads(text)["Layers"] if isinstance(x, dict)]
+
+
+def in_half(layer: Mapping[str, Any], side: str) -> list[str]:
+    """Return the names of a layer's "Inputs" or "Outputs" that are stored in half precision."""
+    found = (x for x in layer.get(side, ()) if "FP16" in str(x) or "Half" in str(x))
+    return [str(x.get("Name", x)) if isinstance(x, dict) else str(x) for x in found]
+
+
+def _conversions(layers: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Yield (name that a conversion made up, the tensor that it stands for)."""
+    for layer in layers:
+        if layer.get("LayerType") != "Reformat":
+            continue
+        sides = [[str(x["Name"]) for x in layer.get(k, ())] for k in ("Inputs", "Outputs")]
+        if [len(x) for x in sides] == [1, 1]:
+            (a,), (b,) = sides
+            if a.startswith(MADE) != b.startswith(MADE):
+                yield (a, b) if a.startswith(MADE) else (b, a)
+
+
+def _same(v: ir.Value) -> bool:
+    """Whether a float keeps its value as a half, or is read as one by all that read it."""
+    return _from_halves(v) or _as_halves(v)
+
+
+def _from_halves(v: ir.Value) -> bool:
+    node = v.producer()
+    if node is None:
+        return False
+    if node.op_type == "Cast":
+        return node.inputs[0] is not None and node.inputs[0].dtype == ir.DataType.FLOAT16
+    floats = [x for x in node.inputs if x is not None and x.dtype == ir.DataType.FLOAT]
+    return node.op_type in MOVES and bool(floats) and all(map(_from_halves, floats))
+
+
+def _as_halves(v: ir.Value) -> bool:
+    readers = [use.node for use in v.uses()]
+    return bool(readers) and not v.is_graph_output() and all(map(_reads_halves, readers))
+
+
+def _reads_halves(node: ir.Node) -> bool:
+    if node.op_type == "Cast":
+        return node.outputs[0].dtype == ir.DataType.FLOAT16
+    return node.op_type in MOVES and all(map(_as_halves, node.outputs))

@@ -1,0 +1,130 @@
+"""What an engine stores in half precision, by what 8.6 says of the engines it builds."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper
+
+from pcc.backends.tensorrt.build import Builder
+from pcc.backends.tensorrt.precision import types_of
+from pcc.backends.tensorrt.stored import check_stored
+from pcc.errors import PccError
+
+HALF, WHOLE = "Row major linear FP16 format", "Row major linear FP32"
+JSON = SimpleNamespace(LayerInformationFormat=SimpleNamespace(JSON=0))
+
+
+def graph() -> ir.Model:
+    """Context -> half -> product -> float, reshaped -> softmax q; sum of q and u, moved."""
+    one, two = TensorProto.FLOAT, TensorProto.FLOAT16
+    value, node = helper.make_tensor_value_info, helper.make_node
+    nodes = [
+        node("Reshape", ["context", "flat"], ["row"]), node("Cast", ["row"], ["h"], to=two),
+        node("MatMul", ["h", "w"], ["z"]), node("Cast", ["z"], ["scores"], to=one),
+        node("Reshape", ["scores", "flat"], ["logits"]), node("Softmax", ["logits"], ["q"]),
+        node("Add", ["q", "u"], ["sum"]), node("Reshape", ["sum", "flat"], ["moved"]),
+    ]  # fmt: skip
+    inner = [value("row", one, [1, 4]), value("h", two, [1, 4]), value("z", two, [1, 4]),
+             value("scores", one, [1, 4]), value("logits", one, [1, 4]),
+             value("sum", one, [1, 4])]  # fmt: skip
+    made = helper.make_graph(
+        nodes, "g", [value("context", one, [1, 4]), value("u", one, [1, 4])],
+        [value("q", one, [1, 4]), value("moved", one, [1, 4])],
+        [helper.make_tensor("flat", TensorProto.INT64, [2], [1, 4]),
+         helper.make_tensor("w", two, [4, 4], [0.5] * 16)], value_info=inner,
+    )  # fmt: skip
+    return ir.from_proto(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)]))
+
+
+def tensor(name: str, kind: str) -> dict[str, str]:
+    return {"Name": name, "Format/Datatype": kind}
+
+
+def engine(*layers: Any) -> Any:
+    """An engine of which an inspector says this."""
+    said = json.dumps({"Layers": [*layers, "a layer of which nothing is known"]})
+    inspector = SimpleNamespace(get_engine_information=lambda _: said)
+    return SimpleNamespace(create_engine_inspector=lambda: inspector)
+
+
+def block(ins: dict[str, str], outs: dict[str, str]) -> dict[str, Any]:
+    sides = {"Inputs": ins, "Outputs": outs}
+    found = {k: [tensor(*x) for x in side.items()] for k, side in sides.items()}
+    return {"Name": "{ForeignNode[a...b]}", "LayerType": "Myelin", **found}
+
+
+def conversion(a: str, of: str, b: str, to: str) -> dict[str, Any]:
+    return {"Name": "Reformatting CopyNode", "LayerType": "Reformat",
+            "Inputs": [tensor(a, of)], "Outputs": [tensor(b, to)]}  # fmt: skip
+
+
+def names(*layers: Any) -> str:
+    """What is refused, or nothing."""
+    model = graph()
+    try:
+        check_stored(engine(*layers), model, types_of(model), JSON)
+    except PccError as e:
+        return f"{e.code} {e.what.split(': ')[1]}".removeprefix("E438 ")
+    return ""
+
+
+def test_what_a_conversion_halves_is_found_by_the_tensor_it_stands_for() -> None:
+    """As 8.6 built the draft of an HMM: u, the context and q itself crossed a border as halves."""
+    u, c, q = (f"Reformatted {x} Tensor {i} to {{ForeignNode[a...b]}}"
+               for x, i in (("Input", 0), ("Input", 1), ("Output", 0)))  # fmt: skip
+    into = conversion("u", WHOLE, u, HALF), conversion("context", WHOLE, c, HALF)
+    out = conversion(q, HALF, "q", WHOLE)
+    # The context is nothing but rounded to half by the graph itself.
+    assert names(*into, block({u: HALF, c: HALF}, {q: HALF}), out) == "'q', 'u'"
+    assert names(into[1], block({"u": WHOLE, c: HALF}, {"q": WHOLE})) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "lost"),
+    [("sum", True), ("q", True), ("u", True), ("moved", True),
+     ("logits", False), ("scores", False), ("row", False), ("h", False), ("z", False),
+     ("w", False), ("what nobody knows", False)],
+)  # fmt: skip
+def test_tensors_between_blocks(name: str, lost: bool) -> None:
+    """Floats that come from halves, or are read as halves only, lose nothing."""
+    said = names(block({}, {name: HALF}), block({name: HALF}, {}))
+    assert said == (f"'{name}'" if lost else "")
+    assert names(block({}, {name: WHOLE}), block({name: WHOLE}, {})) == ""
+
+
+def test_what_the_parser_adds_has_the_type_that_it_was_given() -> None:
+    model = graph()
+    for kind, bad in (("FLOAT", True), ("HALF", False)):
+        types = types_of(model) | {"(parser's own)": kind}
+        made = engine(block({}, {"(parser's own)": HALF}))
+        if bad:
+            with pytest.raises(PccError, match=r"E438.*parser's own"):
+                check_stored(made, model, types, JSON)
+        else:
+            check_stored(made, model, types, JSON)
+
+
+def test_many_names_are_not_all_said() -> None:
+    model = graph()
+    types = {f"t{i}": "FLOAT" for i in range(9)}
+    with pytest.raises(PccError, match="'t4', …"):
+        check_stored(engine(block({}, dict.fromkeys(types, HALF))), model, types, JSON)
+
+
+def test_inputs_and_outputs_are_not_to_be_converted() -> None:
+    tensors = [SimpleNamespace(allowed_formats=0) for _ in range(3)]
+    network = SimpleNamespace(num_inputs=1, num_outputs=2, get_input=lambda i: tensors[i],
+                              get_output=lambda i: tensors[1 + i])  # fmt: skip
+    flags: list[str] = []
+    builder = object.__new__(Builder)
+    builder.module = SimpleNamespace(
+        TensorFormat=SimpleNamespace(LINEAR=0), BuilderFlag=SimpleNamespace(DIRECT_IO="direct")
+    )
+    builder._keep_borders(network, SimpleNamespace(set_flag=flags.append))
+    assert flags == ["direct"]
+    assert [x.allowed_formats for x in tensors] == [1, 1, 1]
