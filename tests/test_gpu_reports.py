@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # last: pcc may be an installed one
 
-from benchmarks.gpu import merge, reports
+from benchmarks.gpu import device_kernels, merge, reports
 
 
 def entry(stage: str, name: str, commit: str, **data: object) -> dict[str, object]:
@@ -50,3 +50,40 @@ def test_parts_of_a_check_keep_what_differs() -> None:
 def test_the_level_of_quick_builds_is_said() -> None:
     report = {"batches": [1], "engine": {"level": "0", "workspace": "1"}, "complete": True}
     assert merge.ran(report, "queries") == "batch 1; level=0"
+
+
+def test_a_trace_is_divided_by_what_kernels_do() -> None:
+    names = {
+        "nvjet_hsh_64x8": "products", "void pcc_narrow_f16": "products",
+        "void onnxruntime::cuda::_BinaryElementWiseSimple<OP_Mul>": "element-wise",
+        "void onnxruntime::cuda::Transpose4DKernel": "moves", "Memcpy DtoD": "moves",
+        "void softmax_warp_forward<float>": "softmax", "simplified_layer_norm": "norms, reductions",
+        "CastKernelStd": "casts", "what is it": "other",
+    }  # fmt: skip
+    assert {n: device_kernels.family(n) for n in names} == names
+    events = [("gemm", 40.0), ("gemm", 60.0), ("CastKernelStd", 5.0)] * device_kernels.ROUNDS
+    found = device_kernels.summary(events, 150.0)
+    assert found["launches"] == 3
+    assert found["between_us"] == 45.0
+    assert found["families"] == [
+        {"family": "products", "launches": 2, "us": 100.0, "of_round": 0.667},
+        {"family": "casts", "launches": 1, "us": 5.0, "of_round": 0.033},
+    ]
+    assert [k["name"] for k in found["kernels"]] == ["gemm", "CastKernelStd"]
+    made = [entry(f"s{i}", "device-kernels", c, gpu="NVIDIA X", **found) for i, c in ((1, "a"),)]
+    newer = entry("s1", "device-kernels", "b", gpu="NVIDIA X", bundle="/tmp/s1.pcc", **found)
+    kept = reports.traces(reports.traces([], made), [newer])
+    assert [(r["name"], r["commit"]) for r in kept] == [("s1", "b")]
+    assert "bundle" not in kept[0]
+    table = reports.families(kept)
+    assert "| s1 | products | 2 | 100 | 66.7% | X |" in table
+    assert "| s1 | between them |  | 45 | 30.0% | X |" in table
+
+
+def test_a_build_belongs_to_the_rows_of_its_stage_and_commit() -> None:
+    parts = [
+        {"stage": "s", "commit": "a", "name": "compile", "status": 0, "seconds": 60.5},
+        {"stage": "s", "commit": "b", "name": "compile", "status": 1, "seconds": 9.0},
+        {"stage": "t", "commit": "a", "name": "bench", "status": 0, "seconds": 9.0},
+    ]
+    assert reports.builds(parts) == {("s", "a"): 60.5}

@@ -7,8 +7,9 @@ Rows go into `results/h200.json`, a list; a row replaces an older one of the sam
 GPU, by date. Reports of conformance go into `results/h200_conformance.json`, with what was run:
 parts, rows, names. One that was cut off is marked as such, and never replaces a whole one. The
 tables between the markers of README.md and docs/gpu.md are made from these files, by this program
-alone. The machine's description, `host_gap.py` and the parts of `tensorrt_check.py` go into files
-of their own.
+alone. The machine's description, `host_gap.py`, `device_kernels.py` and the parts of
+`tensorrt_check.py` go into files of their own. `compile_s` of a row: the seconds of its bundle,
+perhaps beside others, where the parts say it.
 """
 
 from __future__ import annotations
@@ -25,26 +26,38 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(ROOT))
 
 from benchmarks import markdown  # noqa: E402
-from benchmarks.gpu.reports import card, checked, gaps, host, machines  # noqa: E402
+from benchmarks.gpu.reports import (  # noqa: E402
+    builds,
+    card,
+    checked,
+    families,
+    gaps,
+    host,
+    machines,
+    traces,
+)
 from benchmarks.gpu.stages import STAGES  # noqa: E402
 from pcc.runtime.bound import complete, rates, with_yardstick  # noqa: E402
 
 RESULTS = ROOT / "benchmarks/results"
 ROWS, REPORTS = RESULTS / "h200.json", RESULTS / "h200_conformance.json"
 MACHINES, HOST = RESULTS / "h200_environment.json", RESULTS / "h200_host.json"
+KERNELS = RESULTS / "h200_kernels.json"
 CHECKS = RESULTS / "h200_tensorrt.json"
 PAGES = (ROOT / "README.md", ROOT / "docs/gpu.md")
 
 
 def merged(old: list[dict[str, Any]], parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the rows, newest of each name and GPU, with the yardsticks of the same work."""
-    found = {(r["name"], r.get("gpu")): r for r in old}
+    found, took = {(r["name"], r.get("gpu")): r for r in old}, builds(parts)
     for e in parts:
         if e["writes"] in ("rows", "row") and "data" in e:
             rows = e["data"] if e["writes"] == "rows" else [e["data"]]
             for r in rows:
                 made = {**r, "commit": e["commit"] if e["commit"] != "unknown" else r.get("commit")}
                 made["date"] = r.get("date") or e.get("date", "")
+                if (e["stage"], e["commit"]) in took:
+                    made["compile_s"] = took[e["stage"], e["commit"]]
                 before = found.get((made["name"], made.get("gpu")))
                 if before is None or str(before.get("date", "")) <= made["date"]:
                     found[made["name"], made.get("gpu")] = made
@@ -224,10 +237,11 @@ def main() -> None:
     a = arguments()
     parts = [e for path in a.parts for e in json.loads(path.read_text())]
     rows, found = merged(_read(ROWS), parts), reports(_read(REPORTS), parts)
-    between = host(_read(HOST), parts)
+    between, kernels = host(_read(HOST), parts), traces(_read(KERNELS), parts)
     _write_lines(ROWS, rows)
     _write_lines(REPORTS, found)
     _write(HOST, between)
+    _write_lines(KERNELS, kernels)
     _write(MACHINES, machines(_read(MACHINES), parts))
     if a.tensorrt:
         old = json.loads(CHECKS.read_text())
@@ -238,6 +252,7 @@ def main() -> None:
             text = placed(text, "h200-short", short(newest(rounds(rows))))
             text = placed(text, "h200-drafts", drafts(rows))
             text = placed(text, "h200-host", gaps(between))
+            text = placed(text, "h200-kernels", families(kernels))
             page.write_text(placed(text, "h200-conformance", verdicts(found)), "utf-8")
 
 

@@ -52,6 +52,40 @@ def gaps(found: list[Report]) -> str:
     ))  # fmt: skip
 
 
+def traces(old: list[Report], parts: list[Report]) -> list[Report]:
+    """Return the newest trace of each stage's bundle (`device_kernels.py`)."""
+    found = {(r["name"], r["gpu"]): r for r in old}
+    for e in parts:
+        if e["name"] == "device-kernels" and "data" in e:
+            data = {k: v for k, v in e["data"].items() if k != "bundle"}
+            made = {"name": e["stage"], "commit": e["commit"], "date": e.get("date"), **data}
+            found[made["name"], made["gpu"]] = made
+    return [found[k] for k in sorted(found)]
+
+
+def families(found: list[Report]) -> str:
+    """Return the traces as Markdown: what kinds of kernels a round is made of."""
+    columns = ("bundle", "kernels", "launches", "microseconds", "of the round", "GPU")
+    rows = []
+    for r in found:
+        for x in r["families"]:
+            rows.append((r["name"], x["family"], str(x["launches"]), f"{x['us']:.0f}",
+                         f"{x['of_round']:.1%}", card(r)))  # fmt: skip
+        part = r["between_us"] / r["round_us"]
+        rows.append((r["name"], "between them", "", f"{r['between_us']:.0f}", f"{part:.1%}",
+                     card(r)))  # fmt: skip
+    return markdown.table(columns, rows)
+
+
+def builds(parts: list[Report]) -> dict[tuple[str, str], float]:
+    """Return the seconds that each stage's bundle took to compile, by stage and commit."""
+    return {
+        (e["stage"], e["commit"]): e["seconds"]
+        for e in parts
+        if e["name"] == "compile" and not e["status"]
+    }
+
+
 def checked(old: Report, reports: list[Mapping[str, Any]], commit: str) -> Report:
     """Return the parts of `tensorrt_check.py`, newest of each name, with what is not plainly ok."""
     runs = {r["part"]: r for r in old["runs"]}
