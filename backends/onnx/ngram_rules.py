@@ -1,13 +1,14 @@
 """Lowering of the longest suffix: one perfect hash table asked for every length at once.
 
-The ids of a suffix of length l are packed into W integers (digits in base V + 1, 0 for "none"), so
-that comparing them with the table's is exact. Hash and displace: the slot of packed words w is
-(h2(w) + d[h1(w) mod B]) mod T, with displacements d chosen so that no two keys share a slot.
+A suffix of length l has digits d_i = id_i + 1 for i < l and zeros from there on, newest first. They
+are packed into W integers, digits in base V + 1, so that comparing them with the table's is exact.
+Hash and displace: the slot of a suffix is (h2 + s[h1 mod B]) mod T, with displacements s chosen so
+that no two keys share a slot, and h = sum_(i<l) (d_i f_i mod p), which a running sum gives for all
+lengths. Where the vocabulary allows, p and W are such that 32 bits hold every number.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -23,9 +24,11 @@ from pcc.ir.core import tensor
 from pcc.tensor.ngram import LongestSuffix
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
-PRIME = 2**31 - 1
-HALF = 2**31
-LENGTH = 1 << 32  # a hit is coded as length * LENGTH + value, so that the longest is the largest
+MOST = 2**31 - 1  # of 32 bits
+# Larger, so that the constant itself tells a runtime of 32 bits that it cannot have this graph.
+WIDE_PRIME = 2**31 + 11
+WIDE_BITS = 62
+SPARSE = 4  # a hash has so many times as many values as there are slots, at least
 SEEDS = 64  # a random choice fails in about half of the cases
 
 
@@ -34,70 +37,81 @@ class Table:
     """A perfect hash table: `words [T,W]` (-1: empty), `values [T]`, `shift [B]`."""
 
     base: int
-    digits: int  # ids in one word
-    factors: Ints  # [2,2W], for the low and high halves of the words
+    digits: int  # in one word
+    prime: int
+    factors: Ints  # [2,L]
     shift: Ints
     words: Ints
     values: Ints
 
-    def hashes(self, words: Ints) -> tuple[Ints, Ints]:
-        """Return h1 and h2 of packed words [..,W]; halves, since words reach beyond the prime."""
-        halves = np.concatenate([words % HALF, words // HALF], axis=-1)
-        h = [(halves * f % PRIME).sum(axis=-1) for f in self.factors]
+    def hashes(self, digits: Ints) -> tuple[Ints, Ints]:
+        """Return h1 and h2 of digits [..,L]."""
+        h = [(digits * f % self.prime).sum(axis=-1) for f in self.factors]
         return h[0], h[1]
 
 
-def packed(keys: Ints, base: int, digits: int) -> Ints:
-    """Return keys [T,L] as words [T,W]: sum_i (id_i + 1) base^i over each group of digits."""
-    count, longest = keys.shape
-    width = -(-longest // digits) * digits
-    padded = np.zeros((count, width), np.int64)
-    padded[:, :longest] = keys + 1
-    power = np.array([base**i for i in range(digits)], np.int64)
-    return np.asarray((padded.reshape(count, -1, digits) * power).sum(axis=-1))
+def packed(digits: Ints, base: int, size: int) -> Ints:
+    """Return digits [T,L] as words [T,W]: sum_i d_i base^i over each group of `size` digits."""
+    count, longest = digits.shape
+    padded = np.zeros((count, -(-longest // size) * size), np.int64)
+    padded[:, :longest] = digits
+    power = np.array([base**i for i in range(size)], np.int64)
+    return np.asarray((padded.reshape(count, -1, size) * power).sum(axis=-1))
 
 
 @lru_cache(maxsize=4)
 def table_of(keys: Array, values: Array) -> Table:
     """Return a perfect hash table of distinct keys."""
-    base = int(keys.value.max()) + 2
-    digits = int(62 / math.log2(base))
-    words = packed(keys.value, base, digits)
+    digits: Ints = keys.value + 1
+    (count, longest), base = digits.shape, int(digits.max()) + 1
+    slots = count + count // 4 + 1
+    prime = _prime((MOST - slots) // max(base, longest), SPARSE * slots)
+    size, most = 1, MOST if prime <= MOST else 2**WIDE_BITS
+    while base ** (size + 1) <= most:
+        size += 1
     for seed in range(SEEDS):
-        factors = np.random.default_rng(seed).integers(1, PRIME, (2, 2 * words.shape[1]))
-        found = _place(words, values.value, base, digits, factors)
-        if found is not None:
-            return found
-    what = f"no perfect hash of {len(words)} words was found"
+        factors = np.random.default_rng(seed).integers(1, prime, (2, longest))
+        empty = np.full((slots, -(-longest // size)), -1, np.int64)
+        shift = np.zeros(count // 2 + 1, np.int64)
+        table = Table(base, size, prime, factors, shift, empty, np.zeros(slots, np.int64))
+        if _place(table, digits, values.value):
+            return table
+    what = f"no perfect hash of {count} words was found"
     raise PccError("E412", what, hint="a word may occur twice in the dictionary")
 
 
-def _place(words: Ints, values: Ints, base: int, digits: int, factors: Ints) -> Table | None:
-    count = len(words)
-    size, buckets = count + count // 4 + 1, count // 2 + 1
-    shift = np.zeros(buckets, np.int64)
-    table = np.full((size, words.shape[1]), -1, np.int64)
-    out = Table(base, digits, factors, shift, table, np.zeros(size, np.int64))
-    h1, h2 = out.hashes(words)
+def _prime(most: int, least: int) -> int:
+    """Return the largest prime up to `most`, or the wide one where there is none from `least`."""
+    for p in range(most, max(least, 3) - 1, -1):
+        if p % 2 and all(p % d for d in range(3, int(p**0.5) + 1, 2)):
+            return p
+    return WIDE_PRIME
+
+
+def _place(table: Table, digits: Ints, values: Ints) -> bool:
+    """Fill a table; return whether every key has a slot of its own."""
+    size, buckets = len(table.values), len(table.shift)
+    words = packed(digits, table.base, table.digits)
+    h1, h2 = table.hashes(digits)
     bucket, spot = h1 % buckets, h2 % size
-    if len(np.unique(bucket * size + spot)) < count:
-        return None  # two keys of a bucket would move together
+    if len(np.unique(bucket * size + spot)) < len(words):
+        return False  # two keys of a bucket would move together
     order = np.argsort(bucket, kind="stable")
     groups = np.split(order, np.unique(bucket[order], return_index=True)[1][1:])
     empty = np.ones(size, np.bool_)
     for group in sorted((x for x in groups if len(x) > 1), key=len, reverse=True):
         move = _free(empty, spot[group])
         if move is None:
-            return None
+            return False
         slots = (spot[group] + move) % size
-        empty[slots], shift[bucket[group[0]]] = False, move
-        table[slots], out.values[slots] = words[group], values[group]
+        empty[slots], table.shift[bucket[group[0]]] = False, move
+        table.words[slots], table.values[slots] = words[group], values[group]
     # A key alone in its bucket goes to any empty slot.
     single = np.array([group[0] for group in groups if len(group) == 1], np.int64)
     slots = np.flatnonzero(empty)[: len(single)]
-    shift[bucket[single]] = (slots - spot[single]) % size
-    table[slots], out.values[slots] = words[single], values[single]
-    return out
+    table.shift[bucket[single]] = (slots - spot[single]) % size
+    table.words[slots], table.values[slots] = words[single], values[single]
+    return True
 
 
 def _free(empty: np.ndarray[Any, np.dtype[np.bool_]], spots: Ints) -> int | None:
@@ -116,21 +130,28 @@ def _(g: Graph, n: LongestSuffix) -> ir.Value:
     table = table_of(n.keys, n.values)
     count, longest = tensor(n).shape[0], n.keys.shape[1]
     back = longest - 1 + np.arange(count)[:, None] - np.arange(longest)
-    ids = g("Add", g.values[n.x], g.const(np.int64(1)))
-    recent = g("Gather", ids, g.const(back), axis=-1)  # [..,N,L], newest first
-    words = _suffix_words(g, table, recent, longest)
-    slot = _slot(g, table, words)
-    same = g("Equal", g("Gather", g.const(table.words), slot, axis=0), words)
-    hit = g.reduce("ReduceMin", g("Cast", same, to=ir.DataType.INT32), [-1])
-    code = g("Gather", g.const(table.values), slot, axis=0)
-    code = g("Add", code, g.const(np.arange(1, longest + 1) * LENGTH))
-    code = g("Mul", code, g("Cast", hit, to=ir.DataType.INT64))
+    digits = g("Add", g.values[n.x], g.const(np.int64(1)))
+    recent = g("Gather", digits, g.const(back), axis=-1)  # [..,N,L], newest first
+    slot = _slot(g, table, recent)
+    hit = _hit(g, table, recent, slot, longest)
     if n.alone.shape[0] and longest > 1:
-        code = g("Mul", code, _lengths(g, n, recent, table.base))
-    best = g.reduce("ReduceMax", code, [-1])
+        hit = g("Mul", hit, _lengths(g, n, recent, table.base))
+    length = g("Mul", hit, g.const(np.arange(1, longest + 1)))
+    best = g.reduce("ReduceMax", length, [-1])
     known = g("Greater", best, g.const(np.int64(0)))
-    value = g("Mod", best, g.const(np.int64(LENGTH)))
-    return g("Where", known, value, g.const(np.int64(n.other)))  # type: ignore[no-any-return]
+    chosen = g("Equal", length, g("Unsqueeze", g("Max", best, g.const(np.int64(1))), g.ints(-1)))
+    value = g("Gather", g.const(table.values), slot, axis=0)
+    value = g("Mul", value, g("Cast", chosen, to=ir.DataType.INT64))
+    found = g.reduce("ReduceSum", value, [-1])
+    return g("Where", known, found, g.const(np.int64(n.other)))  # type: ignore[no-any-return]
+
+
+def _hit(g: Graph, table: Table, recent: ir.Value, slot: ir.Value, longest: int) -> ir.Value:
+    """Return 1 where the suffix [..,N,L] of a length is what stands in its slot, else 0."""
+    words = _suffix_words(g, table, recent, longest)
+    same = g("Equal", g("Gather", g.const(table.words), slot, axis=0), words)
+    all_same = g.reduce("ReduceMin", g("Cast", same, to=ir.DataType.INT32), [-1])
+    return g("Cast", all_same, to=ir.DataType.INT64)  # type: ignore[no-any-return]
 
 
 def _suffix_words(g: Graph, table: Table, recent: ir.Value, longest: int) -> ir.Value:
@@ -151,16 +172,16 @@ def _suffix_words(g: Graph, table: Table, recent: ir.Value, longest: int) -> ir.
     return g("Gather", joined, g.const(np.array(index)), axis=-1)  # type: ignore[no-any-return]
 
 
-def _slot(g: Graph, table: Table, words: ir.Value) -> ir.Value:
-    prime, half = g.const(np.int64(PRIME)), g.const(np.int64(HALF))
-    halves = g("Concat", g("Mod", words, half), g("Div", words, half), axis=-1)
+def _slot(g: Graph, table: Table, recent: ir.Value) -> ir.Value:
+    """Return the slots [..,N,L] of the suffixes of lengths 1..L."""
+    prime, size = g.const(np.int64(table.prime)), g.const(np.int64(len(table.values)))
     h1, h2 = (
-        g.reduce("ReduceSum", g("Mod", g("Mul", halves, g.const(f)), prime), [-1])
+        g("CumSum", g("Mod", g("Mul", recent, g.const(f)), prime), g.const(np.int64(-1)))
         for f in table.factors
     )
     bucket = g("Mod", h1, g.const(np.int64(len(table.shift))))
     shifted = g("Add", h2, g("Gather", g.const(table.shift), bucket, axis=0))
-    return g("Mod", shifted, g.const(np.int64(len(table.words))))  # type: ignore[no-any-return]
+    return g("Mod", shifted, size)  # type: ignore[no-any-return]
 
 
 def _lengths(g: Graph, n: LongestSuffix, recent: ir.Value, base: int) -> ir.Value:

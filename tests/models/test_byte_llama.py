@@ -136,7 +136,9 @@ def arrays(table: dict[str, Any], longest: int) -> tuple[Array, Array, Array]:
     return Array.of(padded), Array.of(np.array(rows)), Array.of(np.array([1, 2]))
 
 
-@pytest.mark.parametrize(("vocab", "count", "longest"), [(3, 60, 9), (40, 900, 16), (4, 3, 2)])
+@pytest.mark.parametrize(
+    ("vocab", "count", "longest"), [(3, 60, 9), (40, 900, 16), (4, 3, 2), (1 << 17, 50, 5)]
+)
 def test_longest_suffix_against_a_direct_search(vocab: int, count: int, longest: int) -> None:
     table = words(1, count, vocab, longest)
     x = t.Input("x", "i64", "b", (longest + 29,))
@@ -161,10 +163,37 @@ def test_every_word_has_its_own_slot(count: int) -> None:
     keys[np.arange(16) >= rng.integers(1, 12, count)[:, None]] = -1
     keys = np.unique(keys, axis=0)
     found = table_of(Array.of(keys), Array.of(np.arange(len(keys))))
-    h1, h2 = found.hashes(found.words[found.words[:, 0] >= 0])
+    h1, h2 = found.hashes(keys + 1)
     slots = (h2 + found.shift[h1 % len(found.shift)]) % len(found.words)
     assert len(set(slots.tolist())) == len(keys)
     assert len(found.words) < 1.3 * len(keys)
+
+
+@pytest.mark.parametrize(
+    ("vocab", "longest", "narrow"),
+    [(4, 9, True), (2, 40, True), (268, 16, True), (5000, 3, True), (1 << 20, 4, False)],
+)
+def test_numbers_of_a_table_fit_32_bits_where_the_vocabulary_is_small(
+    vocab: int, longest: int, narrow: bool
+) -> None:
+    rng = np.random.default_rng(1)
+    keys = rng.integers(0, vocab, (900, longest))
+    keys[np.arange(longest) >= rng.integers(1, longest + 1, 900)[:, None]] = -1
+    keys[0] = vocab - 1
+    keys = np.unique(keys, axis=0)
+    found = table_of(Array.of(keys), Array.of(np.arange(len(keys))))
+    assert (found.prime < 2**31) == narrow
+    digit = found.base - 1  # the largest
+    bits = 31 if narrow else 63
+    assert digit * int(found.factors.max()) < 2**bits
+    assert longest * (found.prime - 1) + int(found.shift.max()) < 2**bits
+    assert found.base**found.digits <= 2**bits
+    assert found.words.max() < 2**bits
+    assert found.prime > 4 * len(found.values), "hashes are spread"
+    h1, h2 = found.hashes(keys + 1)
+    slots = (h2 + found.shift[h1 % len(found.shift)]) % len(found.values)
+    assert len(set(slots.tolist())) == len(keys)
+    assert found.values[slots].tolist() == list(range(len(keys)))
 
 
 def test_the_op_in_the_text_form() -> None:
