@@ -1,14 +1,20 @@
 """Lowering of the longest suffix: one perfect hash table asked for every length at once.
 
 A suffix of length l has digits d_i = id_i + 1 for i < l and zeros from there on, newest first. They
-are packed into W integers, digits in base V + 1, so that comparing them with the table's is exact.
-Hash and displace: the slot of a suffix is (h2 + s[h1 mod B]) mod T, with displacements s chosen so
-that no two keys share a slot, and h = sum_(i<l) (d_i f_i mod p), which a running sum gives for all
-lengths. Where the vocabulary allows, p and W are such that 32 bits hold every number.
+are packed into W integers, in a base with one digit more for ids that no key has, so that comparing
+them with the table's is exact. Hash and displace: with h_k = sum_(i<l) (d_i f_ki mod p), which a
+running sum gives for all lengths, and |a, b|_M = (a mod M_1) M_2 + b mod M_2,
+
+    slot = (|h_3, h_4|_S + shift[|h_1, h_2|_B]) mod S_1 S_2,
+
+with displacements such that no two keys share a slot. Four small hashes instead of two: where the
+vocabulary allows, p and W are such that no number reaches 2^22. A runtime whose integers have 32
+bits may divide them as floats: TensorRT 8.6 finds other remainders of numbers around 2^30.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -24,11 +30,11 @@ from pcc.ir.core import tensor
 from pcc.tensor.ngram import LongestSuffix
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
-MOST = 2**31 - 1  # of 32 bits
-# Larger, so that the constant itself tells a runtime of 32 bits that it cannot have this graph.
+MOST = 2**22  # of 24 bits that a float has, two less: a quotient may be off by a few of its last
+# So large that the constant itself tells a runtime of 32 bits that it cannot have this graph.
 WIDE_PRIME = 2**31 + 11
 WIDE_BITS = 62
-SPARSE = 4  # a hash has so many times as many values as there are slots, at least
+SPARSE = 4  # a hash has so many times as many values as what it is divided by, at least
 SEEDS = 64  # a random choice fails in about half of the cases
 
 
@@ -39,15 +45,18 @@ class Table:
     base: int
     digits: int  # in one word
     prime: int
-    factors: Ints  # [2,L]
+    factors: Ints  # [4,L]
+    buckets: tuple[int, int]  # B = B_1 B_2
+    slots: tuple[int, int]  # T = S_1 S_2
     shift: Ints
     words: Ints
     values: Ints
 
     def hashes(self, digits: Ints) -> tuple[Ints, Ints]:
-        """Return h1 and h2 of digits [..,L]."""
+        """Return buckets and undisplaced slots of digits [..,L]."""
         h = [(digits * f % self.prime).sum(axis=-1) for f in self.factors]
-        return h[0], h[1]
+        (b1, b2), (s1, s2) = self.buckets, self.slots
+        return h[0] % b1 * b2 + h[1] % b2, h[2] % s1 * s2 + h[3] % s2
 
 
 def packed(digits: Ints, base: int, size: int) -> Ints:
@@ -63,21 +72,32 @@ def packed(digits: Ints, base: int, size: int) -> Ints:
 def table_of(keys: Array, values: Array) -> Table:
     """Return a perfect hash table of distinct keys."""
     digits: Ints = keys.value + 1
-    (count, longest), base = digits.shape, int(digits.max()) + 1
-    slots = count + count // 4 + 1
-    prime = _prime((MOST - slots) // max(base, longest), SPARSE * slots)
-    size, most = 1, MOST if prime <= MOST else 2**WIDE_BITS
+    (count, longest), base = digits.shape, int(digits.max()) + 2
+    buckets, slots = _factored(count // 2 + 1), _factored(count + count // 4 + 1)
+    # Digits that differ do so modulo p.
+    prime = _prime(MOST // max(base, longest), max(base, SPARSE * slots[0]))
+    narrow = prime < MOST and 2 * math.prod(slots) < MOST
+    size, most = 1, MOST if narrow else 2**WIDE_BITS
+    prime = prime if narrow else WIDE_PRIME
     while base ** (size + 1) <= most:
         size += 1
     for seed in range(SEEDS):
-        factors = np.random.default_rng(seed).integers(1, prime, (2, longest))
-        empty = np.full((slots, -(-longest // size)), -1, np.int64)
-        shift = np.zeros(count // 2 + 1, np.int64)
-        table = Table(base, size, prime, factors, shift, empty, np.zeros(slots, np.int64))
+        factors = np.random.default_rng(seed).integers(1, prime, (4, longest))
+        held = math.prod(slots)
+        words = np.full((held, -(-longest // size)), -1, np.int64)
+        shift = np.zeros(math.prod(buckets), np.int64)
+        empty = np.zeros(held, np.int64)
+        table = Table(base, size, prime, factors, buckets, slots, shift, words, empty)
         if _place(table, digits, values.value):
             return table
     what = f"no perfect hash of {count} words was found"
     raise PccError("E412", what, hint="a word may occur twice in the dictionary")
+
+
+def _factored(least: int) -> tuple[int, int]:
+    """Return two numbers of about one size, the larger one first, of product `least` or more."""
+    second = math.isqrt(least)
+    return -(-least // second), second
 
 
 def _prime(most: int, least: int) -> int:
@@ -90,10 +110,9 @@ def _prime(most: int, least: int) -> int:
 
 def _place(table: Table, digits: Ints, values: Ints) -> bool:
     """Fill a table; return whether every key has a slot of its own."""
-    size, buckets = len(table.values), len(table.shift)
+    size = len(table.values)
     words = packed(digits, table.base, table.digits)
-    h1, h2 = table.hashes(digits)
-    bucket, spot = h1 % buckets, h2 % size
+    bucket, spot = table.hashes(digits)
     if len(np.unique(bucket * size + spot)) < len(words):
         return False  # two keys of a bucket would move together
     order = np.argsort(bucket, kind="stable")
@@ -131,6 +150,7 @@ def _(g: Graph, n: LongestSuffix) -> ir.Value:
     count, longest = tensor(n).shape[0], n.keys.shape[1]
     back = longest - 1 + np.arange(count)[:, None] - np.arange(longest)
     digits = g("Add", g.values[n.x], g.const(np.int64(1)))
+    digits = g("Min", digits, g.const(np.int64(table.base - 1)))
     recent = g("Gather", digits, g.const(back), axis=-1)  # [..,N,L], newest first
     slot = _slot(g, table, recent)
     hit = _hit(g, table, recent, slot, longest)
@@ -174,14 +194,21 @@ def _suffix_words(g: Graph, table: Table, recent: ir.Value, longest: int) -> ir.
 
 def _slot(g: Graph, table: Table, recent: ir.Value) -> ir.Value:
     """Return the slots [..,N,L] of the suffixes of lengths 1..L."""
-    prime, size = g.const(np.int64(table.prime)), g.const(np.int64(len(table.values)))
-    h1, h2 = (
+    prime = g.const(np.int64(table.prime))
+    h = [
         g("CumSum", g("Mod", g("Mul", recent, g.const(f)), prime), g.const(np.int64(-1)))
         for f in table.factors
-    )
-    bucket = g("Mod", h1, g.const(np.int64(len(table.shift))))
-    shifted = g("Add", h2, g("Gather", g.const(table.shift), bucket, axis=0))
-    return g("Mod", shifted, size)  # type: ignore[no-any-return]
+    ]
+    bucket, spot = _joined(g, h[0], h[1], table.buckets), _joined(g, h[2], h[3], table.slots)
+    moved = g("Add", spot, g("Gather", g.const(table.shift), bucket, axis=0))
+    return g("Mod", moved, g.const(np.int64(len(table.values))))  # type: ignore[no-any-return]
+
+
+def _joined(g: Graph, a: ir.Value, b: ir.Value, sizes: tuple[int, int]) -> ir.Value:
+    """Return |a, b|: one number of two remainders."""
+    first, second = (g.const(np.int64(m)) for m in sizes)
+    high = g("Mul", g("Mod", a, first), second)
+    return g("Add", high, g("Mod", b, second))  # type: ignore[no-any-return]
 
 
 def _lengths(g: Graph, n: LongestSuffix, recent: ir.Value, base: int) -> ir.Value:

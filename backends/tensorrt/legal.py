@@ -72,7 +72,8 @@ def _narrow(model: ir.Model, r: TensorRt) -> None:
         if a.size and not ends and (a.max() >= 1 << 31 or a.min() < -(1 << 31)):
             op = next((u.node.metadata_props.get("pcc.op", "") for u in v.uses()), "")
             what = f"TensorRT {r.name} has 32-bit integers; {op or v.name} needs 64"
-            raise PccError("E431", what, hint="a table of many words over a large vocabulary is such an op")
+            hint = "a table of many words over a large vocabulary is such an op"
+            raise PccError("E431", what, hint=hint)
 
 
 def nodes_of(graph: ir.Graph | ir.GraphView) -> Iterator[ir.Node]:

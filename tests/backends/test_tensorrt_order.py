@@ -1,6 +1,7 @@
 """Places, ranks and drawn indices for TensorRT 8.6 rest on nothing that it does not keep.
 
-That is: its order among equal elements, its treatment of -inf, subnormal numbers in a product. ONNX
+That is: its order among equal elements, its treatment of -inf, subnormal numbers in a product,
+remainders of large integers. ONNX
 Runtime stands in on a CPU, with an `ArgMax` of the last of equal elements.
 """
 
@@ -14,7 +15,10 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from onnx import helper
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 
+from pcc.backends.onnx import ngram_rules
 from pcc.backends.onnx.lower import lower
 from pcc.backends.tensorrt.forms import prepare
 from pcc.backends.tensorrt.legal import check_model
@@ -29,11 +33,13 @@ from pcc.ir.module import Module
 from pcc.ir.semiring import Real
 from pcc.targets import TARGETS
 from pcc.tensor import ops as t
+from pcc.tensor.ngram import LongestSuffix
 from pcc.tensor.nn import SortRank
 from pcc.tensor.sampling import Truncate
 
 OLD = RUNTIMES["8.6"]
 Values = np.ndarray[Any, Any]
+SMALL = ngram_rules.MOST
 KINDS = ("t.argmax", "t.sort_rank", "t.inverse_cdf", "t.temper", "t.truncate")
 CASES = [c for c in numbered((), "tensorrt") if c.case.op.name in KINDS]
 
@@ -252,3 +258,52 @@ def test_the_forms_build(tmp_path: Path) -> None:
     path.write_bytes(ir.to_proto(model).SerializeToString())
     made = Builder(RUNTIMES["rtx"], BuildOptions()).build(model, path)
     assert made.plan.nbytes > 1000
+
+
+class Mod(OpRun):  # type: ignore[misc]
+    """Remainders as 8.6 finds them: of what floats make of both numbers."""
+
+    op_domain = ""
+
+    def _run(self, x: Values, y: Values, fmod: int | None = None) -> tuple[Values]:
+        quotient = np.floor(x.astype(np.float32) * (np.float32(1) / np.float32(y)))
+        return ((x - quotient.astype(np.int64) * y).astype(x.dtype),)
+
+
+class Gather(OpRun):  # type: ignore[misc]
+    """What lies outside is the nearest row: a wrong remainder is no crash there."""
+
+    op_domain = ""
+
+    def _run(self, x: Values, at: Values, axis: int = 0) -> tuple[Values]:
+        return (np.take(x, np.clip(at, -x.shape[axis], x.shape[axis] - 1), axis=axis),)
+
+
+def through_floats(model: ir.Model, feed: dict[str, Values]) -> dict[str, Values]:
+    proto = ir.to_proto(model)
+    pairs = {i.name: feed[i.name][..., None].view(np.int32).reshape(*feed[i.name].shape, 2)
+             for i in proto.graph.input}  # fmt: skip
+    out = ReferenceEvaluator(proto, new_ops=[Mod, Gather]).run(None, pairs)
+    return {o.name: whole(y) for o, y in zip(proto.graph.output, out, strict=True)}
+
+
+@pytest.mark.parametrize("most", [SMALL, 2**31 - 1])
+def test_words_are_found_where_integers_are_divided_as_floats(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With numbers up to 2^31, which an earlier table had on an H200, they are not."""
+    monkeypatch.setattr(ngram_rules, "MOST", most)
+    ngram_rules.table_of.cache_clear()
+    wrong = set()
+    for c in (c for c in numbered((), "tensorrt") if c.case.op is LongestSuffix):
+        module, made = c.module()
+        feed = feeds(c.case, made, 1, 1, c.prefix)
+        model = formed(module, 1)
+        check_model(model, OLD)
+        got = through_floats(model, feed)
+        values = run(module.roots, dict(feed), Real())
+        for (name, _), want in zip(module.outputs, values, strict=True):
+            if not np.array_equal(got[name], want):
+                wrong.add((c.case.name, name.removeprefix(c.prefix)))
+    ngram_rules.table_of.cache_clear()
+    assert bool(wrong) == (most > SMALL)
