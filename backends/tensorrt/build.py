@@ -25,6 +25,7 @@ from pcc.backends.tensorrt.stored import check_stored
 from pcc.errors import PccError
 
 Sizes = Mapping[str, Sequence[int]]  # of inputs by name
+BORDERS = "kDIRECT_IO"  # in what is said where inputs and outputs cannot be kept as they are
 
 
 @dataclass
@@ -69,18 +70,19 @@ class Builder:
             self._keep_borders(network, config)
         for shapes in profiles:
             self._profile(config, shapes)
-        plan = self.builder.build_serialized_network(network, config)
-        said = self.messages.take()
+        plan, said = self._planned(network, config)
         if plan is None:
             raise PccError("E435", f"TensorRT {r.name} builds no engine: {_why(said)}",
                            at=path.stem)  # fmt: skip
         check_build(said, r)
+        notes = summary(said, r)
         if half and pinned["FLOAT"]:
-            check_stored(self._opened(plan, path.stem), model, types, self.module)
+            engine = self._opened(plan, path.stem)
+            notes += check_stored(engine, model, types, self.module)
         if self._timings is not None:
             self.cache = bytes(memoryview(self._timings.serialize()))
         seconds = time.perf_counter() - start
-        return Built(plan, network.num_layers, seconds, summary(said, r), pinned)
+        return Built(plan, network.num_layers, seconds, notes, pinned)
 
     def _parse(self, path: Path) -> tuple[Any, Any]:
         flags = 0
@@ -122,16 +124,31 @@ class Builder:
         return config
 
     def _keep_borders(self, network: Any, config: Any) -> None:
-        """Let no input or output be converted on its way, to half and back: where types are hints.
+        """Let no float be converted on its way in or out, to half and back: where types are hints.
 
-        Formats that are linear in memory are what callers have; without them the flag does nothing.
+        The flag is about tensors that have formats: of floats those that are linear in memory, as
+        callers have them. Of other types nothing is lost, and less can be had.
         """
         linear = 1 << int(self.module.TensorFormat.LINEAR)
-        for i in range(network.num_inputs):
-            network.get_input(i).allowed_formats = linear
-        for i in range(network.num_outputs):
-            network.get_output(i).allowed_formats = linear
+        borders = [network.get_input(i) for i in range(network.num_inputs)]
+        borders += [network.get_output(i) for i in range(network.num_outputs)]
+        for x in borders:
+            if x.dtype.name == "FLOAT":
+                x.allowed_formats = linear
         config.set_flag(self.module.BuilderFlag.DIRECT_IO)
+
+    def _planned(self, network: Any, config: Any) -> tuple[Any, list[tuple[str, str]]]:
+        """Return a plan, or None, and what was said of it.
+
+        Where borders cannot be kept it is built without: what they then store is looked up.
+        """
+        plan = self.builder.build_serialized_network(network, config)
+        said = self.messages.take()
+        if plan is None and any(BORDERS in text for _, text in said):
+            config.clear_flag(self.module.BuilderFlag.DIRECT_IO)
+            plan = self.builder.build_serialized_network(network, config)
+            said = self.messages.take()
+        return plan, said
 
     def _opened(self, plan: Any, name: str) -> Any:
         """Return the engine of a plan. Errors: E435."""

@@ -1,9 +1,10 @@
 """What an engine keeps between its blocks, where types are hints.
 
-Inside a fused block layers compute in what they are pinned to. What leaves a block may all the same
-be stored as a half, and be read as a float again: of the draft of an HMM 8.6 rounded u, the context
-and q itself, whose sums were then off by 2.6e-4. Inputs and outputs are told not to be converted
-(`Builder`); what lies between two blocks is looked up here, in the engine as it was built.
+Inside a fused block layers compute in what they are pinned to. What enters or leaves a block may
+all the same be stored as a half, and be read as a float again: of the draft of an HMM 8.6 rounded
+u, the context and q itself, whose sums were then off by 2.6e-4. Inputs and outputs are told not to
+be converted (`Builder`), which not every graph has an implementation of; so the engine is looked
+into.
 """
 
 from __future__ import annotations
@@ -21,14 +22,16 @@ MOVES = frozenset(
     ("Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze",
      "Transpose", "Unsqueeze")
 )  # fmt: skip
+SHOWN = 5  # names in a message
 MADE = "Reformatted "  # how names of tensors begin that a conversion makes, or reads
 
 
-def check_stored(engine: Any, model: ir.Model, types: Mapping[str, str], module: Any) -> None:
-    """Raise E438 where an engine stores a float of the graph as a half, and bits are lost by it.
+def check_stored(engine: Any, model: ir.Model, types: Mapping[str, str], module: Any) -> list[str]:
+    """Raise E438 where an input or output is stored as a half, and bits of a float are lost by it.
 
     `types`: of the network's tensors by name, "FLOAT" or "HALF". Nothing is lost of what came from
-    halves without being computed with, or of what is read as halves only.
+    halves without being computed with, or of what is read as halves only. Returns a note where
+    floats between two blocks are: of a verifier that says how far its logits are rounded.
     """
     layers = layers_of(engine, module)
     values = {str(v.name): v for node in nodes_of(model.graph) for v in node.outputs}
@@ -36,13 +39,19 @@ def check_stored(engine: Any, model: ir.Model, types: Mapping[str, str], module:
     real = dict(_conversions(layers))
     stored = {real.get(x, x) for layer in layers for side in ("Inputs", "Outputs")
               for x in in_half(layer, side)}  # fmt: skip
-    lost = sorted(
-        x for x in stored if types.get(x) == "FLOAT" and not (x in values and _same(values[x]))
-    )
-    if lost:
-        names = ", ".join(map(repr, lost[:5])) + (", …" if len(lost) > 5 else "")
-        what = f"the engine stores in half precision what is float32 in the graph: {names}"
-        raise PccError("E438", what, hint="compile with --precision fp32")
+    lost = {x for x in stored if types.get(x) == "FLOAT" and not (x in values and _same(values[x]))}
+    ends = {str(v.name) for v in (*model.graph.inputs, *model.graph.outputs)}
+    if bad := sorted(lost & ends):
+        what = f"the engine stores in half precision what is float32 in the graph: {_listed(bad)}"
+        hint = "compile with --precision fp32, or a verifier's bundle with --engine profiles=yes"
+        raise PccError("E438", what, hint=hint)
+    inner = sorted(lost - ends)
+    return [f"note: floats stored in half precision between blocks: {_listed(inner)}"] * bool(inner)
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(map(repr, names[:SHOWN])) + more
 
 
 def layers_of(engine: Any, module: Any) -> list[dict[str, Any]]:
