@@ -4,11 +4,10 @@ A launch takes its body and its ends. With r the rate of a copy in MB per micros
 body of a product whose warps take `steps` pieces of W one after another, each for `tiles` of 8
 rows of x, is, where a multiprocessor has `waves` of its blocks,
 
-    max(weights reads / (read r), waves steps each) + sums partial + code pieces,
+    max(weights reads / (read r), waves steps each) + sums partial,
     each = multiplied tiles,    of integers widened + 2 multiplied tiles,
 
-`partial` being the sums of slabs that meet in L2, and `pieces` (of a product of few rows with
-integers) those that its code has one after another. Of an attention whose `old` blocks read
+`partial` being the sums of slabs that meet in L2. Of an attention whose `old` blocks read
 `scanned` bytes each it is, with load = max(1, its blocks / multiprocessors),
 
     max(keys / (read r), scanned / block_rate, scanned max(1, old / multiprocessors) / sm_rate)
@@ -38,6 +37,7 @@ from pcc.backends.cuda.fitted import FITTED
 from pcc.backends.cuda.gpu import Gpu
 from pcc.backends.cuda.kernel import SCRATCH, Kernel
 from pcc.backends.cuda.pack import blocks_of, strips_of
+from pcc.backends.cuda.split import WARPS
 from pcc.backends.cuda.standins import traits
 
 MB, KB = 1e6, 1e3
@@ -53,9 +53,8 @@ class Constants:
     Of all launches: `read`: the rate at which weights are read, over that of a copy. `start`: the
     two ends of a launch where it overlaps its neighbours; `apart`: more where it does not.
     Of products: `staged`: a row of x, into registers; `normed`: more where it is normalised on the
-    way. `sums`: a MB of partial sums. `multiplied`: a piece of W of each warp of a block, by 8 rows
-    of x; `widened`: such pieces of integers, made into halves. `code`: instructions for one more
-    piece, which a multiprocessor fetches anew in every launch.
+    way. `sums`: a MB of partial sums. `multiplied`: a piece of W of each of 8 warps, by 8 rows
+    of x; `widened`: such pieces of integers, made into halves.
     Of attention: `block`: a block beside its keys. KB of keys and values in a microsecond:
     `block_rate`, of one block; `sm_rate`, of all blocks of a multiprocessor. `summaries`: those of
     EvaByte's chunks. Of generated kernels: a `phase`, a `barrier` of the grid; `gathered`: the rate
@@ -70,7 +69,6 @@ class Constants:
     sums: float
     multiplied: float
     widened: float
-    code: float
     block: float
     block_rate: float
     sm_rate: float
@@ -88,10 +86,11 @@ MEASURED = Constants(**FITTED)
 class Product:
     """x W through tensor cores.
 
-    `steps`: pieces of 2 KiB of W that a warp takes one after another; `tiles`: of 8 rows of x, that
-    each is multiplied by; `reads`: how often W is read. `integers` of 8 bits, not halves.
+    `steps`: pieces of 2 KiB of W that each of a block's eight warps takes one after another (with
+    sixteen, twice as many); `tiles`: of 8 rows of x, that each is multiplied by; `reads`: how often
+    W is read. `integers` of 8 bits, not halves.
     `rows` of x that a kernel of few rows takes into registers, 0 of others; `normed`: on the way.
-    `code`: pieces of integers in its code, 0 of halves. `partial`: bytes of sums through L2.
+    `partial`: bytes of sums through L2.
     """
 
     steps: int
@@ -100,7 +99,6 @@ class Product:
     integers: bool = False
     rows: int = 0
     normed: bool = False
-    code: int = 0
     partial: int = 0
 
 
@@ -203,8 +201,8 @@ def _product(kernel: Kernel) -> Product | None:
     integers, strips = c["SCALED"], strips_of(c["N"])
     if "CLUSTER" in c:  # a strip at a time, K over all warps: `narrow.py`
         pieces = -(-blocks_of(c["K"], "u8" if integers else "f16") // (c["WARPS"] * c["CLUSTER"]))
-        return Product(pieces * -(-strips // c["COLUMNS"]), c["TILES"], 1, integers, c["M"],
-                       c["SOURCE"] == 2, pieces if integers else 0)  # fmt: skip
+        steps = pieces * -(-strips // c["COLUMNS"]) * c["WARPS"] // WARPS
+        return Product(steps, c["TILES"], 1, integers, c["M"], c["SOURCE"] == 2)
     groups = kernel.grid[2]  # of rows, each of which reads W: `split.py`
     room = sum(a.bytes for a in kernel.args if a.role == SCRATCH and not a.zero)
     partial = room * c["M"] // (8 * c["TILES"] * groups)
@@ -228,7 +226,7 @@ def duration(w: Work, gpu: Gpu, c: Constants = MEASURED) -> Duration:
         each = c.multiplied * p.tiles
         each = c.widened + 2 * each if p.integers else each
         body = max(weights * p.reads / rate, math.ceil(load) * p.steps * each)
-        body += c.sums * p.partial / MB + c.code * p.code
+        body += c.sums * p.partial / MB
         ends += p.rows * (c.staged + c.normed * p.normed)
     else:
         body = weights / rate

@@ -57,7 +57,7 @@ GENERATED = 40.0  # us: what an error of a generated kernel is taken relative to
 GIVEN = ("generated",)  # no launch of so few phases is there to tell it from them
 FIRST = cost.Constants(
     read=1.05, start=2.0, apart=3.0, staged=0.1, normed=0.1, sums=1.0, multiplied=0.05,
-    widened=0.5, code=0.3, block=2.0, block_rate=30.0, sm_rate=40.0, summaries=2.0, phase=1.0,
+    widened=0.5, block=2.0, block_rate=30.0, sm_rate=40.0, summaries=2.0, phase=1.0,
     barrier=2.0, gathered=0.7, generated=3.0,
 )  # fmt: skip
 TRIES, SMALL = 200, 1e-6

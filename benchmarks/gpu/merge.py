@@ -241,7 +241,8 @@ def main() -> None:
     _write_lines(ROWS, rows)
     _write_lines(REPORTS, found)
     _write(HOST, between)
-    _write_lines(KERNELS, kernels)
+    if kernels:
+        _write_lines(KERNELS, kernels)
     _write(MACHINES, machines(_read(MACHINES), parts))
     if a.tensorrt:
         old = json.loads(CHECKS.read_text())

@@ -76,7 +76,11 @@ def engine(
         Command("compile", made, seconds, python),
         Command("bench", tuple(timed), 180, python, "rows"),
         *((Command("host-gap", gap, 60, python, "report"),) if plain and target == "cuda" else ()),
-        *((Command("device-kernels", kernels, 60, python, "report"),) if python != "trt" else ()),
+        *(
+            (Command("device-kernels", kernels, 60, python, "report"),)
+            if target == "onnx-cuda"  # of pcc's own engine the row has its parts
+            else ()
+        ),
         Command("remove", ("-c", f"import shutil; shutil.rmtree(r'{bundle}')"), 60, python),
     ))  # fmt: skip
 

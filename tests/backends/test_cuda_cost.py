@@ -44,13 +44,13 @@ QUICK = (
     "H200-byte-llama-3.2-3b-btree-n8-r32-b16-c1024-bf16",
 )
 # What docs/cuda.md promises, as its table found it: rounds, passes, drafts.
-MOST_ERROR = {"step": 0.03, "verify": 0.05, "decode": 0.06, "draft": 0.10}
+MOST_ERROR = {"step": 0.035, "verify": 0.05, "decode": 0.06, "draft": 0.10}
 SEVERAL_ERROR = {**MOST_ERROR, "decode": 0.12}  # of several sequences at once
-SHORT = 3e-3  # ms: a draft without sums, of 23 us, is off by so much
+SHORT = 4e-3  # ms: a draft without sums, of 23 us, is off by so much
 EARLIER_ERROR = 0.20  # of rows whose layers were launched in another way
 ROUND = Constants(
     read=2.0, start=3.0, apart=4.0, staged=0.25, normed=0.5, sums=5.0, multiplied=0.1, widened=0.3,
-    code=0.7, block=2.0, block_rate=8.0, sm_rate=16.0, summaries=7.0, phase=0.5, barrier=1.5,
+    block=2.0, block_rate=8.0, sm_rate=16.0, summaries=7.0, phase=0.5, barrier=1.5,
     gathered=0.5, generated=6.0,
 )  # fmt: skip
 GPU = replace(TUNED, copy_rate=4.0, processors=100)  # 4 MB in a microsecond
@@ -156,12 +156,11 @@ def test_a_product_of_many_rows_is_bound_by_tensor_cores_or_reads_weights_again(
     assert duration(replace(w, of=Product(1, tiles=8, reads=2)), GPU, ROUND).body == 2.0
 
 
-def test_integers_are_widened_and_their_code_is_fetched() -> None:
-    """20 pieces at 0.3 us beside 64 rows by 16, two times 0.1 us a tile; 5 pieces of code."""
+def test_integers_are_widened() -> None:
+    """20 pieces at 0.3 us beside 64 rows by 16, two times 0.1 us a tile."""
     p = Product(20, tiles=2, integers=True)
     w = Work("head", weights=8_000_000, of=p)
     assert duration(w, GPU, ROUND).body == pytest.approx(20 * 0.7)
-    assert duration(replace(w, of=replace(p, code=5)), GPU, ROUND).body == pytest.approx(17.5)
     assert duration(replace(w, weights=400_000_000), GPU, ROUND).body == pytest.approx(50.0)
 
 
@@ -203,11 +202,13 @@ def test_a_product_of_few_rows_streams_strips_by_all_warps_of_a_cluster() -> Non
     assert few == Work("layers", weights=7, blocks=132, of=Product(16, tiles=2, rows=9))
 
 
-def test_a_product_with_integers_has_half_the_pieces_and_all_of_them_in_its_code() -> None:
-    """8 warps, K = 4096 is 64 pieces of 64 rows; 129 strips make one of 132 blocks' one."""
+def test_a_product_with_integers_has_half_the_pieces_and_may_have_twice_the_warps() -> None:
+    """K = 4096 is 64 pieces of 64 rows, 4 for each of 16 warps; 129 strips go to 132 blocks."""
     kernel = linear("p", rows=1, k=4096, n=4128, dtype="bf16", source="norm", integers=True)
     w = cost.work(kernel, {"weights": 4096 * 4096 + 4 * 4096}, 0, "layers")
-    assert w.of == Product(8, integers=True, rows=1, normed=True, code=8)
+    assert w.of == Product(8, integers=True, rows=1, normed=True)
+    again = linear("p", rows=1, k=4096, n=4128, dtype="bf16", source="norm", integers=True, warps=8)
+    assert cost.work(again, {"weights": 4096 * 4096 + 4 * 4096}, 0, "layers") == w
 
 
 def test_a_product_by_slabs_has_sums_of_the_rows_that_are_there() -> None:
@@ -326,7 +327,7 @@ def test_a_slower_gpu_is_slower() -> None:
 def known() -> list[Work]:
     """Launches of sizes as in rounds, each bound by something else."""
     stream, heavy = Product(50, tiles=2, rows=16), Product(400, tiles=8, partial=20_000_000)
-    integers = Product(90, tiles=2, integers=True, rows=8, code=11)
+    integers = Product(90, tiles=2, integers=True, rows=8)
     return [
         Work("layers", weights=30_000_000, of=stream),
         Work("layers", weights=180_000_000, of=replace(stream, rows=1)),
@@ -335,7 +336,7 @@ def known() -> list[Work]:
         Work("layers", weights=30_000_000, of=heavy),
         Work("layers", weights=30_000_000, of=replace(heavy, partial=0)),
         Work("layers", weights=20_000_000, of=integers),
-        Work("head", weights=20_000_000, of=replace(integers, code=0)),
+        Work("head", weights=20_000_000, of=replace(integers, rows=0)),
         Work("attention", keys=4_000_000, blocks=128, of=Scan(75_000, 90)),
         Work("attention", keys=30_000_000, blocks=128, of=Scan(600_000, 90)),
         Work("attention", keys=30_000_000, blocks=512, of=Scan(600_000, 448)),
