@@ -20,7 +20,7 @@ CLUSTER = 2  # blocks; multiprocessors come in pairs, so that no GPU has some th
 # takes more than half of the time of their bytes. One block is then faster than a cluster of two.
 MORE = 16
 # Registers of a thread for x, by warps, and by whether x is rounded here, which takes others.
-REGISTERS = {(WARPS, False): 176, (WARPS, True): 96, (MORE, False): 64, (MORE, True): 48}
+REGISTERS = {(WARPS, False): 176, (WARPS, True): 96, (MORE, False): 64, (MORE, True): 40}
 LEAST_STAGES = 3
 
 

@@ -51,6 +51,7 @@ class Builder:
         self.builder = self.module.Builder(self.messages.logger)
         self.messages.take()  # what it says of the machine is not about a graph
         self.cache, self._timings = cache, None
+        self._opener: Any = None
 
     def build(self, model: ir.Model, path: Path, profiles: Sequence[Sizes] = ()) -> Built:
         """Build a prepared graph that lies at `path`, beside its weights.
@@ -152,8 +153,8 @@ class Builder:
 
     def _opened(self, plan: Any, name: str) -> Any:
         """Return the engine of a plan. Errors: E435."""
-        runtime = self.module.Runtime(self.messages.logger)
-        engine = runtime.deserialize_cuda_engine(plan)
+        self._opener = self.module.Runtime(self.messages.logger)  # it must outlive its engines
+        engine = self._opener.deserialize_cuda_engine(plan)
         said = self.messages.take()
         if engine is None:
             what = f"TensorRT {self.runtime.name} does not open the engine: {_why(said)}"

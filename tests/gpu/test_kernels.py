@@ -15,6 +15,8 @@ from gpu_values import STEP, close, normal  # noqa: E402
 
 from benchmarks.gpu.launcher import DTYPES, Module, room  # noqa: E402
 from pcc.backends.cuda import library  # noqa: E402
+from pcc.backends.cuda.gpu import TUNED  # noqa: E402
+from pcc.backends.cuda.narrow import narrow  # noqa: E402
 from pcc.backends.cuda.pack import interleave, pack_linear, strips_of  # noqa: E402
 
 # ---------------------------------------------------------------- products
@@ -52,7 +54,7 @@ def products():
         for cluster in (1, 2):  # one launch of few rows, over one and two blocks
             made[f"n{index}_{cluster}"] = case | {"cluster": cluster}
             for warps in (8, 16):
-                if k > 64 * (warps * cluster - 1):
+                if narrow(rows, k, n, TUNED, "u8", source, warps, cluster):
                     how = {"integers": True, "warps": warps, "cluster": cluster}
                     made[f"m{index}_{warps}_{cluster}"] = case | how
     for index, (rows, k, n) in enumerate([(5, 100, 259), (16, 64, 96), (1, 320, 32)]):
@@ -65,6 +67,9 @@ def products():
 
 
 PRODUCTS = products()
+assert {(c.get("warps"), c.get("cluster")) for c in PRODUCTS.values()} >= {
+    (w, c) for w in (8, 16) for c in (1, 2)
+}
 
 
 @pytest.fixture(scope="module")
