@@ -161,6 +161,7 @@ def drawn(rng: random.Random) -> Form:
             rng.randint(1, 16), 8 * rng.randint(29, 260), n + n % 2 if gated else n,
             rng.choice([1, 1, 2, 3]), rng.choice([1, 2, 2]), rng.choice(["sm_90", "sm_120"]),
             rng.choice([0, 0, 0, 1]) if n < 100 else 0, options,
+            rng.choice([None, 16]) if integers else None,
         )  # fmt: skip
         try:
             form.kernel("form")

@@ -50,8 +50,8 @@ class Form:
     cluster: int = 2
     arch: str = "sm_90"
     idle: int = 0
-    warps: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    warps: int | None = None
 
     def kernel(self, name: str) -> Kernel:
         """Return the kernel, as a plan for a GPU of few multiprocessors has it. Errors: E180."""
