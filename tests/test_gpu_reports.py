@@ -54,6 +54,7 @@ def test_the_level_of_quick_builds_is_said() -> None:
 
 def test_a_trace_is_divided_by_what_kernels_do() -> None:
     names = {
+        "flash_fwd_splitkv_kernel": "attention", "fmha_cutlassF_f16_aligned": "attention",
         "nvjet_hsh_64x8": "products", "void pcc_narrow_f16": "products",
         "void onnxruntime::cuda::_BinaryElementWiseSimple<OP_Mul>": "element-wise",
         "void onnxruntime::cuda::Transpose4DKernel": "moves", "Memcpy DtoD": "moves",

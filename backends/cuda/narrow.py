@@ -70,7 +70,8 @@ def narrow(
     """
     if rows > ROWS or not gpu.overlaps or k % 8:
         return None
-    for w, c in _divisions(rows, integers=dtype == "u8"):
+    small = 2 * strips_of(n) <= gpu.processors
+    for w, c in _divisions(rows, integers=dtype == "u8", small=small):
         if warps in (None, w) and cluster in (None, c):
             how = _divided(rows, k, n, gpu, dtype, source, w, c)
             if how is not None:
@@ -78,13 +79,14 @@ def narrow(
     return None
 
 
-def _divisions(rows: int, *, integers: bool) -> Iterator[tuple[int, int]]:
+def _divisions(rows: int, *, integers: bool, small: bool) -> Iterator[tuple[int, int]]:
     """Yield warps and blocks of a cluster, the fastest first as measured on an H200.
 
-    One row, of which little is to be read, needs no cluster either.
+    One row, of which little is to be read, needs no cluster either. `small`: of so few columns that
+    clusters leave no multiprocessor idle that single blocks would use.
     """
     if integers:
-        yield from ((MORE, 1), (MORE, CLUSTER))
+        yield from ((MORE, c) for c in ((CLUSTER, 1) if small else (1, CLUSTER)))
     yield from ((WARPS, c) for c in ((1, CLUSTER) if rows == 1 else (CLUSTER, 1)))
 
 

@@ -9,7 +9,9 @@ running sum gives for all lengths, and |a, b|_M = (a mod M_1) M_2 + b mod M_2,
 
 with displacements such that no two keys share a slot. Four small hashes instead of two: where the
 vocabulary allows, p and W are such that no number reaches 2^22. A runtime whose integers have 32
-bits may divide them as floats: TensorRT 8.6 finds other remainders of numbers around 2^30.
+bits may divide them as floats: TensorRT 8.6 finds other remainders of numbers around 2^30. So all
+divisors are powers of two, of which floats have exact reciprocals, but for the prime p, of which
+d f is no multiple unless it is 0.
 """
 
 from __future__ import annotations
@@ -73,7 +75,7 @@ def table_of(keys: Array, values: Array) -> Table:
     """Return a perfect hash table of distinct keys."""
     digits: Ints = keys.value + 1
     (count, longest), base = digits.shape, int(digits.max()) + 2
-    buckets, slots = _factored(count // 2 + 1), _factored(count + count // 4 + 1)
+    buckets, slots = _factored(count // 2 + 1), _factored(count + count // 8 + 1)
     # Digits that differ do so modulo p.
     prime = _prime(MOST // max(base, longest), max(base, SPARSE * slots[0]))
     narrow = prime < MOST and 2 * math.prod(slots) < MOST
@@ -95,9 +97,9 @@ def table_of(keys: Array, values: Array) -> Table:
 
 
 def _factored(least: int) -> tuple[int, int]:
-    """Return two numbers of about one size, the larger one first, of product `least` or more."""
-    second = math.isqrt(least)
-    return -(-least // second), second
+    """Return two powers of two, the second the first or half of it, of product `least` or more."""
+    bits = max(least - 1, 0).bit_length()
+    return 1 << (bits + 1) // 2, 1 << bits // 2
 
 
 def _prime(most: int, least: int) -> int:

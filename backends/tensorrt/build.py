@@ -57,7 +57,7 @@ class Builder:
         """Build a prepared graph that lies at `path`, beside its weights.
 
         `profiles`: of a graph with open sizes the shapes of its inputs at each width.
-        Errors: E431 to E435, E438 where the engine would not be the graph, or is not to be had.
+        Errors: E431 to E435, E439 where the engine would not be the graph, or is not to be had.
         """
         start, r = time.perf_counter(), self.runtime
         check_model(model, r)
@@ -76,12 +76,12 @@ class Builder:
             raise PccError("E435", f"TensorRT {r.name} builds no engine: {_why(said)}",
                            at=path.stem)  # fmt: skip
         check_build(said, r)
-        notes = summary(said, r)
-        if half and pinned["FLOAT"]:
-            engine = self._opened(plan, path.stem)
-            notes += check_stored(engine, model, types, self.module)
         if self._timings is not None:
             self.cache = bytes(memoryview(self._timings.serialize()))
+        notes = summary(said, r)
+        if half:
+            engine = self._opened(plan, path.stem)
+            notes += check_stored(engine, model, types, self.module)
         seconds = time.perf_counter() - start
         return Built(plan, network.num_layers, seconds, notes, pinned)
 
@@ -148,7 +148,7 @@ class Builder:
         if plan is None and any(BORDERS in text for _, text in said):
             config.clear_flag(self.module.BuilderFlag.DIRECT_IO)
             plan = self.builder.build_serialized_network(network, config)
-            said = self.messages.take()
+            said = [("NOTE", "inputs and outputs may be converted"), *self.messages.take()]
         return plan, said
 
     def _opened(self, plan: Any, name: str) -> Any:

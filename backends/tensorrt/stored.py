@@ -10,6 +10,7 @@ into.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -27,7 +28,7 @@ MADE = "Reformatted "  # how names of tensors begin that a conversion makes, or 
 
 
 def check_stored(engine: Any, model: ir.Model, types: Mapping[str, str], module: Any) -> list[str]:
-    """Raise E438 where an input or output is stored as a half, and bits of a float are lost by it.
+    """Raise E439 where an input or output is stored as a half, and bits of a float are lost by it.
 
     `types`: of the network's tensors by name, "FLOAT" or "HALF". Nothing is lost of what came from
     halves without being computed with, or of what is read as halves only. Returns a note where
@@ -43,7 +44,7 @@ def check_stored(engine: Any, model: ir.Model, types: Mapping[str, str], module:
     ends = {str(v.name) for v in (*model.graph.inputs, *model.graph.outputs)}
     if bad := sorted(lost & ends):
         what = f"the engine stores in half precision what is float32 in the graph: {_listed(bad)}"
-        raise PccError("E438", what, hint="compile with --precision fp32")
+        raise PccError("E439", what, hint="compile with --precision fp32")
     inner = sorted(lost - ends)
     return [f"note: floats stored in half precision between blocks: {_listed(inner)}"] * bool(inner)
 
@@ -54,25 +55,34 @@ def _listed(names: list[str]) -> str:
 
 
 def layers_of(engine: Any, module: Any) -> list[dict[str, Any]]:
-    """Return the layers of an engine that was built with details."""
+    """Return the layers of an engine that was built with details. Errors: E435."""
     text = engine.create_engine_inspector().get_engine_information(
         module.LayerInformationFormat.JSON
     )
-    return [x for x in json.loads(text)["Layers"] if isinstance(x, dict)]
+    try:
+        return [x for x in json.loads(text)["Layers"] if isinstance(x, dict)]
+    except (ValueError, TypeError, KeyError):
+        raise PccError("E435", "TensorRT does not tell the layers of its engine") from None
 
 
 def in_half(layer: Mapping[str, Any], side: str) -> list[str]:
     """Return the names of a layer's "Inputs" or "Outputs" that are stored in half precision."""
-    found = (x for x in layer.get(side, ()) if "FP16" in str(x) or "Half" in str(x))
-    return [str(x.get("Name", x)) if isinstance(x, dict) else str(x) for x in found]
+    tensors = (x for x in layer.get(side, ()) if isinstance(x, dict))
+    return [_name(x) for x in tensors if re.search("FP16|Half", str(x.get("Format/Datatype")))]
+
+
+def _name(tensor: Mapping[str, Any]) -> str:
+    """Return a tensor's name without the profile that it is of, but for the first."""
+    return re.sub(r" \[profile \d+\]$", "", str(tensor.get("Name", "")))
 
 
 def _conversions(layers: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
     """Yield (name that a conversion made up, the tensor that it stands for)."""
     for layer in layers:
-        if layer.get("LayerType") != "Reformat":
+        if not str(layer.get("LayerType")).endswith("Reformat"):
             continue
-        sides = [[str(x["Name"]) for x in layer.get(k, ())] for k in ("Inputs", "Outputs")]
+        sides = [[_name(x) for x in layer.get(k, ()) if isinstance(x, dict)]
+                 for k in ("Inputs", "Outputs")]  # fmt: skip
         if [len(x) for x in sides] == [1, 1]:
             (a,), (b,) = sides
             if a.startswith(MADE) != b.startswith(MADE):

@@ -23,8 +23,8 @@ from typing import Any
 ROUNDS = 5
 KEPT = 25  # kernels by name in the file
 FAMILIES = (  # the first that is found in a kernel's name
-    ("products", r"gemm|gemv|nvjet|cutlass|splitk|xmma|linear|narrow|dot_kernel"),
     ("attention", r"attention|attend|fmha|flash"),
+    ("products", r"gemm|gemv|nvjet|cutlass|splitk|xmma|linear|narrow|dot_kernel"),
     ("softmax", r"softmax"),
     ("norms, reductions", r"norm|reduce|argm|topk|cumsum|scan"),
     ("moves", r"transpose|concat|slice|gather|scatter|expand|where|copy|memcpy|memset|split|pad"),

@@ -19,7 +19,8 @@ class LongestSuffix(NetworkOp, name="t.longest_suffix"):
     """y_i = values[j] of the longest keys[j] that x ends with at L - 1 + i, else `other`.
 
     `x i64[L-1+N]` (-1: before the beginning), y i64[N]. `keys [T,L]` hold their newest id first and
-    -1 beyond their end. At an id in `alone` only keys of length 1 count. Keys are distinct.
+    -1 beyond their end. At an id in `alone` only keys of length 1 count. Keys are distinct and not
+    empty, of ids below 2^31.
     """
 
     x: Op
@@ -38,6 +39,9 @@ class LongestSuffix(NetworkOp, name="t.longest_suffix"):
         self.require(enough, "E110", f"{x.shape[0]} ids for keys of up to {keys.shape[1]}")
         low = min(int(values.value.min()), self.other)
         self.require(0 <= low and int(values.value.max()) < 2**31, "E111", "a value below 0")
+        ids = keys.value
+        known = NONE <= int(ids.min()) and int(ids[:, 0].min()) >= 0 and int(ids.max()) < 2**31
+        self.require(known, "E111", "a key without ids, or an id that is none")
         return self.like((x.shape[0] - keys.shape[1] + 1,), "i64")
 
     def eval(self, s: Semiring, *args: Values) -> Values:

@@ -1,10 +1,13 @@
 """Packed weights, read as the tensor cores do, and what products refuse."""
 
+import re
+
 import ml_dtypes
 import numpy as np
 import pytest
 
 from pcc.backends.cuda import library
+from pcc.backends.cuda.nvcc import KERNELS
 from pcc.backends.cuda.pack import (
     BLOCK,
     blocks_of,
@@ -68,6 +71,21 @@ def test_tensor_cores_multiply_by_a_packed_matrix(rows, k, n):
 # ---------------------------------------------------------------- integers
 
 
+def lop3(table, *words):
+    """Each bit of three words looked up in a table of eight bits, as the instruction does."""
+    index = [np.stack([w >> i & 1 for i in range(32)], -1) for w in np.broadcast_arrays(*words)]
+    bits = table >> (4 * index[0] + 2 * index[1] + index[2]) & 1
+    return (bits.astype(np.uint64) << np.arange(32, dtype=np.uint64)).sum(-1).astype(np.uint32)
+
+
+def steps():
+    """The tables and constants of the two `lop3` in `common.cuh` that widen bf16."""
+    line = r'asm\("lop3\.b32 %0, %1, %2, %3, (\w+);" : "=r"\((\w+)\)\s*: "r"\(bytes\), '
+    line += r'"r"\((\w+)\), "r"\((\w+)\)\);'
+    found = re.findall(line, (KERNELS / "common.cuh").read_text())
+    return {to: (int(table, 16), int(a, 16), int(b, 16)) for table, to, a, b in found}
+
+
 def widened(words, dtype):
     """Return (even, odd) pairs of halves from words of four bytes, bit by bit as `common.cuh`."""
     words = words.astype(np.uint32)
@@ -81,7 +99,8 @@ def widened(words, dtype):
 
         def half(first):
             w = words >> 8 * first
-            low, high = w & 0x007F007F | 0x43004300, w & 0x00800080 ^ 0xC380C380
+            low, high = (lop3(table, w, np.uint32(a), np.uint32(b))
+                         for table, a, b in (steps()["low"], steps()["high"]))  # fmt: skip
             pair = [np.stack([x & 0xFFFF, x >> 16], -1).astype(np.uint16).view(ml_dtypes.bfloat16)
                     for x in (low, high)]  # fmt: skip
             return pair[0] + pair[1]

@@ -307,3 +307,19 @@ def test_words_are_found_where_integers_are_divided_as_floats(
                 wrong.add((c.case.name, name.removeprefix(c.prefix)))
     ngram_rules.table_of.cache_clear()
     assert bool(wrong) == (most > SMALL)
+
+
+def test_many_words_are_found_so_too() -> None:
+    """A hash may be a multiple of what it is divided by: with sizes of 109 by 107, six words were lost."""
+    rng = np.random.default_rng(1)
+    ids = rng.integers(0, 266, (12000, 6))
+    ids[np.arange(6) >= rng.integers(1, 7, len(ids))[:, None]] = -1
+    ids = np.unique(ids, axis=0)
+    text = np.where(ids < 0, 266, ids)[:, ::-1]  # an id that no word has, before each
+    values = rng.integers(1, 1 << 20, len(ids))
+    words = Array.of(ids), Array.of(values), Array.of(np.array([300]))
+    op = LongestSuffix(t.Input("x", "i64", "b", (6,)), *words, 0)
+    model = formed(Module("m", (), (("y", op),)), len(ids))
+    check_model(model, OLD)
+    got = through_floats(model, {"x": np.ascontiguousarray(text)})["y"]
+    assert np.array_equal(got[:, 0], values)

@@ -80,13 +80,13 @@ def test_what_a_conversion_halves_is_found_by_the_tensor_it_stands_for() -> None
     into = conversion("u", WHOLE, u, HALF), conversion("context", WHOLE, c, HALF)
     out = conversion(q, HALF, "q", WHOLE)
     # The context is nothing but rounded to half by the graph itself.
-    assert names(*into, block({u: HALF, c: HALF}, {q: HALF}), out) == "E438 'q', 'u'"
+    assert names(*into, block({u: HALF, c: HALF}, {q: HALF}), out) == "E439 'q', 'u'"
     assert names(into[1], block({"u": WHOLE, c: HALF}, {"q": WHOLE})) == ""
 
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("sum", "note"), ("q", "E438"), ("u", "E438"), ("moved", "E438"),
+    [("sum", "note"), ("q", "E439"), ("u", "E439"), ("moved", "E439"),
      *((x, "") for x in ("logits", "scores", "row", "h", "z", "w", "what nobody knows"))],
 )  # fmt: skip
 def test_tensors_between_blocks(name: str, said: str) -> None:
@@ -94,6 +94,26 @@ def test_tensors_between_blocks(name: str, said: str) -> None:
     found = names(block({}, {name: HALF}), block({name: HALF}, {}))
     assert found == (f"{said} '{name}'" if said else "")
     assert names(block({}, {name: WHOLE}), block({name: WHOLE}, {})) == ""
+
+
+def test_tensors_of_every_profile_are_looked_at() -> None:
+    q = "Reformatted Output Tensor 0 to {ForeignNode[a...b]} [profile 1]"
+    out = conversion(q, HALF, "q [profile 1]", WHOLE) | {"LayerType": "MyelinReformat"}
+    assert names(block({"u [profile 2]": HALF}, {q: HALF}), out) == "E439 'q', 'u'"
+
+
+def test_what_a_name_says_is_not_what_a_tensor_is() -> None:
+    model = graph()
+    types = types_of(model) | {"in Half, FP16": "FLOAT"}
+    assert check_stored(engine(block({}, {"in Half, FP16": WHOLE})), model, types, JSON) == []
+
+
+@pytest.mark.parametrize("text", ["", "null", "{}", "[]", '{"Layers": 3}'])
+def test_an_engine_that_tells_nothing_is_refused(text: str) -> None:
+    inspector = SimpleNamespace(get_engine_information=lambda _: text)
+    made = SimpleNamespace(create_engine_inspector=lambda: inspector)
+    with pytest.raises(PccError, match="E435"):
+        check_stored(made, graph(), {}, JSON)
 
 
 def test_what_the_parser_adds_has_the_type_that_it_was_given() -> None:
@@ -139,7 +159,8 @@ def test_what_cannot_be_kept_is_built_without_and_looked_into() -> None:
     said = "4: BuilderFlag::kDIRECT_IO specified but no conformant implementation exists"
     made, config = builder([None, b"plan"], [[("ERROR", said)], []])
     made._keep_borders(SimpleNamespace(num_inputs=0, num_outputs=0), config)
-    assert made._planned(None, config) == (b"plan", [])
+    plan, (note,) = made._planned(None, config)
+    assert (plan, note[0]) == (b"plan", "NOTE")
     assert config.flags == []
     made, config = builder([None], [[("ERROR", "10: no implementation")]])
     assert made._planned(None, config) == (None, [("ERROR", "10: no implementation")])

@@ -180,7 +180,7 @@ def test_every_word_has_its_own_slot(count: int) -> None:
     buckets, spots = found.hashes(keys + 1)
     slots = (spots + found.shift[buckets]) % len(found.words)
     assert len(set(slots.tolist())) == len(keys)
-    assert len(found.words) < 1.3 * len(keys)
+    assert len(found.words) < 2.3 * len(keys)
 
 
 @pytest.mark.parametrize(
