@@ -310,7 +310,7 @@ def test_words_are_found_where_integers_are_divided_as_floats(
 
 
 def test_many_words_are_found_so_too() -> None:
-    """A hash may be a multiple of what it is divided by: with sizes of 109 by 107, six words were lost."""
+    """A hash may be a multiple of its divisor: with sizes of 109 by 107, six words were lost."""
     rng = np.random.default_rng(1)
     ids = rng.integers(0, 266, (12000, 6))
     ids[np.arange(6) >= rng.integers(1, 7, len(ids))[:, None]] = -1
