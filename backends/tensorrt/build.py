@@ -85,6 +85,15 @@ class Builder:
         seconds = time.perf_counter() - start
         return Built(plan, network.num_layers, seconds, notes, pinned)
 
+    def add_timings(self, other: bytes) -> None:
+        """Take over what another builder has measured."""
+        if not (other and self.options.timing_cache and self.runtime.timings):
+            return
+        config = self.builder.create_builder_config()
+        known = config.create_timing_cache(self.cache)
+        known.combine(config.create_timing_cache(other), ignore_mismatch=False)
+        self.cache = bytes(memoryview(known.serialize()))
+
     def _parse(self, path: Path) -> tuple[Any, Any]:
         flags = 0
         for name in self.runtime.network:

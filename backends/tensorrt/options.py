@@ -12,6 +12,7 @@ from pcc.errors import PccError
 
 REFITS = ("none", "refit", "refit_identical")
 LEAST = 1 << 20  # bytes of a workspace
+MOST = 1024  # layers of an engine, and engines at a time
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,9 @@ class BuildOptions:
     "8.9". `level`: 0 to 5, how long tactics are searched. `workspace`: bytes that tactics may use.
     `timing_cache`: measurements of tactics, shared by builds; `timings`: the file of an earlier
     one. `profiles`: the verifier's pass is one engine, with an optimisation profile for each number
-    of tokens but 1, which rounds and prompts share. `plans`: a bundle whose plans, built with
+    of tokens but 1, which rounds and prompts share. `layers`: of a verifier at most so many are in
+    one engine, 0 for all; engines of a query run one after the other. `jobs`: engines built at a
+    time, each by a process of its own if more than one. `plans`: a bundle whose plans, built with
     `refit`, are taken over for other weights. `keep_onnx`: the graphs stay in the bundle. `only`:
     names of queries, with commas, that get an engine; the others stay graphs, which nothing here
     runs.
@@ -41,6 +44,8 @@ class BuildOptions:
     timing_cache: bool = True
     timings: str = ""
     profiles: bool = False
+    layers: int = 0
+    jobs: int = 1
     plans: str = ""
     keep_onnx: bool = True
     only: str = ""
@@ -96,6 +101,8 @@ class BuildOptions:
             ("hardware", self.hardware in ("none", *r.hardware),
              f"one of {', '.join(('none', *r.hardware))}"),
             ("level", 0 <= self.level <= 5, "0 to 5"),
+            ("layers", 0 <= self.layers <= MOST, f"0 to {MOST}"),
+            ("jobs", 1 <= self.jobs <= MOST, f"1 to {MOST}"),
             ("capability", re.fullmatch(r"[0-9]{1,2}\.[0-9]", self.capability), "like 8.9"),
             ("workspace", LEAST <= self.workspace < 1 << 63, f"at least {LEAST} bytes"),
         ):  # fmt: skip

@@ -1,5 +1,7 @@
 """Which engines a bundle needs: one for each query, or the verifier's pass once for all of them.
 
+With `layers` a graph of a verifier is a chain of engines of so many layers each (`cut`).
+
 With `profiles` a graph of generation is two engines, run one after the other: the verifier's pass,
 merged over every number of tokens that any graph gives it (`merge`), and what follows. The pass has
 a profile for each of these widths; its weights are on the device once. A pass over one token is an
@@ -17,26 +19,34 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from pcc.backends.onnx.graph import DTYPE
+from pcc.backends.tensorrt.cut import cut, layers_in
 from pcc.backends.tensorrt.merge import Merged, merge
 from pcc.emission import Emission, Part, listed
 from pcc.errors import PccError
 from pcc.variants import TABLE_ALIGN
 
 Lower = Callable[[str, Emission], ir.Model]
+KINDS = {kind: name for name, kind in DTYPE.items()}
 
 
 @dataclass(frozen=True)
 class Engines:
-    """Graphs to build by name, those with profiles among them, and the parts of each query."""
+    """Graphs to build by name, those with profiles among them, and how queries are divided.
+
+    `cuts`: by name the graphs that a graph was cut into, itself where it is whole.
+    """
 
     models: Mapping[str, ir.Model]
     merged: Mapping[str, Merged]
-    widths: Mapping[str, tuple[int, ...]]  # of merged graphs, in the order of their profiles
+    widths: Mapping[str, tuple[int, ...]]  # of parts and what is cut of them, as their profiles
     parts: Mapping[str, tuple[Part, ...]]
+    cuts: Mapping[str, tuple[str, ...]]
 
     def of(self, query: str) -> tuple[str, ...]:
         """Return the names of the graphs that a query runs, in order."""
-        return tuple(p.name for p in self.parts.get(query, ())) or (query,)
+        whole = [p.name for p in self.parts.get(query, ())] or [query]
+        return tuple(name for w in whole for name in self.cuts[w])
 
     def profiles(self, name: str) -> list[dict[str, list[int]]]:
         """Return the shapes of a graph's open inputs at each width; none if it has none."""
@@ -51,8 +61,11 @@ class Engines:
 
 
 def engines_of(emissions: Mapping[str, Emission], lower: Lower, *, divide: bool,
-               wide: bool) -> Engines:  # fmt: skip
-    """Return what is to be built. Errors: E430 where nothing can be divided, E436."""
+               wide: bool, layers: int = 0) -> Engines:  # fmt: skip
+    """Return what is to be built; `layers`: of a graph at most, 0 for all.
+
+    Errors: E430 where nothing can be divided, E436.
+    """
     parts = {q: e.parts() for q, e in emissions.items() if divide and e.parts is not None}
     parts = {q: each for q, each in parts.items() if each[0].size > 1}
     if divide and not parts:
@@ -70,7 +83,29 @@ def engines_of(emissions: Mapping[str, Emission], lower: Lower, *, divide: bool,
             merged[name] = merge(graphs, wide=wide)
             models[name] = merged[name].model
     models |= {q: lower(q, e) for q, e in emissions.items() if q not in parts}
-    return Engines(models, merged, widths, parts)
+    whole = Engines(models, merged, widths, parts, {name: (name,) for name in models})
+    return _cut(whole, layers) if layers else whole
+
+
+def _cut(engines: Engines, layers: int) -> Engines:
+    """Return the same with graphs of at most so many layers. Errors: E430."""
+    if not any(map(layers_in, engines.models.values())):
+        raise PccError("E430", "layers are of a verifier: this bundle has none")
+    models, merged = dict[str, ir.Model](), dict[str, Merged]()
+    widths, cuts = dict(engines.widths), dict[str, tuple[str, ...]]()
+    for name, model in engines.models.items():
+        pieces = cut(model, layers)
+        names = [f"{name}-{i}" for i in range(len(pieces))] if len(pieces) > 1 else [name]
+        cuts[name] = tuple(names)
+        for own, piece in zip(names, pieces, strict=True):
+            models[own] = piece
+            if (found := engines.merged.get(name)) is None:
+                continue
+            reads = {v.name for v in piece.graph.inputs}
+            tables = {k: v for k, v in found.tables.items() if k in reads}
+            merged[own] = Merged(piece, found.sizes, tables)
+            widths[own] = engines.widths[name]
+    return Engines(models, merged, widths, engines.parts, cuts)
 
 
 class Tables:
@@ -99,16 +134,50 @@ class Tables:
             path.write_bytes(self.data)
 
 
-def document(engines: Engines, query: str, plans: Mapping[str, str], tables: Tables,
-             file: str) -> list[dict[str, Any]]:  # fmt: skip
+def document(engines: Engines, query: str, emission: Emission, plans: Mapping[str, str],
+             tables: Tables, file: str) -> list[dict[str, Any]]:  # fmt: skip
     """Return what the manifest says of a query's parts; `file` will hold the tables."""
+    names = engines.of(query)
+    whole = engines.parts.get(query) or (Part(query, 0, emission, {}),)
+    if names == (query,):
+        return []
     out = []
-    for p in engines.parts.get(query, ()):
-        part: dict[str, Any] = {"graph": plans[p.name], **listed(p.emission)}
-        part["arrays"] = dict(p.arrays)
-        if (found := engines.merged.get(p.name)) is not None:
-            at = engines.widths[p.name].index(p.size)
-            placed = [tables.place(name, v[at]) for name, v in found.tables.items()]
-            part |= {"profile": at, "tables": placed, "file": file}
-        out.append(part)
+    for p in whole:
+        at = engines.widths[p.name].index(p.size) if p.name in engines.widths else 0
+        for name in engines.cuts[p.name]:
+            found = engines.merged.get(name)
+            io = listed(p.emission)
+            if name != p.name:
+                io = _listed(io, engines.models[name].graph, found, at)
+            part: dict[str, Any] = {"graph": plans[name], **io}
+            part["arrays"] = dict(p.arrays)
+            if found is not None:
+                placed = [tables.place(k, v[at]) for k, v in found.tables.items()]
+                part |= {"profile": at, "tables": placed, "file": file}
+            out.append(part)
     return out
+
+
+def _listed(io: Mapping[str, list[dict[str, Any]]], graph: ir.Graph, merged: Merged | None,
+            at: int) -> dict[str, list[dict[str, Any]]]:  # fmt: skip
+    """Return what the manifest says of the inputs and outputs of a graph that was cut out of one.
+
+    `io`: of the whole graph. What is handed on is said as the graph has it.
+    """
+    known = {v["name"]: v for v in io["inputs"]} | {v["onnx"]: v for v in io["outputs"]}
+    tables = merged.tables if merged else {}
+
+    def said(v: ir.Value) -> dict[str, Any]:
+        name = str(v.name)
+        if name in known:
+            return {**known[name], "name": known[name].get("onnx", name)}
+        assert v.shape is not None
+        assert v.dtype is not None
+        shape = merged.shape(v, at) if merged else [int(d) for d in v.shape.numpy()]
+        return {"name": name, "dtype": KINDS[v.dtype], "shape": shape}
+
+    return {
+        "inputs": [said(v) for v in graph.inputs if v.name not in tables],
+        "outputs": [{"onnx": str(v.name), **known.get(str(v.name), said(v))}
+                    for v in graph.outputs],
+    }  # fmt: skip

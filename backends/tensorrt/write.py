@@ -22,6 +22,8 @@ from pcc.backends.tensorrt.options import BuildOptions
 from pcc.backends.tensorrt.parts import Engines, Tables, document, engines_of
 from pcc.backends.tensorrt.runtimes import TensorRt, runtime_of
 from pcc.backends.tensorrt.taken import Taken
+from pcc.backends.tensorrt.worker import Task
+from pcc.backends.tensorrt.worker import run as side_by_side
 from pcc.bundle import REFIT, WEIGHTS
 from pcc.emission import Emission, Order, Say, Written
 from pcc.errors import PccError
@@ -50,7 +52,8 @@ def write_graphs(order: Order, folder: Path, say: Say) -> Written:
         say(f"graph '{name}'")
         return static_model(order, name, e, r)
 
-    engines = engines_of(order.emissions, lowered, divide=options.profiles, wide=r.wide)
+    engines = engines_of(order.emissions, lowered, divide=options.profiles, wide=r.wide,
+                         layers=options.layers)  # fmt: skip
     graphs = folder / "graphs"
     graphs.mkdir()
     file = save_models(engines.models, graphs, say=say)
@@ -58,7 +61,8 @@ def write_graphs(order: Order, folder: Path, say: Say) -> Written:
     (folder / place).mkdir(parents=True)
     built = _built(builder, engines, order.emissions, folder, place, say)
     tables = Tables()
-    specs = {q: _spec(q, engines, built, tables, f"{place}/{TABLES}") for q in order.emissions}
+    specs = {q: _spec(q, e, engines, built, tables, f"{place}/{TABLES}")
+             for q, e in order.emissions.items()}  # fmt: skip
     if isinstance(builder, Taken):
         written = listed_weights(builder.weights, tables, f"{place}/{TABLES}")
         (folder / place / REFIT).write_text(json.dumps(written))
@@ -101,24 +105,40 @@ def _built(
 ) -> dict[str, tuple[str, Built]]:
     """Build the engines that are asked for; return the file and the making of each by name."""
     wanted = {name for q in queries if builder.options.builds(q) for name in engines.of(q)}
+    names = [name for name in engines.models if name in wanted]
+    paths = {name: folder / "graphs" / f"{name}.onnx" for name in names}
+    plans = {name: f"{place}/{name}.plan" for name in names}
     out: dict[str, tuple[str, Built]] = {}
-    for name, model in engines.models.items():
-        if name not in wanted:
-            continue
-        made = builder.build(model, folder / "graphs" / f"{name}.onnx", engines.profiles(name))
-        file = f"{place}/{name}.plan"
-        with (folder / file).open("wb") as plan:
-            plan.write(made.plan)
-        made.plan = None  # it may be as large as the model
-        size = (folder / file).stat().st_size
+
+    def done(name: str, made: Built) -> None:
+        size = (folder / plans[name]).stat().st_size
         say(f"engine '{name}': {made.layers} layers, {size / 1e6:.1f} MB, {made.seconds:.1f} s")
-        out[name] = file, made
-    return out
+        out[name] = plans[name], made
+
+    if isinstance(builder, Taken) or builder.options.jobs == 1 or len(names) == 1:
+        for name in names:
+            made = builder.build(engines.models[name], paths[name], engines.profiles(name))
+            with (folder / plans[name]).open("wb") as plan:
+                plan.write(made.plan)
+            made.plan = None  # it may be as large as the model
+            done(name, made)
+        return out
+    options, cache = builder.options.document(), ""
+    if builder.cache:
+        (folder / place / CACHE).write_bytes(builder.cache)
+        cache = str(folder / place / CACHE)
+    tasks = [Task(builder.runtime.name, options, str(paths[name]), str(folder / plans[name]),
+                  engines.profiles(name), cache) for name in names]  # fmt: skip
+    for task, made, timings in side_by_side(tasks, builder.options.jobs):
+        builder.add_timings(timings)
+        done(task.name, made)
+    return {name: out[name] for name in names}
 
 
 def _spec(
-    query: str, engines: Engines, built: Mapping[str, tuple[str, Built]], tables: Tables, file: str
-) -> dict[str, Any]:
+    query: str, emission: Emission, engines: Engines, built: Mapping[str, tuple[str, Built]],
+    tables: Tables, file: str,
+) -> dict[str, Any]:  # fmt: skip
     """Return what the manifest says of a query: its engine, the last of its parts."""
     names = engines.of(query)
     spec: dict[str, Any] = {
@@ -137,7 +157,7 @@ def _spec(
     if pinned:
         spec["pinned"] = dict(pinned)
     plans = {name: built[name][0] for name in names}
-    parts = document(engines, query, plans, tables, file)
+    parts = document(engines, query, emission, plans, tables, file)
     return spec | ({"parts": parts} if parts else {})
 
 

@@ -129,12 +129,18 @@ TENSORRT = ("--target", "tensorrt", "--provider", "tensorrt", "--batch", "1")
 QUICK, QUICKEST = ("--engine", "level=1"), ("--engine", "level=0")
 # What texts are made with: each graph of a bundle is an engine that takes long to build.
 ROUNDS = ("--engine", "only=step,step_greedy,prefill,prefill_greedy")
+
+
 # Of 13 GB of weights each engine of a pass has a copy: on the disk, in memory while it is built, on
 # the device. With prompts read n tokens at a time rounds and prompts share one pass of one width.
-# What a round needs is built, and no more: its two engines take minutes each.
-ONE_PASS = (
-    "--chunk", "16", "--engine", "profiles=yes", "--engine", "only=step", "--engine", "level=1",
-)  # fmt: skip
+# A pass of all layers is one fused block, which takes long to compile; engines of two layers each
+# are built side by side.
+def one_pass(n: int) -> tuple[str, ...]:
+    """Return the options of a build of what a round needs, and no more."""
+    options = ("profiles=yes", "only=step", "level=1", "layers=2", "jobs=12")
+    return ("--chunk", str(n), *(x for each in options for x in ("--engine", each)))
+
+
 STAGES = (
     Stage("environment", (
         Command("environment", ("{root}/benchmarks/gpu/environment.py", "{json}"), 60,
@@ -182,8 +188,11 @@ STAGES = (
            contexts=(1024,)),
     engine("evabyte-6.5b", "hmm", "cuda", "bf16", "system", contexts=(1024,)),
     engine("evabyte-6.5b", "cp", "cuda", "bf16", "system", contexts=(1024,)),
-    engine("evabyte-6.5b", "btree", "tensorrt", "fp16", "trt", max_seq=2048, contexts=(1024,),
-           how=ONE_PASS, seconds=900),
+    *(
+        engine(shape, "btree", "tensorrt", "fp16", "trt", max_seq=2048, contexts=(1024,),
+               how=one_pass(n), seconds=900)
+        for shape, (n, _) in HEADS.items()
+    ),
     *(  # the same window for each circuit, beside the smaller verifier
         engine("byte-llama-3.2-3b", head, "cuda", "bf16", "system", contexts=(1024,), n=16)
         for head in ("cp", "btree", "hmm")

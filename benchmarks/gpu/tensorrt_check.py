@@ -44,14 +44,12 @@ RAISED = 3  # exit status of a part that raised; its report says what
 Row = dict[str, Any]
 
 
-def setting(
-    target: str, precision: str, level: int, only: str = "", *, profiles: bool = False
-) -> Any:
+def setting(target: str, precision: str, level: int, only: str = "", **engine: Any) -> Any:
     """Return the suite's setting for quick builds: tactics decide about time, not about results."""
     from pcc.conformance.bundles import Setting
 
-    engine = (("level", level), ("profiles", profiles), *((("only", only),) if only else ()))
-    return Setting(target, "tensorrt", precision, engine=engine)
+    options = {"level": level, **({"only": only} if only else {}), **engine}
+    return Setting(target, "tensorrt", precision, engine=tuple(options.items()))
 
 
 def rows_of(findings: Iterator[Any]) -> Iterator[Row]:
@@ -65,7 +63,7 @@ def rows_of(findings: Iterator[Any]) -> Iterator[Row]:
 
 
 def texts(
-    target: str, folder: Path, names: tuple[str, ...], precision: str, *, profiles: bool = False
+    target: str, folder: Path, names: tuple[str, ...], precision: str, **engine: Any
 ) -> Iterator[Row]:
     """Greedy and sampled texts of tiny verifiers against those of a CPU."""
     from pcc.conformance.scenarios import SCENARIOS, check_protocol
@@ -73,7 +71,7 @@ def texts(
     chosen = tuple(s for s in SCENARIOS if s.name in names)
     assert len(chosen) == len(names)
     stored = json.loads(TEXTS.read_text())
-    how = setting(target, precision, 1, ROUNDS, profiles=profiles)
+    how = setting(target, precision, 1, ROUNDS, **engine)
     yield from rows_of(check_protocol(how, folder, print, stored, chosen))
 
 
@@ -261,6 +259,12 @@ PARTS: dict[str, tuple[int, Part]] = {
     "profiles": (
         400,
         lambda t, p: texts(t, p, ("llama-hmm-n4", "evabyte-own-heads-n4"), "fp32", profiles=True),
+    ),
+    "chains": (
+        400,
+        lambda t, p: texts(
+            t, p, ("llama-hmm-n4", "evabyte-own-heads-n4"), "fp32", profiles=True, layers=1, jobs=4
+        ),
     ),
     "widths": (180, widths),
     "exchanged": (300, exchanged),

@@ -79,7 +79,8 @@ def pass_of(kind: str, target: str, folder: Path) -> Pass:
     graphs = [Steps(loaded, source, ROWS).passed(w) for w in WIDTHS]
     merged = merge([prepare(lower(g.module, TARGETS[target], batch=1, inputs=g.inputs), r)
                     for g in graphs], wide=r.wide)  # fmt: skip
-    engines = Engines({"pass": merged.model}, {"pass": merged}, {"pass": WIDTHS}, {})
+    engines = Engines({"pass": merged.model}, {"pass": merged}, {"pass": WIDTHS}, {},
+                      {"pass": ("pass",)})  # fmt: skip
     (folder / "graphs").mkdir()
     save_models(engines.models, folder / "graphs")
     shapes = engines.profiles("pass")

@@ -12,7 +12,7 @@ import pcc
 from pcc.backends.tensorrt.runtimes import RUNTIMES
 from pcc.conformance.verifiers import KINDS
 from pcc.errors import PccError
-from pcc.runtime.device.parts import parts_of
+from pcc.runtime.device.parts import MAX_PARTS, parts_of
 
 OLD = RUNTIMES["8.6"]
 
@@ -62,7 +62,7 @@ def test_malformed_parts_are_refused(change: dict[str, Any]) -> None:
     assert found.value.code == "B215"
 
 
-@pytest.mark.parametrize("parts", [{}, [], [3], 7, [spec()["parts"][0]] * 9])
+@pytest.mark.parametrize("parts", [{}, [], [3], 7, [spec()["parts"][0]] * (MAX_PARTS + 1)])
 def test_lists_of_parts_that_are_none_are_refused(parts: Any) -> None:
     with pytest.raises(PccError) as found:
         parts_of({"parts": parts}, "step", FILES)

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 from fake_tensorrt import stand_in
 from onnx import TensorProto, helper
+from tensorrt_graphs import PROMPT, compiled, random_feed, session, steps
 
 import pcc
 from pcc.backends.onnx.lower import lower
 from pcc.backends.tensorrt.forms import prepare
 from pcc.backends.tensorrt.merge import merge
-from pcc.backends.tensorrt.runtimes import RUNTIMES, TensorRt
+from pcc.backends.tensorrt.runtimes import RUNTIMES
 from pcc.conformance import models
 from pcc.conformance.verifiers import KINDS
 from pcc.errors import PccError
@@ -25,8 +25,6 @@ from pcc.generation import Request, build
 from pcc.interp.run import run
 from pcc.ir.module import Module
 from pcc.ir.semiring import Real
-from pcc.models.load import load_model
-from pcc.models.step import Steps
 from pcc.passes.manager import Manager
 from pcc.runtime.device.driver import Device
 from pcc.runtime.device.parts import select
@@ -34,42 +32,7 @@ from pcc.runtime.measure_gpu import graph_times
 from pcc.targets import TARGETS
 
 OLD, RTX = RUNTIMES["8.6"], RUNTIMES["rtx"]
-ROWS, WIDTHS = 256, (1, 4, 33)
-PROMPT = b"\x07\x50ab"
-
-
-def session(model: ir.Model) -> ort.InferenceSession:
-    """Open a graph; ONNX Runtime does not know the attribute that TensorRT wants."""
-    for node in model.graph:
-        node.attributes.pop("TRT_decomposable", None)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    data = ir.to_proto(model).SerializeToString()
-    return ort.InferenceSession(data, options, ["CPUExecutionProvider"])
-
-
-def steps(kind: str, folder: Path) -> Steps:
-    source, model = KINDS[kind](folder)
-    loaded = load_model(model, max_rows=ROWS, precision="fp32")
-    if source is None or not hasattr(source, "cards"):
-        source = models.head("ff", 4, 1, vocab=loaded.vocab)
-    return Steps(loaded, source, ROWS)
-
-
-def random_feed(model: ir.Model, r: TensorRt, seed: int) -> dict[str, Any]:
-    """Return inputs of a pass: ids, a length of 5, and whatever in the states."""
-    rng, feed = np.random.default_rng(seed), dict[str, Any]()
-    for v in model.graph.inputs:
-        shape = [int(d) for d in v.shape or ()]  # type: ignore[arg-type]
-        ids = v.name == "input_ids" or "recent" in str(v.name)
-        x: Any = rng.integers(0, 200, shape) if ids else rng.normal(size=shape)
-        if v.name == "length":
-            x = np.full(shape, 5)
-        if v.name in ("input_ids", "length") and not r.wide:
-            x[..., 1] = 0  # the high word
-        assert v.dtype is not None
-        feed[str(v.name)] = x.astype(v.dtype.numpy())
-    return feed
+WIDTHS = (1, 4, 33)
 
 
 @pytest.mark.parametrize(
@@ -215,14 +178,6 @@ def test_tables_beyond_32_bits_are_refused_where_there_are_none() -> None:
 
 
 # ---------------------------------------------------------------- a bundle, and its texts
-
-
-def compiled(kind: str, r: TensorRt, folder: Path, chunk: int = 8, **engine: Any) -> Any:
-    source, model = KINDS[kind](folder)
-    return pcc.compile(
-        source, verifier=model, out=folder / "m.pcc", target=r.target, max_seq=128, chunk=chunk,
-        queries=["draft"], validate=False, engine={"profiles": True, **engine},
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["llama", "evabyte", "lora"])

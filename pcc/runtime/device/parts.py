@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pcc.runtime.device.driver import Device
     from pcc.runtime.device.tensorrt import Opener, TensorRtExecutor
 
-MAX_PARTS, MAX_TABLES, MAX_PROFILES = 8, 256, 256
+MAX_PARTS, MAX_TABLES, MAX_PROFILES = 1024, 256, 256
 MAX_TABLE_BYTES = 1 << 30
 
 
