@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -56,12 +57,13 @@ def names_of(folder: Path) -> list[str]:
 def staged(out: Path, *, force: bool) -> Iterator[Path]:
     """Yield an empty folder that becomes `out` on success and vanishes on failure."""
     _free(out, force)
-    try:
-        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as e:
-        raise PccError("B203", f"cannot write here: {e.strerror}", at=str(out.parent)) from None
-    try:
-        os.chmod(work, 0o755)
+    work = out.parent / f".{out.name}.{secrets.token_hex(8)}"  # known before it is there: a signal
+    try:  # may arrive at any time
+        try:
+            os.mkdir(work)
+            os.chmod(work, 0o755)
+        except OSError as e:
+            raise PccError("B203", f"cannot write here: {e.strerror}", at=str(out.parent)) from None
         yield work
         _publish(work, out)
     except OSError as e:

@@ -182,6 +182,23 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_signal_when_the_folder_is_just_made_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.mkdir
+
+    def made(path: Path, mode: int = 0o777) -> None:
+        real(path, mode)
+        raise KeyboardInterrupt
+
+    circuit = small()
+    with monkeypatch.context() as patched:
+        patched.setattr("pcc.bundle.os.mkdir", made)
+        with pytest.raises(KeyboardInterrupt):
+            pcc.compile(circuit, out=tmp_path / "a.pcc")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("mixture", [False, True])
 def test_a_circuit_that_is_zero_everywhere(tmp_path: Path, mixture: bool) -> None:
     """It has no law: probability zero throughout, draws in range, no NaN, and no false alarm."""
