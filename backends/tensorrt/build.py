@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from pcc.backends.tensorrt import borders
 from pcc.backends.tensorrt.legal import (
     check_build,
     check_messages,
@@ -25,7 +26,6 @@ from pcc.backends.tensorrt.stored import check_stored
 from pcc.errors import PccError
 
 Sizes = Mapping[str, Sequence[int]]  # of inputs by name
-BORDERS = "kDIRECT_IO"  # in what is said where inputs and outputs cannot be kept as they are
 
 
 @dataclass
@@ -67,8 +67,7 @@ class Builder:
         pinned = {} if r.typed else pin(network, types, self.module)
         half = bool(pinned.get("HALF"))
         config = self._config(half=half)
-        if half:
-            self._keep_borders(network, config)
+        _selector = borders.keep(network, config, self.module) if half else None
         for shapes in profiles:
             self._profile(config, shapes)
         plan, said = self._planned(network, config)
@@ -133,29 +132,16 @@ class Builder:
             config.set_timing_cache(self._timings, ignore_mismatch=False)
         return config
 
-    def _keep_borders(self, network: Any, config: Any) -> None:
-        """Let no float be converted on its way in or out, to half and back: where types are hints.
-
-        The flag is about tensors that have formats: of floats those that are linear in memory, as
-        callers have them. Of other types nothing is lost, and less can be had.
-        """
-        linear = 1 << int(self.module.TensorFormat.LINEAR)
-        borders = [network.get_input(i) for i in range(network.num_inputs)]
-        borders += [network.get_output(i) for i in range(network.num_outputs)]
-        for x in borders:
-            if x.dtype.name == "FLOAT":
-                x.allowed_formats = linear
-        config.set_flag(self.module.BuilderFlag.DIRECT_IO)
-
     def _planned(self, network: Any, config: Any) -> tuple[Any, list[tuple[str, str]]]:
         """Return a plan, or None, and what was said of it.
 
-        Where borders cannot be kept it is built without: what they then store is looked up.
+        Where borders cannot be kept as they are, they are chosen: `stored` looks at what came out.
         """
         plan = self.builder.build_serialized_network(network, config)
         said = self.messages.take()
-        if plan is None and any(BORDERS in text for _, text in said):
+        if plan is None and any(borders.REFUSED in text for _, text in said):
             config.clear_flag(self.module.BuilderFlag.DIRECT_IO)
+            _selector = borders.choose(config, self.module)
             plan = self.builder.build_serialized_network(network, config)
             said = [("NOTE", "inputs and outputs may be converted"), *self.messages.take()]
         return plan, said

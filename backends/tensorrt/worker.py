@@ -2,8 +2,8 @@
 
 Builders of one process share their logger, so that what is said of one engine could not be told
 from what is said of another; and one that crashes would take the compiler with it. A worker is
-`python -m pcc.backends.tensorrt.worker`: it reads a task, JSON, from its standard input and
-writes the plan, and beside it `NAME.json`, what was made or the error.
+`python -m pcc.backends.tensorrt.worker TASK`: it reads a task, a JSON file, and writes the plan,
+and beside it `NAME.plan.json`, what was made or the error.
 """
 
 from __future__ import annotations
@@ -45,6 +45,11 @@ class Task:
         return Path(self.model).stem
 
     @property
+    def order(self) -> Path:
+        """Where the worker reads what to do."""
+        return Path(f"{self.plan}.task")
+
+    @property
     def report(self) -> Path:
         """Where the worker says what it made."""
         return Path(f"{self.plan}.json")
@@ -80,15 +85,16 @@ class _Starter:
         self.running: list[subprocess.Popen[str]] = []
         self.stopped, self.lock = False, Lock()
 
-    def __call__(self) -> subprocess.Popen[str]:
+    def __call__(self, task: Task) -> subprocess.Popen[str]:
         """Start a worker. Errors: E435 after `stop`."""
-        pipe = subprocess.PIPE
-        call = [sys.executable, "-m", MODULE]
+        call = [sys.executable, "-m", MODULE, str(task.order)]
         with self.lock:
             if self.stopped:
                 raise PccError("E435", "another engine was not built")
-            worker = subprocess.Popen(call, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT,
-                                      text=True, errors="replace")  # fmt: skip
+            worker = subprocess.Popen(
+                call, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                text=True, errors="replace",
+            )  # fmt: skip
             self.running.append(worker)
         return worker
 
@@ -109,9 +115,11 @@ def _processes() -> Iterator[_Starter]:
         start.stop()
 
 
-def _built(task: Task, start: Callable[[], subprocess.Popen[str]]) -> tuple[Task, Built, bytes]:
-    worker = start()
-    said, _ = worker.communicate(json.dumps(asdict(task)))
+def _built(task: Task, start: Callable[[Task], subprocess.Popen[str]]) -> tuple[Task, Built, bytes]:
+    task.order.write_text(json.dumps(asdict(task)), encoding="utf-8")
+    worker = start(task)
+    said, _ = worker.communicate()
+    task.order.unlink()
     try:
         made = json.loads(task.report.read_text(encoding="utf-8"))
     except OSError:
@@ -148,8 +156,8 @@ def work(task: Task) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Do the task on standard input."""
-    task = Task(**json.load(sys.stdin))
+    """Do the task in the file that is named."""
+    task = Task(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     report = json.dumps(work(task))
     part = task.report.with_suffix(".part")
     part.write_text(report, encoding="utf-8")

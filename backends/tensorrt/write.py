@@ -129,6 +129,7 @@ def _built(
         cache = str(folder / place / CACHE)
     tasks = [Task(builder.runtime.name, options, str(paths[name]), str(folder / plans[name]),
                   engines.profiles(name), cache) for name in names]  # fmt: skip
+    tasks.sort(key=lambda t: -len(engines.models[t.name].graph))  # what takes longest goes first
     for task, made, timings in side_by_side(tasks, builder.options.jobs):
         builder.add_timings(timings)
         done(task.name, made)

@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
+from pcc.backends.tensorrt import borders
 from pcc.backends.tensorrt.build import Builder
 from pcc.backends.tensorrt.precision import types_of
 from pcc.backends.tensorrt.stored import check_stored
@@ -130,37 +131,78 @@ def test_many_names_are_not_all_said() -> None:
     assert note.endswith("'t4' and 4 more")
 
 
-def builder(plans: list[Any], said: list[list[tuple[str, str]]]) -> tuple[Builder, Any]:
-    """A builder that gives these plans, one after the other; and a configuration."""
+class Selector:
+    """Stands in for `tensorrt.IAlgorithmSelector`."""
+
+
+MODULE = SimpleNamespace(
+    TensorFormat=SimpleNamespace(LINEAR=0), BuilderFlag=SimpleNamespace(DIRECT_IO="direct"),
+    IAlgorithmSelector=Selector,
+)  # fmt: skip
+
+
+def configuration() -> Any:
     flags: list[str] = []
-    made = object.__new__(Builder)
-    made.module = SimpleNamespace(
-        TensorFormat=SimpleNamespace(LINEAR=0), BuilderFlag=SimpleNamespace(DIRECT_IO="direct")
-    )
-    made.builder = SimpleNamespace(build_serialized_network=lambda n, c: plans.pop(0))
-    made.messages = SimpleNamespace(take=lambda: said.pop(0))  # type: ignore[assignment]
-    config = SimpleNamespace(flags=flags, set_flag=flags.append, clear_flag=flags.remove)
-    return made, config
+    return SimpleNamespace(flags=flags, set_flag=flags.append, clear_flag=flags.remove,
+                           algorithm_selector=None)  # fmt: skip
+
+
+def network(*kinds: str) -> Any:
+    tensors = [SimpleNamespace(allowed_formats=0, dtype=SimpleNamespace(name=k)) for k in kinds]
+    return SimpleNamespace(num_inputs=2, num_outputs=len(kinds) - 2, tensors=tensors,
+                           get_input=lambda i: tensors[i],
+                           get_output=lambda i: tensors[2 + i])  # fmt: skip
 
 
 def test_floats_are_not_to_be_converted_where_they_enter_or_leave() -> None:
-    kinds = ("FLOAT", "HALF", "FLOAT", "BOOL")
-    tensors = [SimpleNamespace(allowed_formats=0, dtype=SimpleNamespace(name=k)) for k in kinds]
-    network = SimpleNamespace(num_inputs=2, num_outputs=2, get_input=lambda i: tensors[i],
-                              get_output=lambda i: tensors[2 + i])  # fmt: skip
-    made, config = builder([], [])
-    made._keep_borders(network, config)
-    assert config.flags == ["direct"]
-    assert [x.allowed_formats for x in tensors] == [1, 0, 1, 0]
+    config, plain = configuration(), network("FLOAT", "INT32", "FLOAT", "BOOL")
+    assert borders.keep(plain, config, MODULE) is None
+    assert (config.flags, config.algorithm_selector) == (["direct"], None)
+    assert [x.allowed_formats for x in plain.tensors] == [1, 0, 1, 0]
 
 
-def test_what_cannot_be_kept_is_built_without_and_looked_into() -> None:
-    """As 8.6 says of a verifier's graph; other refusals are not tried again."""
+def test_halves_beside_floats_leave_it_to_a_selector() -> None:
+    config, mixed = configuration(), network("FLOAT", "HALF", "FLOAT")
+    chosen = borders.keep(mixed, config, MODULE)
+    assert config.algorithm_selector is chosen
+    assert config.flags == []
+    assert [x.allowed_formats for x in mixed.tensors] == [0, 0, 0]
+    offered = [["HALF", "INT32", "HALF"], ["FLOAT", "INT32", "FLOAT"]]
+    for name, want in (("{ForeignNode[a...b]}", [1]), ("a product", [0, 1])):
+        context = SimpleNamespace(name=name, num_inputs=2, num_outputs=1)
+        choices = [
+            SimpleNamespace(get_algorithm_io_info=lambda i, k=k: SimpleNamespace(
+                dtype=f"DataType.{k[i]}")) for k in offered
+        ]  # fmt: skip
+        assert chosen.select_algorithms(context, choices) == want
+        assert chosen.select_algorithms(context, choices[:1]) == [0]  # there is no other
+    chosen.report_algorithms([], [])
+
+
+def test_halves_alone_are_left_alone() -> None:
+    config = configuration()
+    assert borders.keep(network("HALF", "INT32", "HALF"), config, MODULE) is None
+    assert (config.flags, config.algorithm_selector) == ([], None)
+
+
+def builder(plans: list[Any], said: list[list[tuple[str, str]]]) -> Builder:
+    """A builder that gives these plans, one after the other."""
+    made = object.__new__(Builder)
+    made.module = MODULE
+    made.builder = SimpleNamespace(build_serialized_network=lambda n, c: plans.pop(0))
+    made.messages = SimpleNamespace(take=lambda: said.pop(0))  # type: ignore[assignment]
+    return made
+
+
+def test_what_cannot_be_kept_is_chosen_and_looked_into() -> None:
+    """As 8.6 says where no block conforms; other refusals are not tried again."""
     said = "4: BuilderFlag::kDIRECT_IO specified but no conformant implementation exists"
-    made, config = builder([None, b"plan"], [[("ERROR", said)], []])
-    made._keep_borders(SimpleNamespace(num_inputs=0, num_outputs=0), config)
+    config = configuration()
+    made = builder([None, b"plan"], [[("ERROR", said)], []])
+    borders.keep(network("FLOAT", "FLOAT"), config, MODULE)
     plan, (note,) = made._planned(None, config)
     assert (plan, note[0]) == (b"plan", "NOTE")
     assert config.flags == []
-    made, config = builder([None], [[("ERROR", "10: no implementation")]])
-    assert made._planned(None, config) == (None, [("ERROR", "10: no implementation")])
+    assert isinstance(config.algorithm_selector, Selector)
+    made = builder([None], [[("ERROR", "10: no implementation")]])
+    assert made._planned(None, configuration()) == (None, [("ERROR", "10: no implementation")])

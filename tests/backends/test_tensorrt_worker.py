@@ -68,8 +68,8 @@ def test_others_are_stopped_when_one_fails(tmp_path: Path, monkeypatch: Any) -> 
     ran: list[Any] = []
     real = worker._Starter.__call__
 
-    def start(self: Any) -> Any:
-        ran.append(real(self))
+    def start(self: Any, task: worker.Task) -> Any:
+        ran.append(real(self, task))
         return ran[-1]
 
     monkeypatch.setattr(worker._Starter, "__call__", start)
