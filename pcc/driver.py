@@ -79,8 +79,7 @@ class Job:
         """Return the manifest's precision map: in what each part is stored; results are fp32."""
         head = self.circuit.module()
         parts = ["head"] * (head.stored != "f32")
-        parts += ["verifier"] * bool(self.generation)
-        parts += ["states"] * (bool(self.generation) and not self.target.caches)
+        parts += ["verifier", "states"] * bool(self.generation)
         out = {} if self.precision == "fp32" else dict.fromkeys(parts, self.precision)
         integers = (_in_integers(head), self.int8[1])
         for part, there in zip(("head", "verifier"), integers, strict=True):
@@ -194,7 +193,6 @@ def compile(
     if random is not None:
         source, queries = random.head(head) if head else None, queries or ()
     options |= {"precision": precision, "int8": integers[1], "static": chosen.static,
-                "caches": chosen.caches,
                 "truncation": chosen.branches if truncation is None else truncation}  # fmt: skip
     request = _request(source, random or verifier, parameters, options)
     with _place(out, force) as folder, staged(folder, force=force) as work:

@@ -53,7 +53,6 @@ class Request:
     int8: bool = False  # the matrices of its layers
     static: bool = False  # one size of buffers
     truncation: bool = True  # settings of the draft's law
-    caches: str = ""  # their type, if not that of the precision
 
     def __post_init__(self) -> None:
         for name, least in (("max_seq", 2), ("chunk", 1)):
@@ -66,8 +65,7 @@ class Request:
         """Read the verifier for windows of `n` tokens."""
         rows = self.max_seq + max(n, self.chunk)
         return load_model(self.folder, max_rows=rows, lora=self.lora,
-                          precision=self.precision, int8=self.int8,
-                          caches=self.caches)  # fmt: skip
+                          precision=self.precision, int8=self.int8)  # fmt: skip
 
 
 def own_heads(request: Request) -> Circuit:

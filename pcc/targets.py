@@ -41,7 +41,6 @@ class Target:
     (TensorScatter) or "scatter_nd" (ScatterND). `rings`: TensorScatter may wrap around.
     `runtime`: the least release of it, where that is not what the opset says.
     `typed`: a graph's types are the engine's; without, the writer pins the precision of each layer.
-    `caches`: "f32" where they are stored so whatever the precision, "" where it says it.
     `wide`: results of products of halves are f32, as in the IR; without, they are halves as well.
     `faults`: what its kernels get wrong, by the names above; lowering goes round it.
     """
@@ -61,7 +60,6 @@ class Target:
     rings: bool = False
     runtime: str = ""  # the least ONNX Runtime, where it is not the opset that says it
     typed: bool = True
-    caches: str = ""
     wide: bool = False
     faults: tuple[str, ...] = ()
 
@@ -91,7 +89,6 @@ _ALL = (
     Target(
         "tensorrt", "tensorrt", "tensorrt", 17, ("fp32", "fp16"),
         static=True, branches=False, kv="scatter_nd", typed=False,
-        caches="f32",  # floats of a fused block enter and leave it all in f32, or all in f16
         faults=(ORDER, SUBNORMAL),  # of `ArgMax`: backends/tensorrt/largest.py
     ),
     Target(

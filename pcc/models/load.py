@@ -64,12 +64,10 @@ def load_model(
     lora: Path | str | Lora | None = None,
     precision: str = "fp32",
     int8: bool = False,
-    caches: str = "",
 ) -> Model:
     """Return the verifier of a folder, for buffers of at most `max_rows` rows.
 
-    `precision`, `int8`, `caches`: in what its matrices and caches are stored
-    (`pcc.models.precision`).
+    `precision`, `int8`: in what its matrices and caches are stored (`pcc.models.precision`).
 
     `max_rows` = the longest sequence + the widest pass. `lora`: a checkpoint folder (or what was
     read from one) whose adapters, if it has any, make the draft's last layers.
@@ -77,7 +75,7 @@ def load_model(
     """
     place = Path(folder) if isinstance(folder, str) else folder
     model = with_draft(_read(place, max_rows), lora)
-    return in_precision(model, HALF_OF[precision], int8=int8, caches=caches)
+    return in_precision(model, HALF_OF[precision], int8=int8)
 
 
 def _read(root: Path | Described, max_rows: int) -> Model:

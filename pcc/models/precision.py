@@ -1,8 +1,7 @@
 """Storing a verifier's weights and caches in half precision, its matrices in 8 bits.
 
 Matrices that products and look-ups read, and the caches, are what a pass moves: they become f16 or
-bf16; caches stay f32 where a runtime wants that (`caches`, docs/tensorrt.md). Norms, biases, rotary
-tables and pooling vectors are small, and stay f32, as results do.
+bf16. Norms, biases, rotary tables and pooling vectors are small, and stay f32, as results do.
 With `int8` the matrices of layers become integers with a scale for each column. Tables are looked
 up by rows, adapters are thin, and the output matrix is small beside the layers while its error
 would be the logits' own: they keep the half type.
@@ -26,24 +25,22 @@ PARTS = ("layers", "draft")
 M = TypeVar("M", bound=Model)
 
 
-def in_precision(model: M, dtype: str, *, int8: bool = False, caches: str = "") -> M:
+def in_precision(model: M, dtype: str, *, int8: bool = False) -> M:
     """Return `model` with its matrices and caches stored as `dtype`: "f32", "f16" or "bf16".
 
-    `caches`: as what these are stored, if as something else.
     `int8`: the matrices of its layers as 8-bit integers, to whose products operands are rounded to
     `dtype`. Of those the scales are read here; other matrices that are not in memory are not read.
     Errors: E107 (a weight is too large for f16, or infinite).
     """
-    return model if dtype == "f32" and not int8 else _Storage(dtype, int8, caches).of(model)
+    return model if dtype == "f32" and not int8 else _Storage(dtype, int8).of(model)
 
 
 @dataclass(frozen=True)
 class _Storage:
-    """In what matrices are stored, and caches, "" for the same."""
+    """In what matrices are stored."""
 
     dtype: str
     int8: bool
-    caches: str = ""
 
     def of(self, part: Any, at: str = "") -> Any:
         """Return a model, or one of its layers, stored so."""
@@ -57,7 +54,7 @@ class _Storage:
             elif name in MATRICES and value is not None:
                 new[name] = self._matrix(value, place, int8=self.int8 and name in LAYERS)
             elif name == "dtype":
-                new[name] = self.caches or self.dtype
+                new[name] = self.dtype
         return replace(part, **new)
 
     def _matrix(self, w: Weight, at: str, *, int8: bool) -> Weight:
