@@ -67,7 +67,8 @@ class Builder:
         pinned = {} if r.typed else pin(network, types, self.module)
         half = bool(pinned.get("HALF"))
         config = self._config(half=half)
-        _selector = borders.keep(network, config, self.module) if half else None
+        if half:
+            borders.keep(network, config, self.module)
         for shapes in profiles:
             self._profile(config, shapes)
         plan, said = self._planned(network, config)
@@ -135,13 +136,12 @@ class Builder:
     def _planned(self, network: Any, config: Any) -> tuple[Any, list[tuple[str, str]]]:
         """Return a plan, or None, and what was said of it.
 
-        Where borders cannot be kept as they are, they are chosen: `stored` looks at what came out.
+        Where borders cannot be kept it is built without: what they then store is looked up.
         """
         plan = self.builder.build_serialized_network(network, config)
         said = self.messages.take()
         if plan is None and any(borders.REFUSED in text for _, text in said):
             config.clear_flag(self.module.BuilderFlag.DIRECT_IO)
-            _selector = borders.choose(config, self.module)
             plan = self.builder.build_serialized_network(network, config)
             said = [("NOTE", "inputs and outputs may be converted"), *self.messages.take()]
         return plan, said

@@ -131,20 +131,14 @@ def test_many_names_are_not_all_said() -> None:
     assert note.endswith("'t4' and 4 more")
 
 
-class Selector:
-    """Stands in for `tensorrt.IAlgorithmSelector`."""
-
-
 MODULE = SimpleNamespace(
     TensorFormat=SimpleNamespace(LINEAR=0), BuilderFlag=SimpleNamespace(DIRECT_IO="direct"),
-    IAlgorithmSelector=Selector,
 )  # fmt: skip
 
 
 def configuration() -> Any:
     flags: list[str] = []
-    return SimpleNamespace(flags=flags, set_flag=flags.append, clear_flag=flags.remove,
-                           algorithm_selector=None)  # fmt: skip
+    return SimpleNamespace(flags=flags, set_flag=flags.append, clear_flag=flags.remove)
 
 
 def network(*kinds: str) -> Any:
@@ -156,33 +150,17 @@ def network(*kinds: str) -> Any:
 
 def test_floats_are_not_to_be_converted_where_they_enter_or_leave() -> None:
     config, plain = configuration(), network("FLOAT", "INT32", "FLOAT", "BOOL")
-    assert borders.keep(plain, config, MODULE) is None
-    assert (config.flags, config.algorithm_selector) == (["direct"], None)
+    assert borders.keep(plain, config, MODULE)
+    assert config.flags == ["direct"]
     assert [x.allowed_formats for x in plain.tensors] == [1, 0, 1, 0]
 
 
-def test_halves_beside_floats_leave_it_to_a_selector() -> None:
-    config, mixed = configuration(), network("FLOAT", "HALF", "FLOAT")
-    chosen = borders.keep(mixed, config, MODULE)
-    assert config.algorithm_selector is chosen
+@pytest.mark.parametrize("kinds", [("FLOAT", "HALF", "FLOAT"), ("HALF", "INT32", "HALF")])
+def test_borders_with_halves_are_left_as_they_are(kinds: tuple[str, ...]) -> None:
+    config, mixed = configuration(), network(*kinds)
+    assert not borders.keep(mixed, config, MODULE)
     assert config.flags == []
-    assert [x.allowed_formats for x in mixed.tensors] == [0, 0, 0]
-    offered = [["HALF", "INT32", "HALF"], ["FLOAT", "INT32", "FLOAT"]]
-    for name, want in (("{ForeignNode[a...b]}", [1]), ("a product", [0, 1])):
-        context = SimpleNamespace(name=name, num_inputs=2, num_outputs=1)
-        choices = [
-            SimpleNamespace(get_algorithm_io_info=lambda i, k=k: SimpleNamespace(
-                dtype=f"DataType.{k[i]}")) for k in offered
-        ]  # fmt: skip
-        assert chosen.select_algorithms(context, choices) == want
-        assert chosen.select_algorithms(context, choices[:1]) == [0]  # there is no other
-    chosen.report_algorithms([], [])
-
-
-def test_halves_alone_are_left_alone() -> None:
-    config = configuration()
-    assert borders.keep(network("HALF", "INT32", "HALF"), config, MODULE) is None
-    assert (config.flags, config.algorithm_selector) == ([], None)
+    assert {x.allowed_formats for x in mixed.tensors} == {0}
 
 
 def builder(plans: list[Any], said: list[list[tuple[str, str]]]) -> Builder:
@@ -194,7 +172,7 @@ def builder(plans: list[Any], said: list[list[tuple[str, str]]]) -> Builder:
     return made
 
 
-def test_what_cannot_be_kept_is_chosen_and_looked_into() -> None:
+def test_what_cannot_be_kept_is_built_without_and_looked_into() -> None:
     """As 8.6 says where no block conforms; other refusals are not tried again."""
     said = "4: BuilderFlag::kDIRECT_IO specified but no conformant implementation exists"
     config = configuration()
@@ -203,6 +181,5 @@ def test_what_cannot_be_kept_is_chosen_and_looked_into() -> None:
     plan, (note,) = made._planned(None, config)
     assert (plan, note[0]) == (b"plan", "NOTE")
     assert config.flags == []
-    assert isinstance(config.algorithm_selector, Selector)
     made = builder([None], [[("ERROR", "10: no implementation")]])
     assert made._planned(None, configuration()) == (None, [("ERROR", "10: no implementation")])
