@@ -220,7 +220,16 @@ def _write(path: Path, made: Any) -> None:
 
 def _write_lines(path: Path, made: list[dict[str, Any]]) -> None:
     """Write a row a line: a third smaller, and a changed row is a changed line."""
-    path.write_text("[\n" + ",\n".join(map(json.dumps, made)) + "\n]\n")
+    path.write_text("[\n" + ",\n".join(json.dumps(rounded(x)) for x in made) + "\n]\n")
+
+
+def rounded(x: Any) -> Any:
+    """Return plain data with six digits of each float: clocks have no more."""
+    if isinstance(x, dict):
+        return {k: rounded(v) for k, v in x.items()}
+    if isinstance(x, list):
+        return [rounded(v) for v in x]
+    return float(f"{x:.6g}") if isinstance(x, float) else x
 
 
 def arguments() -> argparse.Namespace:
@@ -238,6 +247,7 @@ def main() -> None:
     parts = [e for path in a.parts for e in json.loads(path.read_text())]
     rows, found = merged(_read(ROWS), parts), reports(_read(REPORTS), parts)
     between, kernels = host(_read(HOST), parts), traces(_read(KERNELS), parts)
+    rows, found, kernels = rounded(rows), rounded(found), rounded(kernels)  # as tables read them
     _write_lines(ROWS, rows)
     _write_lines(REPORTS, found)
     _write(HOST, between)
