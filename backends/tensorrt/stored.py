@@ -3,8 +3,7 @@
 Inside a fused block layers compute in what they are pinned to. What enters or leaves a block may
 all the same be stored as a half, and be read as a float again: of the draft of an HMM 8.6 rounded
 u, the context and q itself, whose sums were then off by 2.6e-4. Inputs and outputs are told not to
-be converted (`Builder`), which not every graph has an implementation of; so the engine is looked
-into.
+be converted where that can be had (`borders`); so the engine is looked into.
 """
 
 from __future__ import annotations

@@ -61,6 +61,7 @@ FIRST = cost.Constants(
     barrier=2.0, gathered=0.7, generated=3.0,
 )  # fmt: skip
 TRIES, SMALL = 200, 1e-6
+DIGITS = 4  # of a constant
 Row = Mapping[str, Any]
 Errors = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -310,7 +311,7 @@ def worst(found: Sequence[tuple[Row, str, float, float]]) -> dict[str, float]:
 
 def source(c: cost.Constants, errors: Mapping[str, float]) -> str:
     """Return the text of `backends/cuda/fitted.py`."""
-    values = "".join(f'    "{k}": {v:.4g},\n' for k, v in asdict(c).items())
+    values = "".join(f'    "{k}": {v:.{DIGITS}g},\n' for k, v in asdict(c).items())
     return (
         '"""Constants of the model of `cost.py`, as benchmarks/gpu/cost_fit.py wrote them."""\n\n'
         "from __future__ import annotations\n\n"
@@ -329,11 +330,12 @@ def main() -> None:
     rows = [*rows_of(), *drafts_of()]
     found = [*(s for r in rows for s in samples(r)), *product_samples()]
     c = fitted(found)
+    c = replace(c, **{k: float(f"{v:.{DIGITS}g}") for k, v in asdict(c).items()})  # as it is kept
     for kind in sorted({s.kind for s in found}):
         off = [error(s, c) / s.measured for s in found if s.kind == kind]
         print(f"{kind}: {len(off)} samples, rms {100 * np.sqrt(np.mean(np.square(off))):.1f} %, "
               f"worst {100 * np.abs(off).max():.0f} %")  # fmt: skip
-    print(json.dumps({k: float(f"{v:.4g}") for k, v in asdict(c).items()}))
+    print(json.dumps(asdict(c)))
     ends = list(judged(rows, c))
     if write:
         MADE.write_text(source(c, worst(ends)))
