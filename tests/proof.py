@@ -151,11 +151,15 @@ def say(result: dict[str, Any], failures: list[str]) -> None:
 
 
 def lines(result: dict[str, Any]) -> str:
-    """Return a result as JSON, a file of tests a line."""
-    files = result["files"]
-    text = json.dumps({**result, "files": {}}, indent=1)
-    listed = ",\n".join(f"  {json.dumps(k)}: {json.dumps(files[k])}" for k in files)
-    return text.replace('"files": {}', '"files": {\n' + listed + "\n }", 1) + "\n"
+    """Return a result as JSON, with a line for each file of tests, and for each test."""
+    parts = []
+    for key, value in result.items():
+        text = json.dumps(value)
+        if key in ("files", "tests"):
+            listed = (f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in value.items())
+            text = "{\n" + ",\n".join(listed) + "\n }"
+        parts.append(f" {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def main(args: list[str] | None = None) -> int:
