@@ -155,7 +155,7 @@ def lines(result: dict[str, Any]) -> str:
     parts = []
     for key, value in result.items():
         text = json.dumps(value)
-        if key in ("files", "tests"):
+        if key in ("files", "proofs"):
             listed = (f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in value.items())
             text = "{\n" + ",\n".join(listed) + "\n }"
         parts.append(f" {json.dumps(key)}: {text}")

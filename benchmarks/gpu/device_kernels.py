@@ -68,7 +68,7 @@ def summary(events: Iterable[tuple[str, float]], round_us: float) -> dict[str, A
         for k, (n, us) in sorted(groups.items(), key=lambda x: -x[1][1])
     ]
     kernels = [
-        {"name": k[:160], "family": family(k), "launches": round(n), "us": round(us, 1)}
+        {"name": k[:100], "family": family(k), "launches": round(n), "us": round(us, 1)}
         for k, (n, us) in sorted(names.items(), key=lambda x: -x[1][1])[:KEPT]
     ]
     return {"round_us": round(round_us, 1), "between_us": round(round_us - whole, 1),
