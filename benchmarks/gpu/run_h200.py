@@ -19,6 +19,7 @@ import contextlib
 import fnmatch
 import importlib.util
 import json
+import math
 import os
 import signal
 import subprocess
@@ -147,7 +148,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", ".")))
     p.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "pcc-bench")
     p.add_argument("--kits", type=Path, default=Path.home() / "kits", help="holds ort/ and trt/")
-    p.add_argument("--budget", type=float, default=560.0, help="seconds for everything")
+    p.add_argument("--budget", type=float, default=math.inf, help="seconds for everything")
     p.add_argument("--commit", default="unknown")
     p.add_argument("--only", action="append", help="of each stage the commands of these names")
     p.add_argument("--done", type=Path, help="parts of an earlier run")
