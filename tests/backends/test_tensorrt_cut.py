@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 from fake_tensorrt import stand_in
 from onnx import TensorProto, helper
-from tensorrt_graphs import PROMPT, compiled, random_feed, session, steps
+from tensorrt_graphs import check_texts, compiled, random_feed, session, steps
 
 import pcc
 from pcc.backends.onnx.lower import lower
@@ -91,15 +91,7 @@ def test_texts_through_chains_are_those_of_the_host(
 ) -> None:
     trt = stand_in(monkeypatch, OLD, tmp_path / "m.pcc")
     made = compiled(kind, OLD, tmp_path, profiles=profiles, layers="1")
-    source, model = KINDS[kind](tmp_path / "again")
-    how: dict[str, Any] = {"max_seq": 128, "chunk": 8, "queries": ["draft"], "truncation": False}
-    pcc.compile(source, verifier=model, out=tmp_path / "host.pcc", **how)
-    host = pcc.load(tmp_path / "host.pcc", threads=1)
-    engine = pcc.load(made.path, provider="tensorrt")
-    for options in ({"greedy": True}, {"seed": 4, "temperature": 0.8}):
-        want = host.session(**options).generate(PROMPT, 40)
-        got = engine.session(**options).generate(PROMPT, 40)
-        assert got.bytes == want.bytes
+    check_texts(kind, made, tmp_path)
     queries = ("step", "prefill", "step_greedy", "prefill_greedy")
     chains = (
         {f"pass-{i}" for i in (0, 1)} | set(queries)

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 from fake_tensorrt import stand_in
 from onnx import TensorProto, helper
-from tensorrt_graphs import PROMPT, compiled, random_feed, session, steps
+from tensorrt_graphs import PROMPT, check_texts, compiled, random_feed, session, steps
 
 import pcc
 from pcc.backends.onnx.lower import lower
@@ -186,15 +186,7 @@ def test_texts_through_profiles_are_those_of_the_host(
 ) -> None:
     trt = stand_in(monkeypatch, OLD, tmp_path / "m.pcc")
     made = compiled(kind, OLD, tmp_path)
-    source, model = KINDS[kind](tmp_path / "again")
-    how: dict[str, Any] = {"max_seq": 128, "chunk": 8, "queries": ["draft"], "truncation": False}
-    pcc.compile(source, verifier=model, out=tmp_path / "host.pcc", **how)
-    host = pcc.load(tmp_path / "host.pcc", threads=1)
-    engine = pcc.load(made.path, provider="tensorrt")
-    for options in ({"greedy": True}, {"seed": 4, "temperature": 0.8}):
-        want = host.session(**options).generate(PROMPT, 60)
-        got = engine.session(**options).generate(PROMPT, 60)
-        assert got.bytes == want.bytes
+    check_texts(kind, made, tmp_path)
     # One engine for the pass: rounds and prompts have contexts of their own, of their profile.
     assert set(trt.engines) == {"pass", "step", "prefill", "step_greedy", "prefill_greedy"}
     ran = sorted(c.profile for c in trt.engines["pass"].contexts if c.runs)

@@ -60,3 +60,18 @@ def compiled(kind: str, r: TensorRt, folder: Path, chunk: int = 8, **engine: Any
         source, verifier=model, out=folder / "m.pcc", target=r.target, max_seq=128, chunk=chunk,
         queries=["draft"], validate=False, engine={"profiles": True, **engine},
     )  # fmt: skip
+
+
+def check_texts(kind: str, made: Any, folder: Path, count: int = 50) -> None:
+    """Need that a bundle for TensorRT writes what one for the host does, greedy and sampled."""
+    source, model = KINDS[kind](folder / "again")
+    how: dict[str, Any] = {"max_seq": 128, "chunk": 8, "queries": ["draft"], "truncation": False}
+    pcc.compile(source, verifier=model, out=folder / "host.pcc", **how)
+    host, engine = (
+        pcc.load(folder / "host.pcc", threads=1),
+        pcc.load(made.path, provider="tensorrt"),
+    )
+    for options in ({"greedy": True}, {"seed": 4, "temperature": 0.8}):
+        want = host.session(**options).generate(PROMPT, count)
+        got = engine.session(**options).generate(PROMPT, count)
+        assert got.bytes == want.bytes
