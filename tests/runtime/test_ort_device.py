@@ -161,3 +161,30 @@ def test_inputs_and_outputs_of_one_name_are_two_arrays(tmp_path: Path) -> None:
     assert made.out == {"x_out": ("cuda", 0, 7, [2, 4], 512),
                         "present.k": ("cuda", 0, 10, [2, 8, 2], 1024)}  # fmt: skip
     refused("R102", lambda: run.bind("y", 256))
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("running MatMul node. BFCArena::AllocateRawInternal Failed to allocate memory for "
+         "requested buffer of size 1073741824", "X305"),
+        ("CUDA failure 2: out of memory ; GPU=0 ; expr=cudaMalloc(&p, size);", "X305"),
+        ("running MatMul node. CUBLAS failure 13", "B222"),
+    ],
+)  # fmt: skip
+def test_a_run_that_lacks_memory_says_so(tmp_path: Path, said: str, code: str) -> None:
+    """Its arena grows while a graph runs for the first time: missing memory is no wrong bundle."""
+
+    class Session:
+        def io_binding(self) -> Binding:
+            return Binding()
+
+        def run_with_iobinding(self, *_: Any) -> None:
+            raise RuntimeError(f"[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : {said}")
+
+    spec: dict[str, Any] = {"batch": 1, "inputs": [], "outputs": []}
+    graphs = OrtGraphs(Device(0, Cuda()), tmp_path, {"queries": {"step": spec}}, 1)
+    run = OrtExecutor(graphs, Session(), spec, "step")
+    error = refused(code, lambda: run.enqueue(1))
+    assert "'step'" in error.what
+    assert error.exit_code == (3 if code == "X305" else 2)

@@ -88,11 +88,10 @@ class OrtGraphs:
         return session
 
     def _refused(self, e: Exception, path: Path) -> PccError:
-        text = str(e)
-        if "out of memory" in text.lower() or "Failed to allocate" in text:
+        if lacked_memory(e):
             return self.device.too_little(path.stat().st_size)
         what = f"onnxruntime refuses the graph on the GPU: {first_line(e)}"
-        if "assigned to the default CPU EP" in text:
+        if "assigned to the default CPU EP" in str(e):
             what = "some nodes of the graph have no CUDA kernel in this onnxruntime"
         return PccError("B221", what, at=str(path), hint="compile with --target onnx-cuda")
 
@@ -169,7 +168,10 @@ class OrtExecutor:
         return [self.batch, *shapes[io["name"].split(".", 1)[1]]]
 
     def enqueue(self, stream: int) -> None:
-        """Enqueue the graph. It runs on the engine's stream; another one is forked and joined."""
+        """Enqueue the graph. It runs on the engine's stream; another one is forked and joined.
+
+        Errors: B222, B223, X203, X305.
+        """
         device, own = self.graphs.device, self.graphs.stream
         if stream != own:
             device.record(self.fork, stream)
@@ -191,9 +193,18 @@ class OrtExecutor:
         except PccError:
             raise
         except Exception as e:  # onnxruntime raises its own types, none of them exported
+            if lacked_memory(e):
+                what = f"onnxruntime could not have more for '{self.query}'"
+                raise self.graphs.device.too_little(0, what) from None
             what = f"onnxruntime cannot run '{self.query}': {first_line(e)}"
             raise PccError("B222", what) from None
         self.ran, self.options.log_severity_level = True, ERROR
+
+
+def lacked_memory(e: Exception) -> bool:
+    """Return whether ONNX Runtime ran out of memory; its arena and CUDA say so each in its way."""
+    said = str(e).lower()
+    return "out of memory" in said or "failed to allocate" in said
 
 
 def watched(work: Callable[[], Any], at: str) -> Any:
