@@ -209,6 +209,25 @@ def placed(text: str, marker: str, made: str) -> str:
     return markdown.placed(text, start, stop, made) if start in text else text
 
 
+def pages() -> dict[Path, str]:
+    """Return the pages with the tables that the committed results make."""
+    rows = _read(ROWS)
+    tables = {
+        "h200": table(rounds(rows)),
+        "h200-short": short(newest(rounds(rows))),
+        "h200-drafts": drafts(rows),
+        "h200-host": gaps(_read(HOST)),
+        "h200-kernels": families(_read(KERNELS)),
+        "h200-conformance": verdicts(_read(REPORTS)),
+    }
+    out = {}
+    for page in PAGES:
+        out[page] = page.read_text("utf-8")
+        for marker, made in tables.items():
+            out[page] = placed(out[page], marker, made)
+    return out
+
+
 def _read(path: Path) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
     return found
@@ -257,14 +276,8 @@ def main() -> None:
     if a.tensorrt:
         old = json.loads(CHECKS.read_text())
         _write(CHECKS, checked(old, [json.loads(p.read_text()) for p in a.tensorrt], a.commit))
-    for page in PAGES:
-        if page.is_file():
-            text = placed(page.read_text("utf-8"), "h200", table(rounds(rows)))
-            text = placed(text, "h200-short", short(newest(rounds(rows))))
-            text = placed(text, "h200-drafts", drafts(rows))
-            text = placed(text, "h200-host", gaps(between))
-            text = placed(text, "h200-kernels", families(kernels))
-            page.write_text(placed(text, "h200-conformance", verdicts(found)), "utf-8")
+    for page, text in pages().items():
+        page.write_text(text, "utf-8")
 
 
 if __name__ == "__main__":
