@@ -38,7 +38,8 @@ class Target:
     `attention`: "parts", scores and softmax spelled out; "mask", the fused operator with an
     additive mask over the whole cache; "nonpad", the fused operator with the number of valid rows
     where no row is hidden otherwise, else parts. `kv`: caches are written by "scatter"
-    (TensorScatter) or "scatter_nd" (ScatterND). `rings`: TensorScatter may wrap around.
+    (TensorScatter), "scatter_nd" (ScatterND), or "scatter_io": TensorScatter where the cache is an
+    input of the graph and what becomes of it an output, else ScatterND. `rings`: TensorScatter may wrap around.
     `runtime`: the least release of it, where that is not what the opset says.
     `typed`: a graph's types are the engine's; without, the writer pins the precision of each layer.
     `wide`: results of products of halves are f32, as in the IR; without, they are halves as well.
@@ -93,15 +94,15 @@ _ALL = (
     ),
     Target(
         "tensorrt-10", "tensorrt", "tensorrt", 24,
-        static=True, branches=False, attention="mask",
+        static=True, branches=False, attention="mask", kv="scatter_io",
     ),
     Target(
         "tensorrt-11", "tensorrt", "tensorrt", 24,
-        static=True, branches=False, attention="mask",
+        static=True, branches=False, attention="mask", kv="scatter_io",
     ),
     Target(
         "tensorrt-rtx", "tensorrt", "tensorrt", 24,
-        static=True, branches=False, attention="mask",
+        static=True, branches=False, attention="mask", kv="scatter_io",
     ),
     # Its products round x to a half type: f32 products use no tensor cores.
     Target(

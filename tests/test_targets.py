@@ -23,7 +23,7 @@ def test_descriptions_are_whole(name: str) -> None:
     assert "fp32" in t.precisions
     assert set(t.precisions) <= set(PRECISIONS) == set(HALF_OF)
     assert t.attention in ("parts", "mask", "nonpad")
-    assert t.kv in ("scatter", "scatter_nd")
+    assert t.kv in ("scatter", "scatter_nd", "scatter_io")
     assert t.weights in ("file", "inputs")
     if t.format != "cuda":  # fused operators and TensorScatter are of opset 24
         assert t.opset == 24 or (t.attention == "parts" and t.kv == "scatter_nd")

@@ -91,6 +91,7 @@ class Graph:
         self.constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
         self.values: dict[Op, ir.Value] = {}
         self.uses: dict[Op, int] = {}  # how many nodes and outputs read each op
+        self.roots: frozenset[Op] = frozenset()  # what the graph returns
         self.sizes: dict[str, ir.Value] = {}  # batch sizes as i64[1]
         self.memo: dict[object, ir.Value] = {}
         self.halves: dict[int, ir.Value] = {}  # by id of a widened value: what it was before

@@ -91,6 +91,7 @@ def lower(
 def _values(g: Graph, module: Module) -> None:
     """Lower every op of a module by its rule; its inputs have values. Errors: E411."""
     splits, g.uses = _splits(module), use_counts(*module.roots)
+    g.roots = frozenset(module.roots)
     for i, n in enumerate(postorder(*module.roots)):
         g.layer, g.kind, g.place = f"{n.name.removeprefix('t.')}_{i}", n.name, n.loc
         if isinstance(n, t.Input):

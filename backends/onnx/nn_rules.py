@@ -14,7 +14,7 @@ from pcc.backends.onnx.order import ranked
 from pcc.backends.onnx.rules import lowers
 from pcc.ir.core import Op, tensor
 from pcc.tensor import nn
-from pcc.tensor.ops import LOWEST
+from pcc.tensor.ops import LOWEST, Input
 
 LOW = {"f32": LOWEST, "f16": -65504.0, "bf16": -3.38e38}  # finite in each dtype
 FUSED = 24  # from this opset on there are operators for norms, rotations and cache writes
@@ -116,11 +116,17 @@ def _angles(g: Graph, n: nn.Rotary, table: Op) -> ir.Value:
 def _(g: Graph, n: nn.CacheWrite) -> ir.Value:
     cache, update, start = (with_rows(g, a, n) for a in n.args)
     update = g.as_stored(update, n.cache)
-    if g.target.kv == "scatter":
+    if g.target.kv == "scatter" or (g.target.kv == "scatter_io" and _in_place(g, n)):
         y = g("TensorScatter", cache, update, start, axis=-2, mode="linear")
     else:
         y = g("ScatterND", cache, _places(g, n, start), update)
     return settled(g, y, n)
+
+
+def _in_place(g: Graph, n: nn.CacheWrite) -> bool:
+    """Return whether a cache comes from the caller, nothing else reads it, and goes back."""
+    own = isinstance(n.cache, Input) and n.cache.batch == tensor(n).batch != ""
+    return own and g.alone(n.cache) and n in g.roots
 
 
 def _places(g: Graph, n: nn.CacheWrite, start: ir.Value) -> ir.Value:

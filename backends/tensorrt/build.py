@@ -75,7 +75,7 @@ class Builder:
         if plan is None:
             raise PccError("E435", f"TensorRT {r.name} builds no engine: {_why(said)}",
                            at=path.stem)  # fmt: skip
-        check_build(said, r)
+        check_build(said, r, {str(v.name) for v in model.graph.inputs if not v.uses()})
         if self._timings is not None:
             self.cache = bytes(memoryview(self._timings.serialize()))
         notes = summary(said, r)

@@ -7,7 +7,7 @@ nothing reads any more, the width of a number. An engine so built runs, and is w
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -18,6 +18,9 @@ from pcc.backends.tensorrt.runtimes import TensorRt
 from pcc.errors import PccError
 
 FLOAT64 = "computes float64 in float32"
+# That nothing reads an input, in the words of a builder's two stages.
+UNUSED = re.compile(r"Unused Input: (.+)|\[RemoveDeadLayers\] Input Tensor (.+) is unused or used "
+                    r"only at compile-time, but is not being removed\.")  # fmt: skip
 PLACE = re.compile(r"\S+\.(cpp|h|hpp):\d+: ")  # where in its source a parser says something
 LENGTHS, PAST = 6, (4, 5)  # operands of ONNX's Attention
 # ONNX's names of types, and TensorRT's.
@@ -182,17 +185,22 @@ def check_messages(said: Iterable[tuple[str, str]], r: TensorRt) -> None:
         raise PccError("E433", f"TensorRT {r.name} says: {_line(text)}")
 
 
-def check_build(said: Iterable[tuple[str, str]], r: TensorRt) -> None:
+def check_build(
+    said: Iterable[tuple[str, str]], r: TensorRt, unread: Collection[str] = ()
+) -> None:
     """Raise E433 for what a builder says of numbers, and where some of its messages are lost.
 
     A builder that measures nothing has no other reason to warn: there every warning is an error.
     One that takes types as hints says what it converts for candidates that it then may not choose:
     what it chooses is pinned, and measured by the suite (sums of q).
+
+    `unread`: inputs that the graph does not read either, so that it is no loss if they are unused.
     """
     for severity, text in said:
         numbers = any(x in text for x in NUMBERS if r.typed or x not in CONVERTED)
         warns = severity == "WARNING" and (r.offline or numbers)
-        if text == LOST or (warns and not harmless(text, r)):
+        fine = harmless(text, r) or _unused(text) in unread
+        if text == LOST or (warns and not fine):
             raise PccError("E433", f"TensorRT {r.name} says: {_line(text)}")
 
 
@@ -201,6 +209,13 @@ def harmless(text: str, r: TensorRt) -> bool:
     place = PLACE.match(text)
     said = text[place.end() :] if place else text
     return any(re.match(start, said) for start in r.benign)
+
+
+def _unused(text: str) -> str:
+    """Return the name of the input that a builder found no reader of, or nothing."""
+    place = PLACE.match(text)
+    found = UNUSED.fullmatch(text[place.end() :] if place else text)
+    return (found[1] or found[2]).strip() if found else ""
 
 
 def _line(text: str) -> str:
