@@ -39,7 +39,8 @@ class Target:
     additive mask over the whole cache; "nonpad", the fused operator with the number of valid rows
     where no row is hidden otherwise, else parts. `kv`: caches are written by "scatter"
     (TensorScatter), "scatter_nd" (ScatterND), or "scatter_io": TensorScatter where the cache is an
-    input of the graph and what becomes of it an output, else ScatterND. `rings`: TensorScatter may wrap around.
+    input of the graph and what becomes of it an output, else ScatterND. `rings`: TensorScatter may
+    wrap around.
     `runtime`: the least release of it, where that is not what the opset says.
     `typed`: a graph's types are the engine's; without, the writer pins the precision of each layer.
     `wide`: results of products of halves are f32, as in the IR; without, they are halves as well.

@@ -185,9 +185,7 @@ def check_messages(said: Iterable[tuple[str, str]], r: TensorRt) -> None:
         raise PccError("E433", f"TensorRT {r.name} says: {_line(text)}")
 
 
-def check_build(
-    said: Iterable[tuple[str, str]], r: TensorRt, unread: Collection[str] = ()
-) -> None:
+def check_build(said: Iterable[tuple[str, str]], r: TensorRt, unread: Collection[str] = ()) -> None:
     """Raise E433 for what a builder says of numbers, and where some of its messages are lost.
 
     A builder that measures nothing has no other reason to warn: there every warning is an error.

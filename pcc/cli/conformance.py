@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     from pcc.conformance.scenarios import Scenario
 
 EVERY = 2.0  # seconds between reports of a run that is not complete: one that is cut off has some
-SHOWN = 40  # findings that are not "ok", in the table; the JSON has all
+SHOWN = 40  # findings that are not good, in the table; the JSON has all
 
 Where = Annotated[
-    str, typer.Option(help="cpu, cuda, tensorrt, or simulator (target cuda on the host).")
+    str,
+    typer.Option(
+        help="cpu, cuda, tensorrt, simulator (target cuda on the host), or build (runs nothing)."
+    ),
 ]
 Parts = Annotated[list[str] | None, typer.Option(help="ops, queries or protocol (repeatable).")]
 Halves = Annotated[
@@ -76,7 +79,7 @@ def conformance(
     """
     from pcc.circuit.text import write
     from pcc.conformance.asked import PARTS, check_setting
-    from pcc.conformance.bundles import Setting
+    from pcc.conformance.bundles import BUILD, Setting
     from pcc.conformance.suite import check, expectations
 
     batches = tuple(dict.fromkeys(batch or (1, 3)))
@@ -88,6 +91,8 @@ def conformance(
         write(save_expected, texts.encode())
         return
     scenarios = _scenarios(head, verifier)
+    if expected is not None and provider == BUILD:
+        raise PccError("C144", "--expected is not read where nothing is run", hint="leave it out")
     stored = None if expected is None else _stored(expected)
     setting = Setting(
         target, provider, precision, halves=tuple(half or ()), only=tuple(only or ()),
@@ -214,18 +219,21 @@ def versions() -> dict[str, str]:
 
 
 def show(report: dict[str, Any], found: Sequence[Finding]) -> None:
-    """Print a line for each suite, and what is not "ok"."""
+    """Print a line for each suite, and what is not good."""
+    from pcc.conformance.report import GOOD
+
     rows = [
-        [s["suite"], *(str(s[k]) for k in ("ok", "tie", "differs", "refused", "skipped")),
+        [s["suite"], *(str(s[k]) for k in ("ok", "built", "tie", "differs", "refused", "skipped")),
          f"{s['worst']:.1e}", f"{s['bound']:.1e}", s["worst_case"]]
         for s in report["suites"]
     ]  # fmt: skip
     verdict = "agrees" if report["ok"] else "DIFFERS"
     title = f"{report['target']} on {report['provider']}, {report['precision']}: {verdict}"
     table(f"{title} ({report['seconds']} s)",
-          ["suite", "ok", "ties", "differ", "refused", "skipped", "error", "bound", "worst"],
+          ["suite", "ok", "built", "ties", "differ", "refused", "skipped", "error", "bound",
+           "worst"],
           rows)  # fmt: skip
-    others = sorted((f for f in found if f.verdict != "ok"), key=lambda f: not f.bad)
+    others = sorted((f for f in found if f.verdict not in GOOD), key=lambda f: not f.bad)
     if others:
         lines = [[f.verdict, f.suite, f.case, f.what, f"{f.error:.1e}", f"{f.bound:.1e}", f.note]
                  for f in others[:SHOWN]]  # fmt: skip

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from pcc.conformance.bundles import SIMULATOR, Setting
+from pcc.conformance.bundles import BUILD, SIMULATOR, Setting
 from pcc.conformance.circuits import circuits
-from pcc.conformance.report import Finding
+from pcc.conformance.report import GOOD, Finding
 from pcc.conformance.scenarios import Scenario, wanted
 from pcc.errors import PccError
 from pcc.ir.types import HALVES
@@ -33,10 +33,11 @@ def check_setting(setting: Setting) -> None:
         if setting.target != SIMULATED:
             what = f"target {setting.target!r} has no simulator"
             raise PccError("C142", what, hint=f"--target {SIMULATED}")
-    elif setting.provider not in RUN_BY[target.format]:
+    elif setting.provider not in (BUILD, *RUN_BY[target.format]):
         what = f"provider {setting.provider[:40]!r} does not run target {setting.target!r}"
         own = (SIMULATOR,) if setting.target == SIMULATED else ()
-        raise PccError("C142", what, hint=f"one of {', '.join((*RUN_BY[target.format], *own))}")
+        known = ", ".join((*RUN_BY[target.format], *own, BUILD))
+        raise PccError("C142", what, hint=f"one of {known}")
     if setting.engine and target.format != "tensorrt":
         raise PccError("E141", f"target {setting.target!r} has no engine options")
     for half in setting.halves:
@@ -93,11 +94,11 @@ def check_folder(folder: Path) -> None:
 
 
 def unchecked(parts: Iterable[str], found: Sequence[Finding]) -> list[Finding]:
-    """Return a fault for each part in which no comparison was "ok" and none was bad."""
+    """Return a fault for each part in which nothing was good and nothing bad."""
     out = []
     for part in parts:
         own = [f for f in found if f.suite == part]
-        if not any(f.verdict == "ok" or f.bad for f in own):
+        if not any(f.verdict in GOOD or f.bad for f in own):
             skipped = next((f.note for f in own if f.verdict == "skipped"), "no case was run")
             note = f"nothing was found equal: {skipped}"
             out.append(Finding(part, "the whole part", "", "differs", note=note))

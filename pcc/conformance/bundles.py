@@ -25,6 +25,7 @@ from pcc.targets import target_of
 from pcc.tensor.ops import Input
 
 SIMULATOR = "simulator"
+BUILD = "build"  # the provider that runs nothing: what a target's compiler refuses is found out
 HOSTED = "onnx-cuda"  # it has the modules of target cuda, and is written without nvcc
 T = TypeVar("T")
 
@@ -33,7 +34,8 @@ T = TypeVar("T")
 class Setting:
     """A target, the provider that runs it, a precision and the rows of one call.
 
-    The provider "simulator" runs plans of target cuda on the host (`pcc.conformance.simulated`).
+    The provider "simulator" runs plans of target cuda on the host (`pcc.conformance.simulated`);
+    "build" compiles everything and runs nothing.
     """
 
     target: str = "onnx"
@@ -124,10 +126,15 @@ def answers_of(setting: Setting, modules: Mapping[str, Module], out: Path) -> An
     return open_bundle(setting, out)
 
 
-def answers_to(setting: Setting, circuit: Circuit, out: Path) -> Answers:
-    """Return what answers the queries of a circuit under a setting, compiled to `out` once."""
+def compiled_to(setting: Setting, circuit: Circuit, out: Path) -> None:
+    """Compile a circuit under a setting, once."""
     if not out.exists():
         compile(circuit, out=out, validate=False, **setting.options())
+
+
+def answers_to(setting: Setting, circuit: Circuit, out: Path) -> Answers:
+    """Return what answers the queries of a circuit under a setting, compiled to `out` once."""
+    compiled_to(setting, circuit, out)
     if setting.provider != SIMULATOR:
         return open_bundle(setting, out)
     stages = Stages(out, read_manifest(out)["files"])

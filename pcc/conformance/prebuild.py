@@ -14,11 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from pcc.conformance.bundles import SIMULATOR, Setting
+from pcc.conformance.bundles import SIMULATOR, Setting, compiled_to
 from pcc.conformance.circuits import circuits, place_of
 from pcc.conformance.ops import build_ops, ops_of, portions
 from pcc.conformance.scenarios import SCENARIOS, Scenario, built, bundle_of, wanted
-from pcc.driver import compile
 from pcc.errors import PccError
 
 Say = Callable[[str], None]
@@ -86,7 +85,7 @@ def _one(what: Task, setting: Setting, folder: Path) -> str:
     try:
         if isinstance(what, str):
             out = place_of(folder, what, setting)
-            compile(circuits()[what], out=out, validate=False, **setting.options())
+            compiled_to(setting, circuits()[what], out)
         elif isinstance(what, int):
             name = f"part {what + 1} of the ops"
             build_ops(setting, folder, portions(setting)[what])

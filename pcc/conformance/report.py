@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,8 +12,9 @@ import numpy as np
 from pcc.conformance.edge import Values
 from pcc.errors import PccError
 
-VERDICTS = ("ok", "tie", "differs", "refused", "skipped")
+VERDICTS = ("ok", "built", "tie", "differs", "refused", "skipped")
 BAD = ("differs", "refused")
+GOOD = ("ok", "built")
 DEVICE_FAILED = "X304"  # the code of a failing call of the driver
 
 
@@ -21,9 +22,9 @@ DEVICE_FAILED = "X304"  # the code of a failing call of the driver
 class Finding:
     """One comparison: `error` beside the `bound` that it may reach, and what follows.
 
-    Verdicts: "ok"; "tie": two answers differ where rounding decides between them, and both are
-    right; "differs"; "refused": the backend cannot run what it claims to; "skipped": not run, for
-    the reason in `note`.
+    Verdicts: "ok"; "built": compiled, and not run, as was asked; "tie": two answers differ where
+    rounding decides between them, and both are right; "differs"; "refused": the backend cannot run
+    what it claims to; "skipped": not run, for the reason in `note`.
     """
 
     suite: str
@@ -49,6 +50,11 @@ def refused(suite: str, case: str, e: PccError) -> Finding:
     if e.code.startswith("X") and e.code not in (DEVICE_FAILED, "X402", "X403"):
         raise e
     return Finding(suite, case, "", "refused", note=f"[{e.code}] {e.what}")
+
+
+def built_only(suite: str, case: str, graphs: Iterable[str]) -> Iterator[Finding]:
+    """Yield a finding for each graph of a bundle that was compiled, and is not run."""
+    yield from (Finding(suite, case, name, "built") for name in graphs)
 
 
 def compared(
@@ -97,7 +103,7 @@ def summary(findings: Iterable[Finding]) -> list[dict[str, Any]]:
 
 
 def as_json(findings: Iterable[Finding], **about: Any) -> dict[str, Any]:
-    """Return the report: about the run, a summary, and each finding that is not "ok".
+    """Return the report: about the run, a summary, and each finding that is not good.
 
     A run that is not complete, or has found nothing, is not "ok".
     """
@@ -107,5 +113,5 @@ def as_json(findings: Iterable[Finding], **about: Any) -> dict[str, Any]:
         **about,
         "ok": done and not any(f.bad for f in listed),
         "suites": summary(listed),
-        "findings": [asdict(f) for f in listed if f.verdict != "ok"],
+        "findings": [asdict(f) for f in listed if f.verdict not in GOOD],
     }

@@ -142,6 +142,19 @@ def test_what_a_builder_says_of_numbers_is_an_error(name: str, text: str, passes
     assert found.value.code == "E433"
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["Unused Input: x", "/src/a.cpp:7: Unused Input: x", "[RemoveDeadLayers] Input Tensor x is "
+     "unused or used only at compile-time, but is not being removed."],
+)  # fmt: skip
+def test_an_input_may_be_unused_where_the_graph_does_not_read_it(text: str) -> None:
+    check_build([("WARNING", text)], RTX, {"x", "y"})
+    for unread in ({"y"}, set[str]()):
+        with pytest.raises(PccError) as found:
+            check_build([("WARNING", text)], RTX, unread)
+        assert found.value.code == "E433"
+
+
 def test_a_build_that_warns_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     from pcc.backends.tensorrt.build import Builder

@@ -80,8 +80,8 @@ def test_what_would_check_nothing_is_bad_usage(
 
 @pytest.mark.parametrize(
     ("target", "hint"),
-    [("cuda", "one of cuda, simulator"), ("onnx-cuda", "one of cpu, cuda"),
-     ("tensorrt", "one of tensorrt")],
+    [("cuda", "one of cuda, simulator, build"), ("onnx-cuda", "one of cpu, cuda, build"),
+     ("tensorrt", "one of tensorrt, build")],
 )  # fmt: skip
 def test_providers_that_a_target_has_are_named(target: str, hint: str) -> None:
     with pytest.raises(PccError) as caught:

@@ -325,3 +325,28 @@ def test_the_text_form_holds_every_op() -> None:
     m = Module("m", (), roots)
     again = parse(show(m), resources=resources(m))
     assert all(a is b for a, b in zip(again.roots, m.roots, strict=True))
+
+
+def test_a_cache_is_written_in_place_where_it_is_the_callers() -> None:
+    """Where in place is by inputs and outputs alone, other writes are scattered."""
+    cache, x, start = x_of("f32", 2, 9, 4), x_of("f32", 2, 3, 4), x_of("i64")
+    shared = t.Input("shared", "f32", "", (2, 9, 4))
+    write = nn.CacheWrite(cache, x, start)
+    attend = nn.CachedAttention(x, write, write, start, 0.5, 0)
+    cases = {
+        "TensorScatter": [(write, attend)],
+        "ScatterND": [
+            (attend,),  # what becomes of it is no output
+            (write, t.Exp(cache)),  # the old rows are read too
+            (nn.CacheWrite(shared, x, start),),  # one cache for all rows
+            (nn.CacheWrite(t.Exp(cache), x, start),),
+        ],
+    }
+    for kind, modules in cases.items():
+        for roots in modules:
+            outs = tuple((f"y{i}", y) for i, y in enumerate(roots))
+            made = lower(Module("m", (), outs), TARGETS["tensorrt-rtx"], batch=1)
+            kinds = [n.op_type for n in made.graph]
+            assert [k for k in kinds if "Scatter" in k] == [kind]
+            free = lower(Module("m", (), outs), TARGETS["onnx"])
+            assert "ScatterND" not in [n.op_type for n in free.graph]
