@@ -14,7 +14,6 @@ import math
 import os
 import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -57,10 +56,10 @@ def names_of(folder: Path) -> list[str]:
 def staged(out: Path, *, force: bool) -> Iterator[Path]:
     """Yield an empty folder that becomes `out` on success and vanishes on failure."""
     _free(out, force)
-    work = out.parent / f".{out.name}.{secrets.token_hex(8)}"  # known before it is there: a signal
-    try:  # may arrive at any time
+    work = _beside(out)
+    try:  # a signal may arrive at any time
         try:
-            os.mkdir(work)
+            os.mkdir(work, 0o700)  # whatever the umask
             os.chmod(work, 0o755)
         except OSError as e:
             raise PccError("B203", f"cannot write here: {e.strerror}", at=str(out.parent)) from None
@@ -87,20 +86,25 @@ def _free(out: Path, force: bool) -> None:
         raise PccError("B202", "the output's folder does not exist", at=str(out.parent))
 
 
+def _beside(out: Path) -> Path:
+    """Return a name that nothing has: known before it is there, so that no signal leaves it."""
+    return out.parent / f".{out.name}.{secrets.token_hex(8)}"
+
+
 def _publish(work: Path, out: Path) -> None:
+    """Let `work` be `out`. What was there stays until then, and comes back should it fail."""
     if not out.exists():
         os.replace(work, out)
         return
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
+    aside = _beside(out)
     try:
-        os.replace(out, aside / "old")
-        try:
-            os.replace(work, out)
-        except OSError:
-            os.replace(aside / "old", out)
-            raise
+        os.replace(out, aside)
+        os.replace(work, out)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        if os.path.lexists(out):
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            os.replace(aside, out)
 
 
 def write_manifest(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -161,16 +162,17 @@ def test_arguments_of_other_types(tmp_path: Path) -> None:
         refused("T101", lambda g=given: make(3, 2, 4, weights=g))  # type: ignore[misc]
 
 
-def test_a_signal_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     """Ended while it works, `pcc compile` removes what it has written."""
     (tmp_path / "two.pcir").write_text(PCIR)
     args = [sys.executable, "-P", "-m", "pcc.cli", "compile", "two.pcir", "-o", "m.pcc"]
     with subprocess.Popen(args, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as running:
         while running.poll() is None and not list(tmp_path.glob(".m.pcc.*")):
             time.sleep(0.005)
-        running.terminate()
+        running.send_signal(number)
         _, said = running.communicate(timeout=60)
-    assert (running.returncode, said) == (143, "")
+    assert (running.returncode, said) == (128 + number, "")
     assert [p.name for p in tmp_path.iterdir()] == ["two.pcir"]
 
 
@@ -198,6 +200,30 @@ def test_a_signal_when_the_folder_is_just_made_leaves_nothing(
         with pytest.raises(KeyboardInterrupt):
             pcc.compile(circuit, out=tmp_path / "a.pcc")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_a_signal_while_a_bundle_is_replaced_leaves_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    """The old one, until the new one is there."""
+    out = tmp_path / "a.pcc"
+    pcc.compile(pcc.templates.ff(2, 3), out=out)
+    real, moves = os.replace, list[Path]()
+
+    def replace(source: Path, to: Path) -> None:
+        real(source, to)
+        if Path(to).parent == tmp_path:
+            moves.append(Path(to))
+            if len(moves) == after:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pcc.bundle.os.replace", replace)
+        with pytest.raises(KeyboardInterrupt):
+            pcc.compile(pcc.templates.cp(2, 2, 3), out=out, force=True)
+    kinds = [pcc.load(p, threads=1).manifest["circuit"]["kind"] for p in tmp_path.iterdir()]
+    assert kinds == ["ff" if after == 1 else "cp"]
 
 
 @pytest.mark.parametrize("mixture", [False, True])

@@ -66,7 +66,10 @@ Usage: type[Exception] = typer.BadParameter.__mro__[1]
 
 def main() -> None:
     """Run the command line."""
-    signal.signal(signal.SIGTERM, _stop)
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, _stop)
     if hasattr(signal, "SIGPIPE"):  # `pcc inspect .. | head` ends like any other program
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
@@ -84,10 +87,10 @@ def main() -> None:
         sys.exit(130)
 
 
-def _stop(_number: int, _frame: FrameType | None) -> NoReturn:
+def _stop(number: int, _frame: FrameType | None) -> NoReturn:
     """Unwind, so that nothing half-written stays behind; a second signal ends at once."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    sys.exit(128 + signal.SIGTERM)
+    signal.signal(number, signal.SIG_DFL)
+    sys.exit(128 + number)
 
 
 def misused(e: Exception) -> None:
