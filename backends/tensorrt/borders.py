@@ -15,16 +15,15 @@ from typing import Any
 REFUSED = "kDIRECT_IO"  # in what is said where inputs and outputs cannot be kept as they are
 
 
-def keep(network: Any, config: Any, module: Any) -> bool:
-    """Let no float be converted on its way in or out, and say whether."""
+def keep(network: Any, config: Any, module: Any) -> None:
+    """Let no float be converted on its way in or out, if none is a half."""
     borders = [network.get_input(i) for i in range(network.num_inputs)]
     borders += [network.get_output(i) for i in range(network.num_outputs)]
     kinds = {x.dtype.name for x in borders}
     if "FLOAT" not in kinds or "HALF" in kinds:
-        return False
+        return
     linear = 1 << int(module.TensorFormat.LINEAR)
     for x in borders:
         if x.dtype.name == "FLOAT":  # of other types nothing is lost
             x.allowed_formats = linear
     config.set_flag(module.BuilderFlag.DIRECT_IO)
-    return True

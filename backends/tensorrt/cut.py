@@ -4,9 +4,10 @@ Some builders take a pass of many layers for one fused block, and much longer fo
 layers one by one (docs/tensorrt.md, Limits). A layer is known by its states: `past.NAME.i` is of
 layer i. Between what reads the states of two layers a chain is cut where the fewest bytes cross.
 
-What crosses is handed on, floats only. What depends neither on floats that enter nor on trained
-arrays (positions, masks, angles of a rotation) is not handed on but computed again: cheaper than a
-border, and it keeps integers, which not every runtime has in 64 bits, away from borders.
+What crosses is handed on, floats only: the residual, and angles where a rotation is spelled out,
+which are rows of a stored table. What depends neither on floats that enter nor on stored arrays
+(positions, masks) is not handed on but computed again: cheaper than a border, and it keeps
+integers, which not every runtime has in 64 bits, away from borders.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pcc.errors import PccError
 
 STATE = re.compile(r"past\..*\.(\d{1,9})")
 HANDED = "handed/"  # how names of what crosses begin
+BEFORE, AFTER = "past.", "present."  # of a state: what is read, and what becomes of it, in place
 
 
 def layers_in(model: ir.Model) -> int:
@@ -34,7 +36,8 @@ def cut(model: ir.Model, layers: int) -> list[ir.Model]:
 
     Each takes inputs of the whole graph, and outputs of graphs before it, by their names; each
     output of the whole graph is one of theirs. The graph given is used up. Errors: E430 where
-    something other than a float would cross everywhere between two layers.
+    something other than a float would cross everywhere between two layers, and where a state would
+    be read after a graph before has written it.
     """
     readers = _readers(model.graph)
     firsts = sorted(readers)[layers::layers]
@@ -45,11 +48,26 @@ def cut(model: ir.Model, layers: int) -> list[ir.Model]:
     handed = [cone.handed(end) for end in ends]
     _name(model.graph, [v for vs in handed for v in vs])
     places = [0, *(end + 1 for end in ends), len(cone.nodes)]
-    return [
+    pieces = [
         _piece(model, [str(v.name) for v in before], places[i], places[i + 1],
                [str(v.name) for v in after])
         for i, (before, after) in enumerate(zip([[], *handed], [*handed, []], strict=True))
     ]  # fmt: skip
+    _check_states(pieces)
+    return pieces
+
+
+def _check_states(pieces: list[ir.Model]) -> None:
+    """Refuse a chain that reads a state where it has been written. Errors: E430."""
+    written = set[str]()
+    for piece in pieces:
+        for v in piece.graph.inputs:
+            name = str(v.name)
+            if name.startswith(BEFORE) and name.removeprefix(BEFORE) in written:
+                what = f"the graph cannot be cut: {name!r} is read after it is written"
+                raise PccError("E430", what, hint="leave out layers")
+        gives = (str(v.name) for v in piece.graph.outputs)
+        written |= {name.removeprefix(AFTER) for name in gives if name.startswith(AFTER)}
 
 
 def _readers(graph: ir.Graph) -> dict[int, list[int]]:

@@ -123,8 +123,8 @@ class BuildOptions:
         return wanted + [k for k in ("strip", "version_compatible") if getattr(self, k)]
 
     def document(self) -> dict[str, Any]:
-        """Return the options as plain data."""
-        return asdict(self)
+        """Return the options as plain data; by how many processes it is built is no part of it."""
+        return {k: v for k, v in asdict(self).items() if k != "jobs"}
 
 
 def _read(name: str, value: Any, kind: type) -> Any:

@@ -53,12 +53,14 @@ class Taken:
         """Return the options of the plans; none that are given may say otherwise."""
         try:
             options = BuildOptions.of(variant["options"])
+            options.check(self.runtime)
         except PccError as e:
             what = f"the manifest's engine options: {e.what}"
             raise PccError("B215", what, at=str(self.folder), hint=DAMAGED) from None
         for name, value in given.items():
             old = str(getattr(options, name, value))
-            if name != "plans" and str(value).lower() not in (old.lower(), *_words(old)):
+            free = name in ("plans", "jobs")  # which say nothing about plans
+            if not free and str(value).lower() not in (old.lower(), *_words(old)):
                 what = f"the plans were built with {name}={old[:40]}, not {str(value)[:40]!r}"
                 raise PccError("E437", what, at=str(self.folder))
         if options.refit != "refit":

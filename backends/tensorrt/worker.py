@@ -1,22 +1,23 @@
 """Engines built side by side, each by a process of its own.
 
 Builders of one process share their logger, so that what is said of one engine could not be told
-from what is said of another; and one that crashes would take the compiler with it. A worker is
-`python -m pcc.backends.tensorrt.worker TASK`: it reads a task, a JSON file, and writes the plan,
-and beside it `NAME.plan.json`, what was made or the error.
+from what is said of another; and one that crashes would take the compiler with it. A worker reads a
+task, a JSON file, and writes the plan, and beside it `NAME.plan.json`, what was made or the error.
+It finds modules where the compiler does (`sys.path`), and nowhere else: not in the folder that the
+user happens to be in. It ends when the compiler does, however that ends.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Thread
 from typing import Any
 
 from pcc.backends.tensorrt.build import Builder, Built
@@ -24,8 +25,13 @@ from pcc.backends.tensorrt.options import BuildOptions
 from pcc.backends.tensorrt.runtimes import RUNTIMES
 from pcc.errors import PccError
 
-MODULE = "pcc.backends.tensorrt.worker"
+# What a worker runs: its arguments are the places of modules and a task.
+START = """import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from pcc.backends.tensorrt.worker import main
+main(sys.argv[2])"""
 SHOWN = 300  # characters of what a lost process said
+FEWER = "too little memory ends processes: fewer jobs take less"
 
 
 @dataclass(frozen=True)
@@ -63,19 +69,26 @@ class Task:
 def run(tasks: Sequence[Task], jobs: int) -> Iterator[tuple[Task, Built, bytes]]:
     """Build engines, `jobs` at a time; yield each as it is ready, with its timing cache.
 
-    Errors: the first worker's that fails, E435 where its process ends without a word. The others
-    are then stopped.
+    Errors: the first worker's that fails, E435 where its process does not start, or ends without a
+    plan. The others are then stopped.
     """
-    with _processes() as start, ThreadPoolExecutor(jobs) as pool:
-        waiting = [pool.submit(_built, task, start) for task in tasks]
-        try:
-            for done in as_completed(waiting):
+    start = _Starter()
+    with ThreadPoolExecutor(jobs) as pool:
+        try:  # from here on: leaving the pool waits for what runs
+            for done in as_completed(_submitted(pool, tasks, start)):
                 yield done.result()
-        except BaseException:
-            for future in waiting:
-                future.cancel()
+        finally:
             start.stop()
-            raise
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _submitted(
+    pool: ThreadPoolExecutor, tasks: Sequence[Task], start: _Starter
+) -> list[Future[tuple[Task, Built, bytes]]]:
+    try:
+        return [pool.submit(_built, task, start) for task in tasks]
+    except RuntimeError as e:  # the system has no thread
+        raise PccError("E435", f"engines are not built side by side: {e}", hint=FEWER) from None
 
 
 class _Starter:
@@ -86,15 +99,19 @@ class _Starter:
         self.stopped, self.lock = False, Lock()
 
     def __call__(self, task: Task) -> subprocess.Popen[str]:
-        """Start a worker. Errors: E435 after `stop`."""
-        call = [sys.executable, "-m", MODULE, str(task.order)]
+        """Start a worker. Errors: E435 after `stop`, and where the system has no process."""
+        call = [sys.executable, "-P", "-c", START, json.dumps(sys.path), str(task.order)]
         with self.lock:
             if self.stopped:
                 raise PccError("E435", "another engine was not built")
-            worker = subprocess.Popen(
-                call, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                text=True, errors="replace",
-            )  # fmt: skip
+            try:
+                worker = subprocess.Popen(
+                    call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                    text=True, errors="replace",
+                )  # fmt: skip
+            except OSError as e:
+                what = f"no process starts to build it: {e.strerror}"
+                raise PccError("E435", what, at=task.name, hint=FEWER) from None
             self.running.append(worker)
         return worker
 
@@ -106,33 +123,33 @@ class _Starter:
                 worker.kill()
 
 
-@contextmanager
-def _processes() -> Iterator[_Starter]:
-    start = _Starter()
-    try:
-        yield start
-    finally:
-        start.stop()
-
-
 def _built(task: Task, start: Callable[[Task], subprocess.Popen[str]]) -> tuple[Task, Built, bytes]:
     task.order.write_text(json.dumps(asdict(task)), encoding="utf-8")
-    worker = start(task)
-    said, _ = worker.communicate()
+    with start(task) as worker:
+        assert worker.stdout is not None
+        said = worker.stdout.read()  # `communicate` would close its input, which ends it
+        code = worker.wait()
     task.order.unlink()
-    try:
-        made = json.loads(task.report.read_text(encoding="utf-8"))
-    except OSError:
-        last = " ".join(said.split())[-SHOWN:]
-        what = f"the process that built it ended with code {worker.returncode}: {last}"
-        hint = "too little memory ends processes: fewer jobs take less"
-        raise PccError("E435", what, at=task.name, hint=hint) from None
-    task.report.unlink()
+    made = _reported(task)
     if error := made.get("error"):
         raise PccError(error["code"], error["what"], at=error["at"], hint=error["hint"])
+    if code or not made or not Path(task.plan).is_file():
+        last = " ".join(said.split())[-SHOWN:]
+        what = f"the process that built it ended with code {code}: {last}"
+        raise PccError("E435", what, at=task.name, hint=FEWER)
     cache = task.timings.read_bytes() if task.timings.exists() else b""
     task.timings.unlink(missing_ok=True)
     return task, Built(None, **made), cache
+
+
+def _reported(task: Task) -> dict[str, Any]:
+    """Return what a worker has reported, nothing if it has not, and remove the report."""
+    try:
+        made: dict[str, Any] = json.loads(task.report.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    task.report.unlink()
+    return made
 
 
 def work(task: Task) -> dict[str, Any]:
@@ -155,14 +172,17 @@ def work(task: Task) -> dict[str, Any]:
             "pinned": made.pinned}  # fmt: skip
 
 
-def main() -> None:
+def main(order: str) -> None:
     """Do the task in the file that is named."""
-    task = Task(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    Thread(target=_end_with_the_compiler, daemon=True).start()
+    task = Task(**json.loads(Path(order).read_text(encoding="utf-8")))
     report = json.dumps(work(task))
     part = task.report.with_suffix(".part")
     part.write_text(report, encoding="utf-8")
     part.rename(task.report)
 
 
-if __name__ == "__main__":
-    main()
+def _end_with_the_compiler() -> None:
+    """Wait for the end of the input, which the compiler holds open and writes nothing to."""
+    sys.stdin.read()
+    os._exit(1)

@@ -87,6 +87,9 @@ def plan(m: Any, change: Edit) -> None:
         (lambda m: m["variants"][0].__setitem__("options", [1]), "B215"),
         (lambda m: m["variants"][0]["options"].__setitem__("magic", 1), "B215"),
         (lambda m: m["variants"][0]["options"].__setitem__("level", [3]), "B215"),
+        *[(lambda m, k=k, v=v: m["variants"][0]["options"].__setitem__(k, v), "B215")
+          for k, v in (("layers", -1), ("layers", -2), ("layers", 1 << 40), ("level", 9),
+                       ("workspace", 0), ("refit", "often"), ("hardware", "all"))],
         (lambda m: m["variants"][0]["options"].__setitem__("keep_onnx", False), "E437"),
         (lambda m: m["variants"][0].__setitem__("profiles", 3), "B215"),
         (lambda m: m["variants"][0].__setitem__(

@@ -150,7 +150,7 @@ def network(*kinds: str) -> Any:
 
 def test_floats_are_not_to_be_converted_where_they_enter_or_leave() -> None:
     config, plain = configuration(), network("FLOAT", "INT32", "FLOAT", "BOOL")
-    assert borders.keep(plain, config, MODULE)
+    borders.keep(plain, config, MODULE)
     assert config.flags == ["direct"]
     assert [x.allowed_formats for x in plain.tensors] == [1, 0, 1, 0]
 
@@ -158,7 +158,7 @@ def test_floats_are_not_to_be_converted_where_they_enter_or_leave() -> None:
 @pytest.mark.parametrize("kinds", [("FLOAT", "HALF", "FLOAT"), ("HALF", "INT32", "HALF")])
 def test_borders_with_halves_are_left_as_they_are(kinds: tuple[str, ...]) -> None:
     config, mixed = configuration(), network(*kinds)
-    assert not borders.keep(mixed, config, MODULE)
+    borders.keep(mixed, config, MODULE)
     assert config.flags == []
     assert {x.allowed_formats for x in mixed.tensors} == {0}
 

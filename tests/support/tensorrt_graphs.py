@@ -30,8 +30,8 @@ def session(model: ir.Model) -> ort.InferenceSession:
     return ort.InferenceSession(data, options, ["CPUExecutionProvider"])
 
 
-def steps(kind: str, folder: Path) -> Steps:
-    source, model = KINDS[kind](folder)
+def steps(kind: str, folder: Path, **size: Any) -> Steps:
+    source, model = KINDS[kind](folder, **size)
     loaded = load_model(model, max_rows=ROWS, precision="fp32")
     if source is None or not hasattr(source, "cards"):
         source = models.head("ff", 4, 1, vocab=loaded.vocab)
