@@ -239,7 +239,7 @@ def _write(path: Path, made: Any) -> None:
 
 def _write_lines(path: Path, made: list[dict[str, Any]]) -> None:
     """Write a row a line: a third smaller, and a changed row is a changed line."""
-    path.write_text("[\n" + ",\n".join(json.dumps(rounded(x)) for x in made) + "\n]\n")
+    path.write_text("[\n" + ",\n".join(json.dumps(x) for x in made) + "\n]\n")
 
 
 def rounded(x: Any) -> Any:
@@ -266,7 +266,7 @@ def main() -> None:
     parts = [e for path in a.parts for e in json.loads(path.read_text())]
     rows, found = merged(_read(ROWS), parts), reports(_read(REPORTS), parts)
     between, kernels = host(_read(HOST), parts), traces(_read(KERNELS), parts)
-    rows, found, kernels = rounded(rows), rounded(found), rounded(kernels)  # as tables read them
+    rows, found, kernels = rounded(rows), rounded(found), rounded(kernels)
     _write_lines(ROWS, rows)
     _write_lines(REPORTS, found)
     _write(HOST, between)

@@ -32,6 +32,7 @@ class Cuda:
         self.room, self.capability, self.unified = memory, capability, unified
         self.held: dict[int, Any] = {}
         self.used = 0
+        self.working = False
         self.queue: list[tuple[int, Work]] = []  # (number of the event that it is, or 0; work)
         self.recorded: list[Work] | None = None  # while a graph is captured
         self.graphs: dict[int, list[Work]] = {}
@@ -91,11 +92,17 @@ class Cuda:
     def drain(self, event: int = 0) -> None:
         """Do what was enqueued, up to an event or all of it."""
         assert self.recorded is None, "the host waits while it captures"
+        if self.working:
+            return  # memory that is freed while something runs waits for its turn
         if event and not any(e == event for e, _ in self.queue):
             return  # it has happened
         while self.queue:
             found, work = self.queue.pop(0)
-            work()
+            self.working = True
+            try:
+                work()
+            finally:
+                self.working = False
             # The last record of an event is the one that counts.
             if event and found == event and not any(e == event for e, _ in self.queue):
                 return
@@ -150,12 +157,18 @@ class Cuda:
         return _Number(0), address
 
     def cuMemFree(self, address: int) -> Any:  # noqa: N802
+        if self.working:  # by the collector of garbage, say: the driver waits
+            self.queue.append((0, lambda: self._release(address)))
+            return (_Number(0),)
         if self.recorded is None:
-            self.drain()  # as the driver waits
+            self.drain()
+        self._release(address)
+        return (_Number(0),)
+
+    def _release(self, address: int) -> None:
         raw = self.held.pop(address)
         self.used -= len(raw) - 256
         raw[:] = 0xEE
-        return (_Number(0),)
 
     def cuMemHostAlloc(self, size: int, flags: int) -> Any:  # noqa: N802
         code, address = self.cuMemAlloc(size)
