@@ -180,6 +180,8 @@ def ran(r: dict[str, Any], suite: str) -> str:
     out = []
     if suite in ("queries", "protocol") and r.get("only"):
         out.append("only " + ", ".join(r["only"]))
+    if suite == "protocol" and r.get("checkpoints"):
+        out.append("published checkpoints")
     if suite == "ops" and r.get("halves"):
         out.append("stored " + ", ".join(r["halves"]) + " too")
     if r.get("batches"):

@@ -95,7 +95,8 @@ def run(command: Command, a: argparse.Namespace, limit: float) -> dict[str, Any]
     """Run one command within a limit; return its entry. Whatever it started ends with it."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "out.json"
-        places = {"json": str(path), "work": str(a.work), "root": str(ROOT), "expected": EXPECTED}
+        places = {"json": str(path), "work": str(a.work), "root": str(ROOT), "expected": EXPECTED,
+                  "checkpoints": str(a.checkpoints)}  # fmt: skip
         args = [_filled(x, places) for x in interpreter(command, a.kits)]
         began, text, status = time.monotonic(), "", 0
         with tempfile.TemporaryFile("w+") as log:
@@ -150,6 +151,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--kits", type=Path, default=Path.home() / "kits", help="holds ort/ and trt/")
     p.add_argument("--budget", type=float, default=math.inf, help="seconds for everything")
     p.add_argument("--commit", default="unknown")
+    p.add_argument("--checkpoints", type=Path, help="what checkpoints.py wrote")
     p.add_argument("--only", action="append", help="of each stage the commands of these names")
     p.add_argument("--done", type=Path, help="parts of an earlier run")
     return p.parse_args()
@@ -176,6 +178,9 @@ def main() -> int:
                 continue
             left = end - time.monotonic()
             if (stage.name, command.name) in done and command.writes:
+                continue
+            if a.checkpoints is None and any("{checkpoints}" in x for x in command.args):
+                print(f"no --checkpoints: {stage.name} {command.name} is left out", flush=True)
                 continue
             if left < 5:
                 print(f"no time left for {stage.name} {command.name}", flush=True)

@@ -1,9 +1,10 @@
 """What is run on a GPU machine, as data: stages of commands with time limits.
 
 `{work}` is a folder for bundles, `{json}` the file that a command writes its rows or report to,
-`{root}` the checkout. `python` says whose interpreter runs a command: "system" (torch,
-cuda-bindings), "ort" (the same with onnxruntime-gpu on its path) or "trt" (Python 3.11 with
-TensorRT 8.6; neither torch nor onnxruntime).
+`{root}` the checkout, `{checkpoints}` what `checkpoints.py` wrote: published heads and verifiers.
+`python` says whose interpreter runs a command: "system" (torch, cuda-bindings), "ort" (the same
+with onnxruntime-gpu on its path) or "trt" (Python 3.11 with TensorRT 8.6; neither torch nor
+onnxruntime).
 """
 
 from __future__ import annotations
@@ -96,18 +97,25 @@ def yardstick(shape: str, head: str, precision: str, context: int, batch: int = 
     return Command(f"torch-{shape}-{head}-{context}-b{batch}", args, 90, "system", "row")
 
 
-def suite(name: str, python: str, how: tuple[str, ...]) -> Stage:
-    """Return the runs of the suite that a backend takes, a part at a time."""
+def suite(name: str, python: str, how: tuple[str, ...], texts: tuple[str, ...] = ()) -> Stage:
+    """Return the runs of the suite that a backend takes, a part at a time.
+
+    `texts`: where the texts of the suite's own verifiers are, if nothing there makes them.
+    """
     one = ("--batch", "1")
     return Stage(f"conformance-{name}", (
-        conformance(f"{name}-texts", python, 240, *how, "--part", "protocol"),
-        conformance(f"{name}-queries", python, 240, *how, "--part", "queries", *one,
-                    "--only", "contextual"),
-        conformance(f"{name}-ops", python, 240, *how, "--part", "ops", *one,
-                    "--half", "f16", "--half", "bf16"),
-        conformance(f"{name}-texts-fp16", python, 240, *how, "--part", "protocol", *one,
+        conformance(f"{name}-texts", python, 240, *how, *texts, "--part", "protocol"),
+        conformance(f"{name}-checkpoints", python, 240, *how, *PUBLISHED),
+        conformance(f"{name}-queries", python, 240, *how, "--part", "queries"),
+        conformance(f"{name}-queries-fp16", python, 240, *how, "--part", "queries", *one,
                     "--precision", "fp16"),
-        conformance(f"{name}-texts-bf16", python, 300, *how, "--part", "protocol",
+        conformance(f"{name}-queries-bf16", python, 240, *how, "--part", "queries", *one,
+                    "--precision", "bf16"),
+        conformance(f"{name}-ops", python, 240, *how, "--part", "ops",
+                    "--half", "f16", "--half", "bf16"),
+        conformance(f"{name}-texts-fp16", python, 240, *how, *texts, "--part", "protocol", *one,
+                    "--precision", "fp16"),
+        conformance(f"{name}-texts-bf16", python, 300, *how, *texts, "--part", "protocol",
                     "--precision", "bf16"),
     ))  # fmt: skip
 
@@ -121,8 +129,11 @@ TORCH = tuple(
     for head in heads
     for context in (CONTEXTS[shape] if head == "btree" else (1024,))
 )
-CUDA = ("--target", "cuda", "--provider", "cuda", "--jobs", "8",
-        "--expected", "{root}/{expected}")  # fmt: skip
+# The published checkpoints in fp32, and the texts that a CPU makes of them.
+PUBLISHED = ("--part", "protocol", "--checkpoints", "{checkpoints}",
+             "--expected", "{checkpoints}/expected.json")  # fmt: skip
+EXPECTED = ("--expected", "{root}/{expected}")
+CUDA = ("--target", "cuda", "--provider", "cuda", "--jobs", "8")
 ORT = ("--target", "onnx-cuda", "--provider", "cuda", "--jobs", "4")
 # Quick builds: tactics decide about time, not about results.
 TENSORRT = ("--target", "tensorrt", "--provider", "tensorrt", "--batch", "1")
@@ -153,19 +164,20 @@ STAGES = (
         Command("kernels", ("{root}/benchmarks/gpu/kernels.py", "--out", "{json}"), 300,
                 "system", "report"),
     )),
-    suite("cuda", "system", CUDA),
+    suite("cuda", "system", CUDA, EXPECTED),
     suite("ort", "ort", ORT),
     # TensorRT builds an engine for each graph: a part of the suite at a time. Engines of a command
     # are built side by side, and judged as they are ready; the report is written as they are.
     Stage("conformance-tensorrt", (
         conformance("trt-ops", "trt", 420, *TENSORRT, *QUICKEST, "--part", "ops", "--half", "f16"),
         conformance("trt-texts", "trt", 420, *TENSORRT, *QUICK, *ROUNDS, "--part", "protocol",
-                    "--expected", "{root}/{expected}"),
-        conformance("trt-queries", "trt", 420, *TENSORRT, *QUICK, "--part", "queries",
-                    "--only", "contextual"),
+                    *EXPECTED),
+        conformance("trt-checkpoints", "trt", 420, *TENSORRT, *QUICK, *ROUNDS, *PUBLISHED),
+        conformance("trt-queries", "trt", 420, *TENSORRT, *QUICK, "--part", "queries"),
+        conformance("trt-queries-fp16", "trt", 420, *TENSORRT, *QUICK, "--part", "queries",
+                    "--precision", "fp16"),
         conformance("trt-texts-fp16", "trt", 420, *TENSORRT, *QUICK, *ROUNDS,
-                    "--part", "protocol", "--precision", "fp16",
-                    "--expected", "{root}/{expected}"),
+                    "--part", "protocol", "--precision", "fp16", *EXPECTED),
     )),
     Stage("drafts", (
         Command("drafts", ("{root}/benchmarks/gpu/drafts.py", "--json", "{json}"), 300,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,6 +42,10 @@ Only = Annotated[
 Verifier = Annotated[
     Path | None, typer.Option(help="Check the protocol on this model instead of tiny ones.")
 ]
+Checkpoints = Annotated[
+    Path | None,
+    typer.Option(help="Check the protocol on the published checkpoints in this folder."),
+]
 SaveExpected = Annotated[Path | None, typer.Option(help="Only write the CPU's texts to this file.")]
 Expected = Annotated[
     Path | None, typer.Option(help="Compare with these texts instead of making them here.")
@@ -66,6 +70,7 @@ def conformance(
     only: Only = None,
     verifier: Verifier = None,
     head: Annotated[Path | None, typer.Option(help="With --verifier: the head, if any.")] = None,
+    checkpoints: Checkpoints = None,
     save_expected: SaveExpected = None,
     expected: Expected = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write a report.")] = None,
@@ -87,10 +92,10 @@ def conformance(
         _writable(path)
     if save_expected is not None:
         _alone(ctx)
-        texts = json.dumps(expectations(say, batches), separators=(",", ":"))
-        write(save_expected, texts.encode())
+        texts = expectations(say, batches, _scenarios(None, None, checkpoints))
+        write(save_expected, json.dumps(texts, separators=(",", ":")).encode())
         return
-    scenarios = _scenarios(head, verifier)
+    scenarios = _scenarios(head, verifier, checkpoints)
     if expected is not None and provider == BUILD:
         raise PccError("C144", "--expected is not read where nothing is run", hint="leave it out")
     stored = None if expected is None else _stored(expected)
@@ -100,7 +105,8 @@ def conformance(
     )  # fmt: skip
     check_setting(setting)
     parts = tuple(dict.fromkeys(part)) if part else PARTS
-    run = _Run(setting, parts, batches, verifier, json_out)
+    models = {"verifier": verifier, "checkpoints": checkpoints}
+    run = _Run(setting, parts, batches, models, json_out)
     findings = check(setting, say, parts=parts, batches=batches, stored=stored, folder=work,
                      jobs=jobs, scenarios=scenarios)  # fmt: skip
     for f in findings:
@@ -113,7 +119,7 @@ def conformance(
 def _alone(ctx: typer.Context) -> None:
     """Refuse what writing the CPU's texts does not read. Errors: C144."""
     for name in named(ctx):
-        if name not in ("save_expected", "batch"):
+        if name not in ("save_expected", "batch", "checkpoints"):
             option = "--json" if name == "json_out" else f"--{name.replace('_', '-')}"
             what = f"{option} is not read with --save-expected"
             raise PccError("C144", what, hint="leave it out")
@@ -124,13 +130,13 @@ class _Run:
 
     def __init__(
         self, setting: Setting, parts: tuple[str, ...], batches: tuple[int, ...],
-        verifier: Path | None, file: Path | None,
+        models: Mapping[str, Path | None], file: Path | None,
     ) -> None:  # fmt: skip
         self.about = {
             "target": setting.target, "provider": setting.provider,
             "precision": setting.precision, "batches": batches, "parts": parts,
             "only": setting.only, "halves": setting.halves, "engine": dict(setting.engine),
-            "verifier": None if verifier is None else str(verifier),
+            **{k: None if path is None else path.name for k, path in models.items()},
         }  # fmt: skip
         self.file = file
         self.found: list[Finding] = []
@@ -159,10 +165,19 @@ class _Run:
         )
 
 
-def _scenarios(head: Path | None, verifier: Path | None) -> tuple[Scenario, ...]:
-    """Return what the protocol is checked on. Errors: C144."""
+def _scenarios(
+    head: Path | None, verifier: Path | None, checkpoints: Path | None
+) -> tuple[Scenario, ...]:
+    """Return what the protocol is checked on. Errors: C144, F102, F103."""
     from pcc.conformance.scenarios import SCENARIOS, given
 
+    if checkpoints is not None:
+        from pcc.conformance.published import published
+
+        if verifier is not None or head is not None:
+            what = "--checkpoints names heads and verifiers already"
+            raise PccError("C144", what, hint="leave out --verifier and --head")
+        return published(checkpoints)
     if verifier is None:
         if head is not None:
             raise PccError("C144", "--head is read with --verifier alone", hint="--verifier MODEL")

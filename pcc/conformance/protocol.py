@@ -103,11 +103,12 @@ def _pairs(rivals: Any) -> tuple[tuple[tuple[int, float], ...], ...]:
 
 
 def prompts_of(engine: Engine, batch: int) -> list[list[int]]:
-    """Return prompts of unequal length; one crosses the windows of the tiny EvaByte."""
+    """Return prompts of unequal length, of bytes; one crosses the windows of the tiny EvaByte."""
     offset = engine.manifest["vocabulary"]["byte_offset"] or 0
+    known = min(256, engine.generation()["vocab"] - offset)  # of a small model the first bytes
     rng = np.random.default_rng(17)
     sizes = [90, 7, 33, 18, 70][:batch]
-    return [(rng.integers(0, 256, s) + offset).tolist() for s in sizes]
+    return [(rng.integers(0, 256, s) % known + offset).tolist() for s in sizes]
 
 
 def play(engine: Engine, run: Run, batch: int, shift: Shift | None = None) -> Trace:
@@ -119,8 +120,10 @@ def play(engine: Engine, run: Run, batch: int, shift: Shift | None = None) -> Tr
     else:
         session.generate_ids(prompts[0], 48)
         session.rewind_to(len(prompts[0]) + 17)
-        session.generate(None, 24)
-        session.generate(None, 9)
+        bytewise = session.vocabulary.byte_offset is not None
+        go_on = session.generate if bytewise else session.generate_ids
+        go_on(None, 24)
+        go_on(None, 9)
     rows: list[list[Event]] = [[] for _ in prompts]
     for e in session.events:
         rows[e.row].append(e)

@@ -142,7 +142,7 @@ class Session:
 
     def generate_ids(
         self,
-        ids: Sequence[int] | Sequence[Sequence[int]],
+        ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
         max_new_tokens: int = 256,
         stop_ids: Iterable[int] = (),
     ) -> Any:
@@ -150,15 +150,20 @@ class Session:
 
         Nothing is prepended; only `stop_ids` end a sequence before `max_new_tokens`.
         """
-        prompts, many = id_lists("ids", ids, self.vocabulary.size)
+        prompts, many = (None, False)
+        if ids is not None:
+            prompts, many = id_lists("ids", ids, self.vocabulary.size)
         most = integer("max_new_tokens", max_new_tokens)
         ends = frozenset(token_ids("stop_ids", stop_ids, self.vocabulary.size))
         goal = Goal(max_ids=most, stop_ids=ends or frozenset({-1}))
         self._stopped = False
-        self._start(prompts)
+        if prompts is None:
+            self._need_rows()
+        else:
+            self._start(prompts)
         done = self._drive(goal)
         out = [row.ids[row.first_id : end[1]] for row, end in zip(self.rows, done, strict=True)]
-        return out if many else out[0]
+        return out if many or len(out) > 1 else out[0]
 
     def cancel(self) -> None:
         """Stop the running call after its round; what was decided is kept."""
@@ -250,13 +255,16 @@ class Session:
         if self.vocabulary.byte_offset is None:
             self.vocabulary.encode(b"")  # says what to use instead
         if prompt is None:
-            if not self.rows:
-                raise PccError("S106", "there is nothing to go on from", hint="give a prompt")
+            self._need_rows()
             return
         listed, bos = texts("prompt", prompt), flag("bos", bos)
         if not listed:
             raise PccError("S106", "the list of prompts is empty")
         self._start([self.vocabulary.encode(p, bos=bos) for p in listed])
+
+    def _need_rows(self) -> None:
+        if not self.rows:
+            raise PccError("S106", "there is nothing to go on from", hint="give a prompt")
 
     def _start(self, prompts: list[list[int]]) -> None:
         for i, p in enumerate(prompts):

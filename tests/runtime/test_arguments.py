@@ -52,7 +52,6 @@ class Nameless:
         (lambda s: s.generate_ids("abc"), "S104"),
         (lambda s: s.generate_ids(b"abc"), "S104"),
         (lambda s: s.generate_ids(["abc"]), "S104"),
-        (lambda s: s.generate_ids(None), "S104"),
         (lambda s: s.generate_ids(7), "S104"),
         (lambda s: s.generate_ids(np.array(7)), "S104"),
         (lambda s: s.generate_ids([1.5]), "S110"),

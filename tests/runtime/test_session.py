@@ -106,6 +106,18 @@ def test_log_probabilities_are_the_verifiers(engine: Any) -> None:
     np.testing.assert_allclose(result.logprobs, want, atol=2e-4)
 
 
+@pytest.mark.parametrize("prompts", [[1, 2, 3], [[1, 2, 3], [4, 5]]])
+def test_ids_go_on_where_they_stopped(engine: Any, prompts: list[Any]) -> None:
+    """Without a prompt; two calls give the ids of one."""
+    whole = engine.session(seed=3).generate_ids(prompts, 30)
+    session = engine.session(seed=3)
+    first, then = session.generate_ids(prompts, 11), session.generate_ids(None, 19)
+    if isinstance(prompts[0], int):
+        assert first + then == whole
+    else:
+        assert [a + b for a, b in zip(first, then, strict=True)] == whole
+
+
 def test_saved_sessions_go_on_exactly(engine: Any, tmp_path: Path) -> None:
     for options in ({"greedy": True}, {"seed": 6}):
         whole = engine.session(**options).generate(PROMPT, 80).bytes
@@ -219,6 +231,7 @@ def test_statistics_add_up(engine: Any) -> None:
     "call",
     [
         lambda s: s.generate(None),
+        lambda s: s.generate_ids(None),
         lambda s: s.generate([]),
         lambda s: s.generate(b"a", -1),
         lambda s: s.generate(b"a", 5, [""]),
