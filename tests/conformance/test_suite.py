@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,6 +104,26 @@ def test_a_wrong_op_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     cases = [c for c in numbered(()) if c.case.op in (t.Mul, t.Exp)]
     found = list(check_ops(CPU, tmp_path, quiet, cases))
     assert {f.case for f in bad(found)} == {c.title for c in cases if c.case.op is t.Mul}
+
+
+def test_rounds_that_are_not_recorded_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their text is right, and they are slower than a backend promises."""
+
+    def slow(engine: Engine, run: Any, batch: int, shift: Shift | None = None) -> Trace:
+        if run.name == "greedy" and engine.path.parent.name.startswith("llama-ff-n2-onnx-cuda"):
+            warnings.warn(
+                "rounds run without a CUDA graph, and slower", RuntimeWarning, stacklevel=1
+            )
+        return play(engine, run, batch, shift)
+
+    monkeypatch.setattr(scenarios, "play", slow)
+    chosen = tuple(s for s in SCENARIOS if s.name == "llama-ff-n2")
+    found = list(check_protocol(Setting("onnx-cuda"), tmp_path, quiet, scenarios=chosen))
+    (slower,) = bad(found)
+    assert (slower.what, slower.verdict) == ("greedy", "refused")
+    assert "without a CUDA graph" in slower.note
 
 
 def test_an_op_that_a_backend_lacks_is_named(
