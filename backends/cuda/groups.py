@@ -9,6 +9,7 @@ from pcc.backends.cuda.piece import WIDE, Output
 from pcc.backends.cuda.plan import ITEM
 from pcc.backends.cuda.schedule import Group
 from pcc.ir.core import Op, tensor
+from pcc.ir.places import places_of
 from pcc.tensor import nn
 from pcc.tensor import ops as t
 
@@ -26,8 +27,7 @@ def emit_group(group: Group, out: Output) -> None:
         if y not in in_place:
             given[f"out{i}"] = out.make(y, WIDE)
     given |= {f"constant{i}": out.array(array) for i, array in enumerate(kernel.constants)}
-    loc = next((n.loc for n in reversed(nodes) if n.loc), "")
-    layer = f"{len(nodes)} ops between products" + f", {loc}" * bool(loc)
+    layer = f"{len(nodes)} ops of {places_of(nodes) or 'no layer'}"
     moved = {"weights": _weights(group, out)}
     out.launch(kernel, given, group.outputs[-1], layer=layer, bytes=moved)
 

@@ -10,6 +10,7 @@ import numpy as np
 from pcc.ir.array import Array, joined
 from pcc.ir.core import Op, Uses, tensor
 from pcc.ir.module import Module
+from pcc.ir.places import place, places_of
 from pcc.ir.semiring import split_equation
 from pcc.ir.types import HALVES, NARROW
 from pcc.tensor import nn
@@ -72,7 +73,9 @@ def _one_above_another(op: Op, uses: Uses) -> Op | None:
     arrays = [_array(x.b) for x in parts]
     if right[0] != out[0] or len({a.recipe is None for a in arrays}) > 1:
         return None
-    return t.Contract(parts[0].a, t.Const(joined(arrays)), parts[0].eq)
+    whole = t.Contract(parts[0].a, t.Const(joined(arrays)), parts[0].eq)
+    place(whole, places_of(parts))
+    return whole
 
 
 def _beside(module: Module) -> Iterator[tuple[Op, Op]]:
@@ -121,6 +124,7 @@ def _parts(x: Op, members: list[Projection]) -> Iterator[tuple[Op, Op]]:
     arrays = [a.reshaped((a.size // width, width)) for a in arrays]
     b = t.Const(joined(arrays))
     whole: Op = t.Contract(x, b, "d,nd->n") if b.value.dtype in HALVES else _scaled(x, b, members)
+    place(whole, places_of(members))
     at = 0
     for n, array in zip(members, arrays, strict=True):
         rows = tuple(range(at, at + array.shape[0]))

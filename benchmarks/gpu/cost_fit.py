@@ -7,13 +7,14 @@ Constants are fitted to passes over one token and over n (`decode`, `verify` of
 `results/h200.json`), to the products and generated kernels of rounds and of drafts, each kind timed
 alone (`parts`), and to products of 64 rows of `results/kernels-h100.json`. Whole rounds and whole
 drafts are judged only. Plans are those that this checkout makes: a part counts where the plan has
-one of the same name, launches and bytes. No GPU, no nvcc.
+one of as many launches and bytes. No GPU, no nvcc.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -43,7 +44,7 @@ MADE = ROOT / "backends/cuda/fitted.py"
 # Rows of these commits are of other kernels: products of few rows by slabs, look-ups of n-grams and
 # decisions by one thread.
 EARLIER = ("b10ba12", "aa49918")
-BETWEEN = "between products"  # in the name of a generated part
+OPS = re.compile(r"\d+ ops ")  # how the name of a generated part begins
 SLABS_FROM = 17  # rows of x: `kernels-h100.json` has products by slabs, which more rows still are
 PRODUCTS = {
     "evabyte qkv": (4096, 12288), "evabyte out": (4096, 4096), "evabyte gate/up": (4096, 22016),
@@ -174,12 +175,13 @@ def paired(r: Row, graph: str) -> Iterator[tuple[cost.Work, int, Row]]:
     Attention timed alone overlaps the next one, as it cannot between two products. What comes
     before all products are look-ups, of n-grams by searches, of which no phase is like another.
     """
-    works, by_layer = works_of(r, graph), {p["layer"]: p for p in r["parts"]}
+    works = works_of(r, graph)
+    measured = {(p["launches"], p["bytes"]): p for p in r["parts"]}  # names change more often
     drawn = [
         {"op": x.op.name, "layer": x.layer, "bytes": dict(x.bytes)}
         for x in built(r, graph).launches
     ]
-    generated = [p for p in r["parts"] if BETWEEN in p["layer"]]
+    generated = [p for p in r["parts"] if OPS.match(p["layer"])]
     known, before = len(generated) == sum(w.part == "generated" for w in works), True
     for p in parts(drawn):
         w = works[p.launches[0]]
@@ -189,8 +191,7 @@ def paired(r: Row, graph: str) -> Iterator[tuple[cost.Work, int, Row]]:
                 yield w, 1, generated[0]
             generated = generated[1:]
         elif w.part != "attention" and w.weights >= LEAST:
-            found = by_layer.get(p.layer)
-            if found and found["launches"] == len(p.launches) and found["bytes"] == p.bytes:
+            if found := measured.get((len(p.launches), p.bytes)):
                 yield w, len(p.launches), found
 
 

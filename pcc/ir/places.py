@@ -7,6 +7,7 @@ show in what it writes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -34,6 +35,15 @@ def place(node: object, where: str, *, again: bool = False) -> None:
         table = _table()
         if again or node not in table:
             table[node] = where
+
+
+SHOWN = 3  # places of several nodes that are named
+
+
+def places_of(nodes: Iterable[object]) -> str:
+    """Return where most of these nodes come from, the most frequent place first, or ''."""
+    counts = Counter(where for n in nodes if (where := place_of(n)))
+    return ", ".join(where for where, _ in counts.most_common(SHOWN))
 
 
 @contextmanager

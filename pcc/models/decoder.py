@@ -32,6 +32,7 @@ from pcc.models.base import (
 from pcc.models.config import Config, tables
 from pcc.models.matrix import Matrix, equal
 from pcc.models.tensors import Source, Values
+from pcc.passes.pieces import place
 from pcc.tensor import nn
 from pcc.tensor import ops as t
 
@@ -134,19 +135,20 @@ class Decoder:
         where = Positions(start, positions_of(start, count), self.cos, self.sin)
         caches: dict[str, Op] = {}
         x, split, total = self.embed(ids, start, past), len(self.layers) - len(self.draft), 0
+        place(x, "embedding")
         shared = x
         for layer in self.layers:
             shared = x if total == split else shared
             x = self.step(layer, total, x, where, past, caches)
             total += 1
-        hidden = self.finish(x)
+        hidden = place(self.finish(x), "norm")
         draft_hidden = hidden
         if self.draft:
             for layer in self.draft:
                 shared = self.step(layer, total, shared, where, past, caches)
                 total += 1
-            draft_hidden = self.finish(shared)
-        logits = dense(hidden, self.head)
+            draft_hidden = place(self.finish(shared), "draft_norm")
+        logits = place(dense(hidden, self.head), "lm_head")
         return Pass(
             hidden, draft_hidden, logits, lambda done: caches | self.present(ids, past, done)
         )
@@ -173,8 +175,14 @@ class Decoder:
         keys, values = caches[f"key.{index}"], caches[f"value.{index}"]
         scale = 1.0 / math.sqrt(self.shape.head_width)
         y = nn.CachedAttention(q, keys, values, where.start, scale, layer.window)
+        return self.mixed(layer, index, x, y)
+
+    def mixed(self, layer: Layer, index: int, x: Op, y: Op) -> Op:
+        """Add what attention found, and then what the MLP makes of it, to `x`."""
         x = t.Add(x, dense(merge_heads(y), layer.out, layer.out_bias))
-        return t.Add(x, self.mlp(layer, nn.RmsNorm(x, layer.mlp_norm, self.shape.eps)))
+        place(x, f"layers.{index}.attention")
+        x = t.Add(x, self.mlp(layer, nn.RmsNorm(x, layer.mlp_norm, self.shape.eps)))
+        return place(x, f"layers.{index}.mlp")
 
     def project(self, layer: Layer, h: Op, where: Positions) -> tuple[Op, Op, Op]:
         """Return turned queries `[H,N,hd]`, turned keys and values `[Hk,N,hd]`."""

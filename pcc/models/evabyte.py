@@ -20,7 +20,7 @@ import numpy as np
 from pcc import knobs
 from pcc.errors import PccError
 from pcc.ir.core import Op, tensor
-from pcc.models.base import Pass, StateSpec, constant, dense, merge_heads, transposed
+from pcc.models.base import Pass, StateSpec, constant, transposed
 from pcc.models.config import Config, tables
 from pcc.models.decoder import (
     Decoder,
@@ -108,8 +108,7 @@ class EvaByte(Decoder):
         caches[f"summary_key.{index}"], caches[f"summary_value.{index}"] = older_k, older_v
         scale = 1.0 / math.sqrt(self.shape.head_width)
         y = eva.EvaAttention(q, keys, values, older_k, older_v, at, scale, self.window, self.chunk)
-        x = t.Add(x, dense(merge_heads(y), layer.out, layer.out_bias))
-        return t.Add(x, self.mlp(layer, nn.RmsNorm(x, layer.mlp_norm, self.shape.eps)))
+        return self.mixed(layer, index, x, y)
 
     def pools(self, layer: EvaLayer, keys: Op, values: Op, start: Op, count: int) -> tuple[Op, Op]:
         """Return the summaries (k', v'), each [H,C,hd], of the C chunks that a pass may touch."""

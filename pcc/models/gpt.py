@@ -34,6 +34,7 @@ from pcc.models.base import (
     split_heads,
     transposed,
 )
+from pcc.passes.pieces import place
 from pcc.tensor import nn
 from pcc.tensor import ops as t
 
@@ -78,18 +79,19 @@ class Gpt:
         """Process `ids i64[N]` at positions `start` + 0..N-1."""
         at = positions_of(start, tensor(ids).shape[0])
         caches: dict[str, Op] = {}
-        x = norm(nn.Embedding(self.embedding, ids))
+        x = place(norm(nn.Embedding(self.embedding, ids)), "embedding")
         for i, block in enumerate(self.layers):
             q, k, v = self.project(block, norm(x), at)
             for kind, new in (("key", k), ("value", v)):
                 caches[f"{kind}.{i}"] = nn.CacheWrite(past[f"{kind}.{i}"], new, start)
             scale = 1.0 / math.sqrt(self.width // self.heads)
             y = nn.CachedAttention(q, caches[f"key.{i}"], caches[f"value.{i}"], start, scale, 0)
-            x = t.Add(x, dense(merge_heads(y), block.out))
+            x = place(t.Add(x, dense(merge_heads(y), block.out)), f"layers.{i}.attention")
             inner = nn.Relu(dense(norm(x), block.up))
-            x = t.Add(x, dense(t.Mul(inner, inner), block.down))
-        hidden = norm(x)
-        return Pass(hidden, hidden, dense(hidden, self.head), lambda done: dict(caches))
+            x = place(t.Add(x, dense(t.Mul(inner, inner), block.down)), f"layers.{i}.mlp")
+        hidden = place(norm(x), "norm")
+        logits = place(dense(hidden, self.head), "lm_head")
+        return Pass(hidden, hidden, logits, lambda done: dict(caches))
 
     def project(self, block: Block, h: Op, at: Op) -> tuple[Op, Op, Op]:
         """Return turned queries and keys, and values, `[H,N,hd]` each."""

@@ -224,6 +224,8 @@ class Steps:
         self, draft: pr.Proposal, made: Pass, verdict: ac.Verdict, u: Op | None
     ) -> tuple[Op, ...]:
         """Splice the compiled draft in: its context is the row of the last committed token."""
+        for made_of in (verdict.committed, verdict.carry):
+            mk.place(made_of, "acceptance")
         row = ac.row_at(made.draft_hidden, ac.before(verdict.committed))
         values: dict[str, Op] = {
             "carry": verdict.carry,
@@ -231,7 +233,10 @@ class Steps:
         }
         if u is not None:
             values["u"] = u
-        return pr.splice(draft.module.roots, values)
+        outs = pr.splice(draft.module.roots, values)
+        for out in outs:
+            mk.place(out, "draft")
+        return outs
 
     def _round(
         self, window: Op, length: Op, active: Op, verdict: ac.Verdict, made: Pass, x: Op

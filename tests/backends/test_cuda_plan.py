@@ -150,6 +150,25 @@ def test_a_layer_is_five_launches(
     assert again.size == alone.size, "packed weights serve any number of rows"
 
 
+def test_launches_have_the_names_of_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the model and of the circuit: a round's time can be told by them."""
+    names: dict[str, list[str]] = {}
+
+    def look(order: Order) -> None:
+        for q in ("step", "decode"):
+            names[q] = [x.layer for x in plan_of(order.emissions[q], 1).launches]
+
+    case: Case = ("evabyte", {"kind": "btree", "n": 4, "size": WIDE}, "bf16", 1, ())
+    case_of(case, tmp_path, monkeypatch, look=look)
+    assert names["decode"][0] == "embedding"
+    assert names["decode"][-2:] == ["lm_head", "norm"]
+    head, decisions, weights, draft = names["step"][1 + 5 * WIDE.layers :]
+    assert head == "lm_head"
+    assert re.fullmatch(r"\d+ ops of acceptance", decisions)
+    assert weights == "c.sum {0-3}, c.categorical {0-3}"
+    assert re.fullmatch(r"\d+ ops of c\.categorical \{0-3\}, c\.sum \{0-3\}, acceptance", draft)
+
+
 def test_equal_launches_share_one_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case: Case = ("llama", {"size": WIDE}, "fp16", 1, ())
     made = plan_of(case_of(case, tmp_path, monkeypatch).emissions["decode"], 1)

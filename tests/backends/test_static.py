@@ -234,3 +234,15 @@ def test_graphs_with_8_bit_weights(kind: str, precision: str, tmp_path: Path) ->
             feed = inputs_of(spec, 1, vocab, seed=len(query) + 300)
             want = run(module.roots, feed, LogReal())
             agree(query, module, want, answer(path, query, spec, dict(feed)), precision)
+
+
+@pytest.mark.parametrize("kind", ["llama", "evabyte", "gpt", "lora"])
+def test_nodes_say_which_layer_they_are_of(kind: str, tmp_path: Path) -> None:
+    """Of the model: what a profiler of any runtime says of a node can be told by it."""
+    made = bundle(kind, tmp_path, target="onnx-cuda")
+    model = onnx.load(made / "graphs/verify.onnx", load_external_data=False)
+    layers = [p.value for n in model.graph.node for p in n.metadata_props if p.key == "pcc.layer"]
+    named = {x for x in layers if x in ("embedding", "norm", "lm_head") or x.startswith("layers.")}
+    assert named >= {"embedding", "norm", "lm_head"}
+    assert named >= {f"layers.{i}.{part}" for i in (0, 1) for part in ("attention", "mlp")}
+    assert sum(x in named for x in layers) > 0.8 * len(layers)
