@@ -20,6 +20,7 @@
 | `benign` | how warnings begin that say nothing about the result, after the place in the parser's source; regular expressions |
 | `previews` | features that engines with profiles need: several contexts of one profile |
 | `timings` | keeps a cache of timed tactics |
+| `doubtful` | precisions in which every verifier so far was refused once it was built: floats that enter or leave were stored as halves |
 | `offline` | builds without a GPU, for a named compute capability |
 """  # noqa: E501
 
@@ -68,6 +69,7 @@ class TensorRt:
     benign: tuple[str, ...]
     previews: tuple[str, ...] = ()
     timings: bool = True
+    doubtful: tuple[str, ...] = ()
     offline: bool = False
 
     def takes(self, precision: str) -> None:
@@ -143,6 +145,7 @@ RUNTIMES: dict[str, TensorRt] = {
             attributes=ATTRIBUTES,
             benign=(*BINDINGS, *OLD_REMARKS),
             previews=("PROFILE_SHARING_0806",),  # later releases do so anyway
+            doubtful=("fp16",),
         ),
         TensorRt(
             "10",

@@ -48,6 +48,11 @@ def write_graphs(order: Order, folder: Path, say: Say) -> Written:
         builder = Builder(r, _for_gpu(options, order.gpu, r), _timings(options))
         arch = _architecture(builder)
 
+    verifies = any(e.parts is not None for e in order.emissions.values())
+    if verifies and order.precision in r.doubtful and not isinstance(builder, Taken):
+        say(f"TensorRT {r.name} has refused every verifier in {order.precision} so far, after it "
+            "was built (E439, docs/tensorrt.md): --precision fp32, or --target cuda")  # fmt: skip
+
     def lowered(name: str, e: Emission) -> ir.Model:
         say(f"graph '{name}'")
         return static_model(order, name, e, r)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import onnx_ir as ir
 import pytest
+from fake_tensorrt import stand_in
 from onnx import TensorProto, helper
 
+import pcc
 from pcc.backends.tensorrt import borders
 from pcc.backends.tensorrt.build import Builder
 from pcc.backends.tensorrt.precision import types_of
+from pcc.backends.tensorrt.runtimes import RUNTIMES
 from pcc.backends.tensorrt.stored import check_stored
+from pcc.conformance.verifiers import KINDS
 from pcc.errors import PccError
 
 HALF, WHOLE = "Row major linear FP16 format", "Row major linear FP32"
@@ -183,3 +188,26 @@ def test_what_cannot_be_kept_is_built_without_and_looked_into() -> None:
     assert config.flags == []
     made = builder([None], [[("ERROR", "10: no implementation")]])
     assert made._planned(None, configuration()) == (None, [("ERROR", "10: no implementation")])
+
+
+@pytest.mark.parametrize(
+    ("precision", "verifies", "warned"),
+    [("fp16", True, True), ("fp32", True, False), ("fp16", False, False)],
+)
+def test_a_verifier_in_half_precision_is_doubted_before_it_is_built(
+    tmp_path: Path, monkeypatch: Any, precision: str, *, verifies: bool, warned: bool
+) -> None:
+    old, said = RUNTIMES["8.6"], list[str]()
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise PccError("E000", "what is said before is enough")
+
+    stand_in(monkeypatch, old, tmp_path / "m.pcc")
+    monkeypatch.setattr("pcc.backends.tensorrt.write.engines_of", stop)
+    source, model = KINDS["llama"](tmp_path)
+    with pytest.raises(PccError, match="E000"):
+        pcc.compile(
+            source, verifier=model if verifies else None, out=tmp_path / "m.pcc", validate=False,
+            target="tensorrt", precision=precision, queries=["draft"], progress=said.append,
+        )  # fmt: skip
+    assert any("E439" in line for line in said) == warned
