@@ -28,12 +28,17 @@ from pcc.frontends.regions import RegionGraph
 from pcc.interp.run import run
 from pcc.ir.semiring import Real
 from pcc.samples import sample_inputs
+from pcc.targets import target_of
 
 SUITE = "queries"
 WIDTH = 6  # of the contexts
 SEEDS = 3
 # Of a stored half: the same roundings on both sides, float32 sums on one of them.
 HALF_TOLERANCE = 5e-5
+# And where results of products are halves as well: a few roundings, to 11 and to 8 bits. On a CPU
+# 9e-4 was seen (f16).
+HALF_RESULTS = {"fp16": 4e-3, "bf16": 3.2e-2}
+MOST_DRAWS = 0.25  # of a query's integers may then be others: uniforms between two roundings
 
 
 def circuits() -> dict[str, Circuit]:
@@ -95,7 +100,7 @@ def _query(
         if setting.precision == "fp32":
             yield from _by_definition(circuit, case, query, inputs, got)
         else:
-            yield from _by_module(engine, case, query, inputs, got)
+            yield from _by_module(setting, engine, case, query, inputs, got)
 
 
 def edges(inputs: dict[str, Values], seed: int) -> dict[str, Values]:
@@ -117,10 +122,24 @@ def _by_definition(
 
 
 def _by_module(
-    engine: Answers, case: str, query: str, inputs: dict[str, Values], got: dict[str, Values]
-) -> Iterator[Finding]:
+    setting: Setting, engine: Answers, case: str, query: str, inputs: dict[str, Values],
+    got: dict[str, Values],
+) -> Iterator[Finding]:  # fmt: skip
     """Judge by the float64 meaning of the module that was lowered, with its rounded weights."""
     module = module_of(engine, query)
     values = run(module.roots, dict(inputs), Real())
-    for (output, _), want in zip(module.outputs, values, strict=True):
-        yield compared(SUITE, case, output, np.asarray(want), got[output], HALF_TOLERANCE)
+    wanted = {name: np.asarray(v) for (name, _), v in zip(module.outputs, values, strict=True)}
+    wide = target_of(setting.target).wide
+    tolerance = HALF_TOLERANCE if wide else HALF_RESULTS[setting.precision]
+    others = [_apart(want, got[k]) for k, want in wanted.items() if want.dtype.kind in "ib"]
+    if not wide and 0 < max(others, default=0.0) <= MOST_DRAWS:
+        note = f"{max(others):.0%} of the integers are others: rounding decides in half precision"
+        yield Finding(SUITE, case, "", "skipped", note=note)
+        return
+    for name, want in wanted.items():
+        yield compared(SUITE, case, name, want, got[name], tolerance)
+
+
+def _apart(want: Values, got: Values) -> float:
+    """Return the share of numbers that differ."""
+    return float((np.broadcast_to(want, got.shape) != got).mean()) if got.size else 0.0

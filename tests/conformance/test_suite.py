@@ -8,6 +8,7 @@ import pkgutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from pcc import knobs
 from pcc.backends.onnx.lower import RULES
 from pcc.circuit.queries import QUERIES
 from pcc.cli import app
-from pcc.conformance import scenarios, verifiers
+from pcc.conformance import circuits, scenarios, verifiers
 from pcc.conformance.bundles import Setting, open_bundle
 from pcc.conformance.circuits import check_queries
 from pcc.conformance.ops import check_ops, numbered
@@ -27,6 +28,7 @@ from pcc.conformance.protocol import RUNS, Trace, judge, play
 from pcc.conformance.report import Finding, as_json, compared
 from pcc.conformance.scenarios import SCENARIOS, check_protocol, expected, key_of
 from pcc.ir.core import OPS
+from pcc.ir.module import Module
 from pcc.runtime.engine import Engine
 from pcc.tensor import ops as t
 from pcc.ties import Shift
@@ -66,6 +68,34 @@ def test_every_query_on_a_cpu(target: str, tmp_path: Path) -> None:
     found = list(check_queries(Setting(target, batch=2), tmp_path, quiet))
     assert not bad(found)
     assert {f.case.split()[1] for f in found} == set(QUERIES)
+
+
+def test_queries_in_half_precision_on_a_cpu(tmp_path: Path) -> None:
+    setting = Setting("onnx-cuda", precision="fp16", only=("cp-contextual", "forest"))
+    found = list(check_queries(setting, tmp_path, quiet))
+    assert {f.verdict for f in found} == {"ok"}
+    assert max(f.error for f in found) > 5e-5  # results of products are halves there
+
+
+@pytest.mark.parametrize(
+    ("target", "others", "verdicts"),
+    [
+        ("onnx-cuda", 0, {"ok"}), ("onnx-cuda", 2, {"skipped"}),
+        ("onnx-cuda", 5, {"ok", "differs"}), ("cuda", 2, {"ok", "differs"}),
+    ],
+)  # fmt: skip
+def test_few_draws_may_be_others_where_products_are_halves(
+    target: str, others: int, verdicts: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = t.Input("x", "i64", "b", (8,))
+    module = Module("m", (), (("x", x), ("p", t.Cast(x, "f32"))))
+    monkeypatch.setattr(circuits, "module_of", lambda *_: module)
+    given = np.arange(8)[None]
+    got = {"x": given.copy(), "p": given.astype(np.float32)}
+    got["x"][0, :others] += 1
+    setting, engine = Setting(target, precision="fp16"), SimpleNamespace()
+    found = circuits._by_module(setting, engine, "c", "sample", {"x": given}, got)  # type: ignore[arg-type]
+    assert {f.verdict for f in found} == verdicts
 
 
 @pytest.mark.parametrize("name", ["llama-hmm-n4", "evabyte-own-heads-n4"])
