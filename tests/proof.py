@@ -2,7 +2,8 @@
 
 Runs all tests, the slow ones too, and keeps what they measured (`record_property`). A proof that
 could not run for want of the shared data is not a proof: it counts as a failure. Other arguments
-go to pytest: `python tests/proof.py --out part.json tests/oracle -k sampling`.
+go to pytest: `python tests/proof.py --out part.json tests/oracle -k sampling`. The file is written
+as tests end, so that a run that is cut off leaves what it had.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -25,13 +27,15 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "sympy", "networkx", "safetensors", "torch",
             "hypothesis", "pytest", "libcirkit")  # fmt: skip
 MISSING = "shared folder missing"
+EVERY = 20.0  # seconds between reports of a run that is not complete
 
 
 class Proofs:
     """A pytest plugin: what ran, how it ended, what it measured."""
 
-    def __init__(self) -> None:
+    def __init__(self, out: Path) -> None:
         self.tests: dict[str, dict[str, Any]] = {}
+        self.out, self.written = out, time.monotonic()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Join the phases of a test; a failure or skip in any of them is its outcome."""
@@ -44,6 +48,10 @@ class Proofs:
             entry["slow"] = True
         if report.when == "call" and report.user_properties:
             entry["measured"] = {k: _plain(v) for k, v in report.user_properties}
+        if time.monotonic() > self.written + EVERY:
+            made_of = report_of(self)
+            save(self.out, {**made_of, "complete": False, "proven": False})
+            self.written = time.monotonic()
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """A file that cannot be read is a failed proof; one that is skipped whole says why."""
@@ -117,8 +125,11 @@ def summary(tests: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {k: {**r["outcomes"], "seconds": round(r["seconds"], 1)} for k, r in files.items()}
 
 
-def report(proofs: Proofs) -> dict[str, Any]:
-    """Return the content of `proof.json`: files, and every test that is slow or measured."""
+def report_of(proofs: Proofs) -> dict[str, Any]:
+    """Return the content of `proof.json`: files, and every test that is slow or measured.
+
+    `not_run`: files of which no test ran, and why: of them nothing is proven.
+    """
     notable = {
         name: {**entry, "seconds": round(entry["seconds"], 2)}
         for name, entry in sorted(proofs.tests.items())
@@ -128,7 +139,13 @@ def report(proofs: Proofs) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit(),
         "machine": machine(),
+        "complete": True,
         "proven": not proofs.failures(),
+        "not_run": {
+            k: e["reason"]
+            for k, e in notable.items()
+            if e["outcome"] == "skipped" and "::" not in k
+        },
         "files": summary(proofs.tests),
         "proofs": notable,
     }
@@ -142,9 +159,8 @@ def say(result: dict[str, Any], failures: list[str]) -> None:
     for name, entry in result["proofs"].items():
         if "measured" in entry and entry.get("slow"):
             print(f"{name}: " + ", ".join(f"{k} {v}" for k, v in entry["measured"].items()))
-    for name, entry in result["proofs"].items():
-        if entry["outcome"] == "skipped" and "::" not in name and name not in failures:
-            print(f"not run {name}: {entry['reason']}")
+    for name, reason in result["not_run"].items():
+        print(f"not run {name}: {reason}")
     for name in failures:
         print(f"NOT PROVEN {name}: {result['proofs'][name].get('reason', '')}")
     print(f"{'proven' if result['proven'] else 'NOT PROVEN'}: {len(failures)} failures")
@@ -155,11 +171,18 @@ def lines(result: dict[str, Any]) -> str:
     parts = []
     for key, value in result.items():
         text = json.dumps(value)
-        if key in ("files", "proofs"):
+        if key in ("files", "proofs", "not_run"):
             listed = (f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in value.items())
             text = "{\n" + ",\n".join(listed) + "\n }"
         parts.append(f" {json.dumps(key)}: {text}")
     return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def save(path: Path, result: dict[str, Any]) -> None:
+    """Write a result, whole or not at all."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(lines(result))
+    part.replace(path)
 
 
 def main(args: list[str] | None = None) -> int:
@@ -167,14 +190,15 @@ def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--out", type=Path, default=ROOT / "proof.json")
     options, rest = parser.parse_known_args(args)
-    proofs = Proofs()
+    options.out = options.out.resolve()
+    proofs = Proofs(options.out)
     os.chdir(ROOT)
     code = pytest.main(["-q", "-m", "slow or not slow", *(rest or ["tests"])], plugins=[proofs])
-    result = report(proofs)
+    result = report_of(proofs)
     failures = proofs.failures()
     bad = code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) or not proofs.tests
     result["proven"] = result["proven"] and not bad
-    options.out.write_text(lines(result))
+    save(options.out, result)
     say(result, failures)
     return 1 if failures or bad else 0
 

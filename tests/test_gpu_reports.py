@@ -88,3 +88,15 @@ def test_a_build_belongs_to_the_rows_of_its_stage_and_commit() -> None:
         {"stage": "t", "commit": "a", "name": "bench", "status": 0, "seconds": 9.0},
     ]
     assert reports.builds(parts) == {("s", "a"): 60.5}
+
+
+def test_tests_on_a_gpu_keep_what_did_not_pass() -> None:
+    proofs = {"t.py::a": {"outcome": "failed", "reason": "wrong"}, "t.py::b": {"outcome": "passed"},
+              "t.py::c": {"outcome": "skipped", "reason": "no C"}}  # fmt: skip
+    data = {"date": "d", "complete": True, "files": {"t.py": {"passed": 7}}, "not_run": {},
+            "proofs": proofs, "machine": {}}  # fmt: skip
+    part = entry("tests", "tests", "c", **data) | {"status": 1, "seconds": 9.0}
+    found = reports.tested({}, [part])
+    assert found["commit"] == "c"
+    assert found["not_passed"] == {"t.py::a": "wrong", "t.py::c": "no C"}
+    assert reports.tested(found, []) == found

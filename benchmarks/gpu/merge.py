@@ -7,7 +7,7 @@ Rows go into `results/h200.json`, a list; a row replaces an older one of the sam
 GPU, by date. Reports of conformance go into `results/h200_conformance.json`, with what was run:
 parts, rows, names. One that was cut off is marked as such, and never replaces a whole one. The
 tables between the markers of README.md and docs/gpu.md are made from these files, by this program
-alone. The machine's description, `host_gap.py`, `device_kernels.py` and the parts of
+alone. The machine's description, `host_gap.py`, `device_kernels.py`, `tests/gpu` and the parts of
 `tensorrt_check.py` go into files of their own. `compile_s` of a row: the seconds of its bundle,
 perhaps beside others, where the parts say it.
 """
@@ -34,6 +34,7 @@ from benchmarks.gpu.reports import (  # noqa: E402
     gaps,
     host,
     machines,
+    tested,
     traces,
 )
 from benchmarks.gpu.stages import STAGES  # noqa: E402
@@ -44,6 +45,7 @@ ROWS, REPORTS = RESULTS / "h200.json", RESULTS / "h200_conformance.json"
 MACHINES, HOST = RESULTS / "h200_environment.json", RESULTS / "h200_host.json"
 KERNELS = RESULTS / "h200_kernels.json"
 CHECKS = RESULTS / "h200_tensorrt.json"
+TESTS = RESULTS / "h200_tests.json"  # of tests/gpu
 PAGES = (ROOT / "README.md", ROOT / "docs/gpu.md")
 
 
@@ -274,6 +276,8 @@ def main() -> None:
     _write(HOST, between)
     if kernels:
         _write_lines(KERNELS, kernels)
+    if ran_tests := tested(json.loads(TESTS.read_text()) if TESTS.is_file() else {}, parts):
+        _write(TESTS, ran_tests)
     _write(MACHINES, machines(_read(MACHINES), parts))
     if a.tensorrt:
         old = json.loads(CHECKS.read_text())

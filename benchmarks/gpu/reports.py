@@ -86,6 +86,18 @@ def builds(parts: list[Report]) -> dict[tuple[str, str], float]:
     }
 
 
+def tested(old: Report, parts: list[Report]) -> Report:
+    """Return the newest report of `tests/gpu`: counts by file, and each test that did not pass."""
+    for e in parts:
+        if e["stage"] == "tests" and "data" in e:
+            data = e["data"]
+            old = {"commit": e["commit"], "ended": e["status"], "seconds": e["seconds"]}
+            old |= {k: data[k] for k in ("date", "complete", "files", "not_run")}
+            old["not_passed"] = {k: v.get("reason", "") for k, v in data["proofs"].items()
+                                 if v["outcome"] != "passed"}  # fmt: skip
+    return old
+
+
 def checked(old: Report, reports: list[Mapping[str, Any]], commit: str) -> Report:
     """Return the parts of `tensorrt_check.py`, newest of each name, with what is not plainly ok."""
     runs = {r["part"]: r for r in old["runs"]}
