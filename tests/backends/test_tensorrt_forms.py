@@ -369,7 +369,7 @@ def test_descriptions_and_targets_agree() -> None:
         assert target.typed == r.typed
         assert target.static
         assert not target.branches
-        assert (target.kv == "scatter") == r.aliased == ("TensorScatter" not in r.refused)
+        assert (target.kv == "scatter_io") == r.aliased == ("TensorScatter" not in r.refused)
         for p in set(TARGETS["cuda"].precisions) - set(r.precisions):
             with pytest.raises(PccError, match=f"no {p}"):
                 r.takes(p)

@@ -277,9 +277,17 @@ def test_a_report_that_was_cut_off_is_marked(merge: Any, complete: bool, status:
 
 def test_reports_say_what_of_a_suite_was_run(merge: Any) -> None:
     """Older ones do not say it themselves: the command of that name does."""
-    report = verdict(complete=True, ok=1, name="cuda-queries")
+    report = verdict(complete=True, ok=1, name="cuda-ops")
+    report["data"]["suites"][0]["suite"] = "ops"
+    said = merge.verdicts(merge.reports([], [report]))
+    assert "| ops | stored f16, bf16 too; batch 1 |" in said
     report["data"]["suites"][0]["suite"] = "queries"
+    report["data"] |= {"only": ["contextual"]}
     assert "only contextual; batch 1" in merge.verdicts(merge.reports([], [report]))
+    report["data"]["suites"][0]["suite"] = "protocol"
+    report["data"] |= {"only": [], "checkpoints": "hub"}
+    assert "published checkpoints; batch 1" in merge.verdicts(merge.reports([], [report]))
+    report["data"]["suites"][0]["suite"] = "queries"
     report["data"] |= {"only": [], "batches": [1, 3]}
     assert "| queries | batch 1, 3 | 1 |" in merge.verdicts(merge.reports([], [report]))
 
