@@ -286,7 +286,9 @@ def rounds(shape: str, head: str, *forms: Form) -> list[Prediction]:
     return [predict(m, TUNED) for m in made]
 
 
-@pytest.mark.parametrize("shape", ["evabyte-6.5b", "byte-llama-3.2-3b"])
+@pytest.mark.parametrize(
+    "shape", ["evabyte-6.5b", pytest.param("byte-llama-3.2-3b", marks=pytest.mark.slow)]
+)
 def test_forms_of_a_large_head(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Integers halve the head's bytes; chosen experts are less still. No weight is made."""
     drawn = []

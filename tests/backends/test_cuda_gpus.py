@@ -325,7 +325,7 @@ def test_eva_with_wide_passes_has_a_plan_on_small_blocks(
 
 
 @pytest.mark.skipif(nvcc.shutil.which("g++") is None, reason="no g++ is here")
-@pytest.mark.parametrize("arch", ["sm_87", "sm_89"])
+@pytest.mark.parametrize("arch", [pytest.param("sm_87", marks=pytest.mark.slow), "sm_89"])
 @pytest.mark.parametrize("case", [CASES[0], CASES[1], CASES[3]], ids=lambda c: f"{c[0]}-{c[2]}")
 def test_another_division_computes_the_same(
     case: Case, arch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -360,7 +360,14 @@ def _kernels(gpu: Gpu) -> list[Kernel]:
 
 
 @pytest.mark.skipif(not NVCC.exists(), reason="no nvcc is here")
-@pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_90", "sm_100", "sm_120"])
+@pytest.mark.parametrize(
+    "arch",
+    [
+        "sm_80",
+        "sm_120",
+        *(pytest.param(x, marks=pytest.mark.slow) for x in ("sm_89", "sm_90", "sm_100")),
+    ],
+)
 def test_machine_code_fits_the_gpu(arch: str, tmp_path: Path) -> None:
     """Registers and memory as ptxas counts them: a block of each kernel fits, nothing spills."""
     gpu = GPUS[arch]

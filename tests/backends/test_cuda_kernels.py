@@ -64,7 +64,7 @@ KERNELS = [
 ]
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("arch", [pytest.param("sm_80", marks=pytest.mark.slow), "sm_90"])
 def test_kernels_compile_without_spilling(arch, tmp_path):
     try:
         compiler = nvcc.find()

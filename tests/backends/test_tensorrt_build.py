@@ -188,7 +188,9 @@ def product() -> ir.Model:
 # ---------------------------------------------------------------- whole bundles
 
 
-@pytest.mark.parametrize("head", ["ff", "cp", "hmm", "btree"])
+@pytest.mark.parametrize(
+    "head", ["btree", *(pytest.param(x, marks=pytest.mark.slow) for x in ("ff", "cp", "hmm"))]
+)
 def test_drafts_of_every_head_build(tmp_path: Path, head: str) -> None:
     shape = (8, 40) if head == "ff" else (8, 3, 40)
     circuit = getattr(templates, head)(*shape, context=48, seed=0)
@@ -202,8 +204,10 @@ def test_drafts_of_every_head_build(tmp_path: Path, head: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "precision"),
     [
-        ("llama", "fp32"), ("llama", "fp16"), ("llama", "bf16"), ("evabyte", "fp32"),
-        ("evabyte", "fp16"), ("evabyte", "bf16"), ("gpt", "fp16"), ("byte-llama", "bf16"),
+        ("llama", "fp16"), ("evabyte", "bf16"), ("gpt", "fp16"), ("byte-llama", "bf16"),
+        *(pytest.param(kind, precision, marks=pytest.mark.slow)
+          for kind, precisions in (("llama", ("fp32", "bf16")), ("evabyte", ("fp32", "fp16")))
+          for precision in precisions),
     ],
 )  # fmt: skip
 def test_generation_of_toy_verifiers_builds(

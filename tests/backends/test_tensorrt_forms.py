@@ -83,8 +83,14 @@ def as_pairs(value: Values) -> Values:
     return np.ascontiguousarray(value)[..., None].view(np.int32).reshape(*value.shape, 2)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("kind", ["llama", "evabyte", "byte-llama"])
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [
+        ("llama", "fp32"), ("evabyte", "fp16"), ("byte-llama", "fp32"),
+        *(pytest.param(*x, marks=pytest.mark.slow)
+          for x in (("llama", "fp16"), ("evabyte", "fp32"), ("byte-llama", "fp16"))),
+    ],
+)  # fmt: skip
 def test_old_forms_compute_the_same(
     tmp_path: Path, kind: str, precision: str, monkeypatch: Any
 ) -> None:

@@ -79,7 +79,11 @@ def test_the_stored_texts_are_what_the_evaluator_makes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "batch"), [pytest.param("fp32", 3, marks=pytest.mark.slow), ("bf16", 1)]
+    ("precision", "batch"),
+    [
+        pytest.param("fp32", 3, marks=pytest.mark.slow),
+        pytest.param("bf16", 1, marks=pytest.mark.slow),
+    ],
 )
 def test_texts_of_the_cuda_engines_plans(precision: str, batch: int, tmp_path: Path) -> None:
     """Sessions on the simulator: fp32 beside ONNX Runtime, bf16 beside the evaluator."""
@@ -173,8 +177,14 @@ def test_a_text_that_rounding_parts_is_judged_to_its_end(
     assert "ids are not the first choice" in f.note
 
 
-@pytest.mark.parametrize("change", [scaled_scores, one_row_less])
-@pytest.mark.parametrize("name", ["llama-hmm-n4", "evabyte"])
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("llama-hmm-n4", scaled_scores), ("evabyte", one_row_less),
+        *(pytest.param(*x, marks=pytest.mark.slow)
+          for x in (("llama-hmm-n4", one_row_less), ("evabyte", scaled_scores))),
+    ],
+)  # fmt: skip
 def test_wrong_attention_is_found(
     name: str, change: Change, crossing: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,7 +42,9 @@ def test_every_op_builds(every: int, tmp_path: Path) -> None:
     assert [f.case for f in found] == [c.title for c in cases]
 
 
-@pytest.mark.parametrize("kind", ["trained", "contextual", "forest"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("trained", marks=pytest.mark.slow), "contextual", "forest"]
+)
 def test_every_query_builds(kind: str, tmp_path: Path) -> None:
     found = list(check_queries(replace(RTX, only=(kind,)), tmp_path, quiet))
     assert all_built(found)

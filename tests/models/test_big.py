@@ -38,7 +38,9 @@ def measure(path: Path, width: int, layers: int, precision: str) -> dict[str, An
     return json.loads(done.stdout)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "fp16+int8"])
+@pytest.mark.parametrize(
+    "precision", ["fp16", *(pytest.param(x, marks=pytest.mark.slow) for x in ("fp32", "fp16+int8"))]
+)
 def test_peak_memory_is_one_matrix(precision: str, tmp_path: Path) -> None:
     found = measure(tmp_path, 768, 16, precision)
     base, peak = found["peaks"]

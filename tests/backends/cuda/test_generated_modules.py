@@ -134,7 +134,8 @@ def test_rounds_in_all_blocks(kind: str, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("n", "repetitions"), [(8, 2), pytest.param(16, 3, marks=pytest.mark.slow)]
+    ("n", "repetitions"),
+    [(4, 2), *(pytest.param(*x, marks=pytest.mark.slow) for x in ((8, 2), (16, 3)))],
 )
 def test_truncated_drafts_of_a_mixture_of_trees(n: int, repetitions: int) -> None:
     """A sum finds its draw through all levels: more text than one job may have."""
