@@ -11,7 +11,6 @@ them on this machine. `run_h200.py --checkpoints OUT` compares with them. Needs 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 from dataclasses import replace
@@ -25,6 +24,7 @@ if __package__ in (None, ""):
 
 from pcc.conformance.published import published  # noqa: E402
 from pcc.conformance.suite import expectations  # noqa: E402
+from pcc.conformance.texts import write  # noqa: E402
 from pcc.frontends.state import find_model  # noqa: E402
 
 MODEL = ("config.json", "model.safetensors")
@@ -68,7 +68,7 @@ def main() -> None:
     prepare(a.folder, a.out)
     scenarios = tuple(replace(s, precisions=("fp32",)) for s in published(a.out))
     texts = expectations(print, (1, 3), scenarios)
-    (a.out / "expected.json").write_text(json.dumps(texts, separators=(",", ":")))
+    write(a.out / "expected.json", texts)
 
 
 if __name__ == "__main__":

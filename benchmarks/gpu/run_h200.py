@@ -36,7 +36,7 @@ if __package__ in (None, ""):
 
 from benchmarks.gpu.stages import STAGES, Command, Stage  # noqa: E402
 
-EXPECTED = "benchmarks/results/conformance_expected.json"
+EXPECTED = "benchmarks/results/conformance_expected.json.gz"
 LENT = ("yaml",)  # which reads the configurations of checkpoints
 LOG = 12_000  # characters kept of the end of a command's output
 

@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.gpu.tensorrt_profiles import widths  # noqa: E402
 from benchmarks.gpu.tensorrt_weights import exchanged, shared  # noqa: E402
 
-TEXTS = ROOT / "benchmarks/results/conformance_expected.json"
+TEXTS = ROOT / "benchmarks/results/conformance_expected.json.gz"
 ROUNDS = "step,step_greedy,prefill,prefill_greedy"  # what texts are made with
 REPEATS, WARM = 200, 20
 LEAST = 20.0  # seconds; the builder's first start takes ten
@@ -66,11 +66,12 @@ def texts(
     target: str, folder: Path, names: tuple[str, ...], precision: str, **engine: Any
 ) -> Iterator[Row]:
     """Greedy and sampled texts of tiny verifiers against those of a CPU."""
+    from pcc.conformance import texts
     from pcc.conformance.scenarios import SCENARIOS, check_protocol
 
     chosen = tuple(s for s in SCENARIOS if s.name in names)
     assert len(chosen) == len(names)
-    stored = json.loads(TEXTS.read_text())
+    stored = texts.read(TEXTS)
     how = setting(target, precision, 1, ROUNDS, **engine)
     yield from rows_of(check_protocol(how, folder, print, stored, chosen))
 
@@ -381,9 +382,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.expect:
+        from pcc.conformance import texts
         from pcc.conformance.suite import expectations
 
-        TEXTS.write_text(json.dumps(expectations(print)))
+        texts.write(TEXTS, expectations(print))
         return
     asked.out.mkdir(parents=True, exist_ok=True)
     if asked.inside:

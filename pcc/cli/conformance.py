@@ -15,8 +15,7 @@ from pcc.cli.engine_options import engine_options
 from pcc.cli.named import named
 from pcc.cli.output import say, table
 from pcc.errors import PccError
-from pcc.files import finite, read_bounded
-from pcc.knobs import MAX_RESULT_BYTES
+from pcc.files import finite
 
 if TYPE_CHECKING:
     from pcc.conformance.bundles import Setting
@@ -46,7 +45,9 @@ Checkpoints = Annotated[
     Path | None,
     typer.Option(help="Check the protocol on the published checkpoints in this folder."),
 ]
-SaveExpected = Annotated[Path | None, typer.Option(help="Only write the CPU's texts to this file.")]
+SaveExpected = Annotated[
+    Path | None, typer.Option(help="Only write the CPU's texts to this file (.gz: packed).")
+]
 Expected = Annotated[
     Path | None, typer.Option(help="Compare with these texts instead of making them here.")
 ]
@@ -82,10 +83,10 @@ def conformance(
 
     Without --part, all parts are run.
     """
-    from pcc.circuit.text import write
     from pcc.conformance.asked import PARTS, check_setting
     from pcc.conformance.bundles import BUILD, Setting
     from pcc.conformance.suite import check, expectations
+    from pcc.conformance.texts import read, write
 
     batches = tuple(dict.fromkeys(batch or (1, 3)))
     for path in (json_out, save_expected):
@@ -93,12 +94,12 @@ def conformance(
     if save_expected is not None:
         _alone(ctx)
         texts = expectations(say, batches, _scenarios(None, None, checkpoints))
-        write(save_expected, json.dumps(texts, separators=(",", ":")).encode())
+        write(save_expected, texts)
         return
     scenarios = _scenarios(head, verifier, checkpoints)
     if expected is not None and provider == BUILD:
         raise PccError("C144", "--expected is not read where nothing is run", hint="leave it out")
-    stored = None if expected is None else _stored(expected)
+    stored = None if expected is None else read(expected)
     setting = Setting(
         target, provider, precision, halves=tuple(half or ()), only=tuple(only or ()),
         engine=tuple(engine_options(engine).items()),
@@ -205,18 +206,6 @@ def _save(path: Path, report: dict[str, Any]) -> None:
     from pcc.circuit.text import write
 
     write(path, json.dumps(finite(report, str), indent=1).encode())
-
-
-def _stored(path: Path) -> dict[str, Any]:
-    from pcc.conformance.scenarios import read_stored
-
-    try:
-        value = json.loads(read_bounded(path, MAX_RESULT_BYTES, "C141").decode("utf-8"))
-    except OSError as e:
-        raise PccError("C141", f"cannot read it: {e.strerror}", at=str(path)) from None
-    except (ValueError, RecursionError):
-        raise PccError("C141", "it is no JSON", at=str(path)) from None
-    return read_stored(value)
 
 
 def versions() -> dict[str, str]:

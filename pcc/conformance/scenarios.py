@@ -146,20 +146,6 @@ def key_of(scenario: Scenario, batch: int, precision: str) -> str:
     return f"{scenario.name} {precision} batch {batch}"
 
 
-def read_stored(value: Any) -> dict[str, Any]:
-    """Return expectations that were read as JSON, checked as a whole. Errors: C141."""
-    if not isinstance(value, dict):
-        raise PccError("C141", "expectations are an object: texts by verifier, precision and rows")
-    for key, texts in value.items():
-        try:
-            for run in RUNS:
-                Trace.read(texts[run.name])
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError):
-            hint = "write it again: pcc conformance --save-expected FILE"
-            raise PccError("C141", f"no texts of {str(key)[:60]!r} are in it", hint=hint) from None
-    return value
-
-
 def check_protocol(
     setting: Setting, folder: Path, say: Say, stored: Mapping[str, Any] | None = None,
     scenarios: tuple[Scenario, ...] = SCENARIOS, order: Order | None = None,

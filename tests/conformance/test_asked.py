@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,7 +23,8 @@ from pcc.conformance.ops import check_ops, numbered
 from pcc.conformance.prebuild import prebuild
 from pcc.conformance.protocol import RUNS, Trace, judge, play
 from pcc.conformance.report import Finding, as_json, compared
-from pcc.conformance.scenarios import SCENARIOS, built, bundle_of, given, read_stored
+from pcc.conformance.scenarios import SCENARIOS, built, bundle_of, given
+from pcc.conformance.texts import checked, read, write
 from pcc.conformance.watched import NEAR
 from pcc.errors import PccError
 from pcc.tensor import ops as t
@@ -272,4 +274,33 @@ def test_texts_go_through_json_with_their_rivals(greedy: Trace) -> None:
         assert replace(a, leads=b.leads) == b
         assert a.leads == pytest.approx(b.leads, abs=1e-6)
     texts = {run.name: greedy.plain() for run in RUNS}
-    assert read_stored({"a": texts}) == {"a": texts}
+    assert checked({"a": texts}) == {"a": texts}
+
+
+@pytest.mark.parametrize("name", ["e.json", "e.json.gz"])
+def test_files_of_texts(greedy: Trace, tmp_path: Path, name: str) -> None:
+    texts = {"a": {run.name: greedy.plain() for run in RUNS}}
+    write(tmp_path / name, texts)
+    first = (tmp_path / name).read_bytes()
+    assert read(tmp_path / name) == json.loads(json.dumps(texts))
+    write(tmp_path / name, texts)
+    assert (tmp_path / name).read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"{}", "no gzip"), (b"", "cut off"), (gzip.compress(b"{}" * 99)[:-9], "cut off"),
+        (gzip.compress(b"{}") + b"{}", "more than"), (gzip.compress(b" " * 5000), "more than"),
+        (gzip.compress(b"[1]"), "object"), (gzip.compress(b"{"), "no JSON"),
+    ],
+)  # fmt: skip
+def test_damaged_packed_texts_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, said: str
+) -> None:
+    """What unpacks to more than may be read is not unpacked."""
+    monkeypatch.setattr("pcc.conformance.texts.MAX_RESULT_BYTES", 1000)
+    (tmp_path / "e.gz").write_bytes(data)
+    with pytest.raises(PccError, match=said) as found:
+        read(tmp_path / "e.gz")
+    assert found.value.code == "C141"

@@ -20,6 +20,7 @@ from pcc.conformance.hosted import evaluated, simulated
 from pcc.conformance.protocol import MOST_TIES, RUNS, Trace, judge, parts_of, play
 from pcc.conformance.report import Finding
 from pcc.conformance.scenarios import SCENARIOS, Host, Scenario, built, check_protocol
+from pcc.conformance.texts import read
 from pcc.conformance.watched import Event
 from pcc.errors import PccError
 from pcc.ir.array import rounded
@@ -30,7 +31,7 @@ from pcc.tensor.eva import EvaAttention
 from pcc.tensor.nn import CachedAttention
 from pcc.tensor.reductions import Contract
 
-STORED = Path(__file__).resolve().parents[2] / "benchmarks/results/conformance_expected.json"
+STORED = Path(__file__).resolve().parents[2] / "benchmarks/results/conformance_expected.json.gz"
 SIMULATED = Setting("cuda", "simulator", "bf16")
 (GREEDY,) = (r for r in RUNS if r.greedy)
 BOUND = LOGIT_TIES["bf16"]
@@ -72,7 +73,7 @@ def test_a_bundle_in_bf16_is_verified_on_the_simulator(tmp_path: Path) -> None:
 
 
 def test_the_stored_texts_are_what_the_evaluator_makes(tmp_path: Path) -> None:
-    stored = json.loads(STORED.read_text())
+    stored = read(STORED)
     s = named("byte-llama-btree-n8")
     made = scenarios.expected(s, 1, "bf16", tmp_path)
     assert json.loads(json.dumps(made)) == stored[scenarios.key_of(s, 1, "bf16")]

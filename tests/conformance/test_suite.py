@@ -27,6 +27,7 @@ from pcc.conformance.ops import check_ops, numbered
 from pcc.conformance.protocol import RUNS, Trace, judge, play
 from pcc.conformance.report import Finding, as_json, compared
 from pcc.conformance.scenarios import SCENARIOS, check_protocol, expected, key_of
+from pcc.conformance.texts import read
 from pcc.ir.core import OPS
 from pcc.ir.module import Module
 from pcc.runtime.engine import Engine
@@ -292,8 +293,8 @@ def test_the_command_fails_where_something_differs(
 
 def test_the_stored_texts_are_what_a_cpu_makes(tmp_path: Path) -> None:
     """`pcc conformance --save-expected`, whose file GPU machines compare with, is up to date."""
-    path = Path(__file__).resolve().parents[2] / "benchmarks/results/conformance_expected.json"
-    stored = json.loads(path.read_text())
+    path = Path(__file__).resolve().parents[2] / "benchmarks/results/conformance_expected.json.gz"
+    stored = read(path)
     keys = {key_of(s, b, p) for s in SCENARIOS for p in s.precisions for b in s.batches}
     assert set(stored) == keys
     (s,) = (s for s in SCENARIOS if s.name == "llama-ff-n2")

@@ -5,7 +5,6 @@ All of it is `pcc conformance --target T --provider cuda`. Needs neither torch n
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +15,10 @@ from pcc.conformance.circuits import check_queries
 from pcc.conformance.ops import check_ops, numbered
 from pcc.conformance.report import Finding
 from pcc.conformance.scenarios import SCENARIOS, check_protocol, int8_there
+from pcc.conformance.texts import read
 from pcc.errors import PccError
 
-EXPECTED = Path(__file__).resolve().parents[2] / "benchmarks/results/conformance_expected.json"
+EXPECTED = Path(__file__).resolve().parents[2] / "benchmarks/results/conformance_expected.json.gz"
 EVERY = 9  # of the cases: all of them are a stage of their own
 
 
@@ -69,7 +69,7 @@ def test_texts_with_8_bit_weights(setting: Setting, tmp_path: Path) -> None:
     half = replace(setting, precision="fp16")
     if not int8_there(s, half):
         pytest.skip(f"target {setting.target} has no 8-bit weights")
-    stored = json.loads(EXPECTED.read_text())
+    stored = read(EXPECTED)
     found = list(check_protocol(half, tmp_path, quiet, stored, (s,)))
     assert found
     assert not bad(found)
@@ -77,7 +77,7 @@ def test_texts_with_8_bit_weights(setting: Setting, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["llama-hmm-n4", "wide-evabyte-btree-n16"])
 def test_texts_are_those_of_a_cpu(name: str, setting: Setting, tmp_path: Path) -> None:
-    stored = json.loads(EXPECTED.read_text())
+    stored = read(EXPECTED)
     (s,) = (s for s in SCENARIOS if s.name == name)
     found = list(check_protocol(setting, tmp_path, quiet, stored, (s,)))
     assert found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from pcc.conformance.bundles import Setting
 from pcc.conformance.circuits import check_queries
 from pcc.conformance.report import BAD
 from pcc.conformance.scenarios import SCENARIOS, check_protocol
+from pcc.conformance.texts import read
 from pcc.frontends import templates
 
 pytest.importorskip("tensorrt", reason="TensorRT is not installed")
@@ -44,7 +44,7 @@ def test_queries_of_small_circuits(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["llama-hmm-n4", "evabyte-own-heads-n4"])
 @pytest.mark.parametrize("profiles", [False, True])
 def test_texts_are_those_of_a_cpu(tmp_path: Path, name: str, profiles: bool) -> None:
-    stored = json.loads((ROOT / "benchmarks/results/conformance_expected.json").read_text())
+    stored = read(ROOT / "benchmarks/results/conformance_expected.json.gz")
     engine = (*ROUNDS, ("profiles", profiles))
     setting = Setting("tensorrt", "tensorrt", "fp32", engine=engine)
     chosen = tuple(s for s in SCENARIOS if s.name == name)
