@@ -167,7 +167,10 @@ def test_a_signal_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None
     """Ended while it works, `pcc compile` removes what it has written."""
     (tmp_path / "two.pcir").write_text(PCIR)
     args = [sys.executable, "-P", "-m", "pcc.cli", "compile", "two.pcir", "-o", "m.pcc"]
-    with subprocess.Popen(args, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as running:
+    with subprocess.Popen(
+        args, cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # the tests may run under nohup
+    ) as running:  # fmt: skip
         while running.poll() is None and not list(tmp_path.glob(".m.pcc.*")):
             time.sleep(0.005)
         running.send_signal(number)
