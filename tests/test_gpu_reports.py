@@ -72,7 +72,7 @@ def test_a_trace_is_divided_by_what_kernels_do() -> None:
     ]
     assert [k["name"] for k in found["kernels"]] == ["gemm", "CastKernelStd"]
     made = [entry(f"s{i}", "device-kernels", c, gpu="NVIDIA X", **found) for i, c in ((1, "a"),)]
-    newer = entry("s1", "device-kernels", "b", gpu="NVIDIA X", bundle="/tmp/s1.pcc", **found)
+    newer = entry("s1", "device-kernels", "b", gpu="NVIDIA X", bundle="s1.pcc", **found)
     kept = reports.traces(reports.traces([], made), [newer])
     assert [(r["name"], r["commit"]) for r in kept] == [("s1", "b")]
     assert "bundle" not in kept[0]

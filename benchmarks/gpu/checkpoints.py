@@ -16,6 +16,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,8 +51,6 @@ def weights(path: Path, place: Path) -> None:
     if path.suffix == ".safetensors":
         shutil.copyfile(path, place / path.name)
         return
-    import torch
-
     state = torch.load(path, map_location="cpu", weights_only=True)
     state = state.get("model_state_dict", state)
     tensors = {k: v.contiguous() for k, v in state.items() if isinstance(v, torch.Tensor)}
@@ -64,6 +63,10 @@ def main() -> None:
     p.add_argument("folder", type=Path)
     p.add_argument("--out", type=Path, required=True, help="a new folder")
     a = p.parse_args()
+    if not a.folder.is_dir():
+        p.error(f"{a.folder} is no folder")
+    if a.out.exists() or not a.out.parent.is_dir():
+        p.error(f"{a.out} exists, or its folder does not: name a new one")
     a.out.mkdir()
     prepare(a.folder, a.out)
     scenarios = tuple(replace(s, precisions=("fp32",)) for s in published(a.out))

@@ -117,12 +117,17 @@ class Answers(Protocol):
         """Return the outputs of a query by name."""
 
 
+def modules_to(setting: Setting, modules: Mapping[str, Module], out: Path) -> None:
+    """Compile bare modules under a setting, once."""
+    if not out.exists():
+        write_modules(setting, modules, out)
+
+
 def answers_of(setting: Setting, modules: Mapping[str, Module], out: Path) -> Answers:
     """Return what runs bare modules under a setting, from a bundle at `out` if it needs one."""
     if setting.provider == SIMULATOR:
         return Simulated(modules, setting.batch)
-    if not out.exists():
-        write_modules(setting, modules, out)
+    modules_to(setting, modules, out)
     return open_bundle(setting, out)
 
 

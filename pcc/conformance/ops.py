@@ -16,7 +16,7 @@ from pcc.conformance.bundles import (
     Order,
     Setting,
     answers_of,
-    write_modules,
+    modules_to,
 )
 from pcc.conformance.cases import Case, Made, feeds, operand
 from pcc.conformance.core_ops import CASES
@@ -87,7 +87,7 @@ def ops_of(setting: Setting, folder: Path, cases: Sequence[Numbered]) -> Path:
 
 def build_ops(setting: Setting, folder: Path, cases: Sequence[Numbered]) -> None:
     """Compile some cases."""
-    write_modules(setting, _modules(cases), ops_of(setting, folder, cases))
+    modules_to(setting, _modules(cases), ops_of(setting, folder, cases))
 
 
 def check_ops(
@@ -107,8 +107,7 @@ def _part(setting: Setting, folder: Path, cases: list[Numbered], say: Say) -> It
     modules, out = _modules(cases), ops_of(setting, folder, cases)
     try:
         if setting.provider == BUILD:
-            if not out.exists():
-                write_modules(setting, modules, out)
+            modules_to(setting, modules, out)
             yield from (Finding(SUITE, c.title, "", "built") for c in cases)
             return
         engine = answers_of(setting, modules, out)

@@ -16,15 +16,18 @@ def published(folder: Path) -> tuple[Scenario, ...]:
     """Return a scenario for each checkpoint in a folder, by the checkpoint's name.
 
     The verifier is the folder there of the name's last part ("hub/EvaByte" is `folder/EvaByte`).
-    Errors: C144 where there is none, F102 and F103 for its configuration.
+    Errors: C144 where there is none, or more than `MOST`; F102, F103 for its configuration.
     """
     try:
-        found = sorted(p.parent for p in folder.glob("*/config.yaml"))[:MOST]
+        found = sorted(p.parent for p in folder.glob("*/config.yaml"))
     except OSError as e:
         raise PccError("C144", f"cannot list it: {e.strerror}", at=str(folder)) from None
     if not found:
         hint = "each is a folder with config.yaml and its weights"
         raise PccError("C144", "there are no checkpoints in it", at=str(folder), hint=hint)
+    if len(found) > MOST:
+        what = f"{len(found)} checkpoints are too many (limit {MOST})"
+        raise PccError("C144", what, at=str(folder), hint="name a folder with fewer")
     return tuple(_scenario(folder, head) for head in found)
 
 

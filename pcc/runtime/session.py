@@ -148,7 +148,8 @@ class Session:
     ) -> Any:
         """Return new model token ids after a prompt of ids, or a list of them for several prompts.
 
-        Nothing is prepended; only `stop_ids` end a sequence before `max_new_tokens`.
+        Nothing is prepended; only `stop_ids` end a sequence before `max_new_tokens`. Without ids
+        generation goes on where it stopped. Errors: S104, S106, S110, S121.
         """
         prompts, many = (None, False)
         if ids is not None:

@@ -85,11 +85,9 @@ def as_pairs(value: Values) -> Values:
 
 @pytest.mark.parametrize(
     ("kind", "precision"),
-    [
-        ("llama", "fp32"), ("evabyte", "fp16"), ("byte-llama", "fp32"),
-        *(pytest.param(*x, marks=pytest.mark.slow)
-          for x in (("llama", "fp16"), ("evabyte", "fp32"), ("byte-llama", "fp16"))),
-    ],
+    [("llama", "fp32"), ("evabyte", "fp16"), ("byte-llama", "fp32"),
+     *(pytest.param(*x, marks=pytest.mark.slow)
+       for x in (("llama", "fp16"), ("evabyte", "fp32"), ("byte-llama", "fp16")))],
 )  # fmt: skip
 def test_old_forms_compute_the_same(
     tmp_path: Path, kind: str, precision: str, monkeypatch: Any

@@ -86,6 +86,15 @@ def test_a_folder_without_checkpoints_is_refused(tmp_path: Path) -> None:
         assert found.value.code == "C144"
 
 
+def test_no_checkpoint_is_left_out_in_silence(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pcc.conformance.published.MOST", 1)
+    with pytest.raises(PccError, match="2 checkpoints are too many") as found:
+        published(folder)
+    assert found.value.code == "C144"
+
+
 @pytest.mark.parametrize(
     "more", [("--verifier", "x"), ("--head", "x"), ("--only", "zzz", "--part", "protocol")]
 )
